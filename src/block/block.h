@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * What parents of the graph use: the graph, and root edges into it.
+ *
+ * A root edge is how an export, a transfer or a command holds a node.  It has
+ * the gate: a graph transaction closes the gates of the roots that reach what
+ * it changes, waits for their requests in flight, swaps, and opens them again.
+ * A root follows its disk: after a pivot it points at another node.
+ *
+ * Every function runs in the graph's loop.  Those that say so yield; they may
+ * be called by any number of coroutines at once.
+ */
+#ifndef SLUICE_BLOCK_BLOCK_H
+#define SLUICE_BLOCK_BLOCK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "base/sg.h"
+
+struct loop;
+struct graph;
+struct node;
+struct root;
+
+/* Flags of requests. */
+enum req_flags {
+    /* Durable before the request returns (write, zero). */
+    REQ_FUA = 1 << 0,
+    /* Zero: the blocks may be given back. */
+    REQ_MAY_UNMAP = 1 << 1,
+    /* Zero: -ENOTSUP where it would have to write zeroes out. */
+    REQ_NO_FALLBACK = 1 << 2,
+    /* Background work of a transfer: goes behind, fires no tap. */
+    REQ_BACKGROUND = 1 << 3,
+};
+
+/* Where the bytes of a range are. */
+enum extent_kind {
+    EXTENT_UNALLOCATED, /* in no layer: the backing file's, or zero */
+    EXTENT_ZERO,        /* allocated, reads zero */
+    EXTENT_DATA,        /* allocated; for a format with a host offset */
+    EXTENT_ENCODED,     /* allocated, only the driver can read it (compressed) */
+};
+
+struct extent {
+    enum extent_kind kind;
+    uint64_t len;      /* at least 1, unless the range was empty */
+    uint64_t host_off; /* EXTENT_DATA of a format: offset in its file child */
+};
+
+/* What a parent lets others do with a node, and does itself (design §4). */
+enum claim {
+    CLAIM_NONE,   /* says nothing */
+    CLAIM_READ,   /* reads; others may write */
+    CLAIM_STABLE, /* reads; nobody may write */
+    CLAIM_WRITE,  /* reads and writes */
+};
+
+/*
+ * Makes a root edge.  @owner names the holder in refusals ("export 'e'", "job
+ * 'j'") and is copied.  -EBUSY where another claim stands against it, -EACCES
+ * where it wants to write a read-only node.
+ */
+int root_new(struct node *node, enum claim claim, const char *owner,
+             struct root **ret, struct err *err);
+/* Waits for the root's requests in flight, then frees it.  Yields. */
+void root_free(struct root *root);
+struct node *root_node(const struct root *root);
+struct loop *root_loop(const struct root *root);
+bool root_writable(const struct root *root);
+
+/*
+ * The disk's size in bytes, as the guest sees it.  It need not be a multiple
+ * of anything.
+ */
+uint64_t root_size(const struct root *root);
+
+/* Sizes that suit the disk: a power of two each, in bytes. */
+struct block_limits {
+    uint32_t min_align;   /* smaller requests are done by read-modify-write */
+    uint32_t preferred;   /* cluster or page size */
+    uint64_t max_request; /* larger requests are refused with -EINVAL */
+};
+void root_limits(const struct root *root, struct block_limits *ret);
+
+/*
+ * Requests.  All yield and return 0 or -errno; -EINVAL where the range does
+ * not lie within the disk.  The memory belongs to the caller, who must not
+ * free it before the request has returned; a guest may change it meanwhile.
+ */
+int root_read(struct root *root, uint64_t off, struct sg sg, unsigned flags);
+int root_write(struct root *root, uint64_t off, struct sg sg, unsigned flags);
+int root_zero(struct root *root, uint64_t off, uint64_t len, unsigned flags);
+/* A hint: may do nothing; the range then reads as before or zero. */
+int root_discard(struct root *root, uint64_t off, uint64_t len);
+/* Everything acknowledged before is durable when it returns 0. */
+int root_flush(struct root *root);
+/*
+ * The first extent of [off, off + len) as the guest sees it, through the whole
+ * chain: EXTENT_DATA, EXTENT_ZERO or EXTENT_UNALLOCATED (in no layer, reads
+ * zero).  Never asks the file system, so a hole may be called data.
+ */
+int root_status(struct root *root, uint64_t off, uint64_t len,
+                struct extent *ret);
+/* Brings [off, off + len) into the top layer where it lies below it. */
+int root_populate(struct root *root, uint64_t off, uint64_t len);
+
+#endif

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * Files and folders, as the seam shows them.
+ *
+ * Every function here yields unless it says otherwise, returns 0 or -errno and
+ * never transfers less than it was asked: a read past the end of the file
+ * gives zeroes, a short write is continued.  Offsets and lengths are bytes.
+ */
+#ifndef SLUICE_RUN_FILE_H
+#define SLUICE_RUN_FILE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/sg.h"
+#include "run/loop.h"
+
+enum file_open_flags {
+    FILE_WRITE = 1 << 0,     /* else read-only */
+    FILE_CREATE = 1 << 1,    /* create where it does not exist (mode 0644) */
+    FILE_EXCLUSIVE = 1 << 2, /* with FILE_CREATE: fail where it exists */
+    FILE_TRUNCATE = 1 << 3,
+    FILE_DIRECT = 1 << 4, /* O_DIRECT */
+};
+
+enum file_io_flags {
+    /* Background work: never block the loop's thread on a page cache miss. */
+    FILE_IO_BACKGROUND = 1 << 0,
+};
+
+struct file_ops {
+    int (*read)(struct file *file, uint64_t off, struct sg sg, unsigned flags);
+    int (*write)(struct file *file, uint64_t off, struct sg sg, unsigned flags);
+    int (*sync)(struct file *file);
+    int (*punch)(struct file *file, uint64_t off, uint64_t len);
+    int (*zero)(struct file *file, uint64_t off, uint64_t len, bool may_punch);
+    int (*truncate)(struct file *file, uint64_t size);
+    int (*size)(struct file *file, uint64_t *ret);
+    int (*allocated)(struct file *file, uint64_t *ret);
+    int (*extent)(struct file *file, uint64_t off, uint64_t len, bool *ret_data,
+                  uint64_t *ret_len);
+    int (*lock)(struct file *file, uint64_t off, uint64_t len, int mode);
+    void (*close)(struct file *file);
+};
+
+struct file {
+    const struct file_ops *ops;
+    struct loop *loop;
+    uint64_t dev, ino;       /* identity, for claims */
+    uint32_t align;          /* of offset, length and memory; 1 if buffered */
+    bool is_block_device;
+    bool is_remote; /* on a file system where the cache may be stale */
+};
+
+/*
+ * Opens a file.  -ENOENT, -EACCES and so on as open(2); -ENOTSUP where the
+ * file is neither regular nor a block device; -EINVAL where O_DIRECT is not
+ * supported.  The path is used as it is, relative to the working folder.
+ */
+static inline int
+file_open(struct loop *loop, const char *path, unsigned flags,
+          struct file **ret)
+{
+    return loop->ops->file_open(loop, path, flags, ret);
+}
+
+/* Closes and frees; drops the locks.  Does not sync. */
+static inline void
+file_close(struct file *file)
+{
+    file->ops->close(file);
+}
+
+static inline int
+file_read(struct file *file, uint64_t off, struct sg sg, unsigned flags)
+{
+    return file->ops->read(file, off, sg, flags);
+}
+
+static inline int
+file_write(struct file *file, uint64_t off, struct sg sg, unsigned flags)
+{
+    return file->ops->write(file, off, sg, flags);
+}
+
+/* One contiguous buffer. */
+int file_read_buf(struct file *file, uint64_t off, void *buf, uint64_t len);
+int file_write_buf(struct file *file, uint64_t off, const void *buf,
+                   uint64_t len);
+
+/* fdatasync(2): contents and size.  A failure means: written data is lost. */
+static inline int
+file_sync(struct file *file)
+{
+    return file->ops->sync(file);
+}
+
+/* Deallocates; reads zero afterwards.  -ENOTSUP where impossible. */
+static inline int
+file_punch(struct file *file, uint64_t off, uint64_t len)
+{
+    return file->ops->punch(file, off, len);
+}
+
+/*
+ * Makes the range read zero without sending zeroes: -ENOTSUP where the file
+ * system cannot.  @may_punch allows to give the blocks back.
+ */
+static inline int
+file_zero(struct file *file, uint64_t off, uint64_t len, bool may_punch)
+{
+    return file->ops->zero(file, off, len, may_punch);
+}
+
+static inline int
+file_truncate(struct file *file, uint64_t size)
+{
+    return file->ops->truncate(file, size);
+}
+
+static inline int
+file_size(struct file *file, uint64_t *ret)
+{
+    return file->ops->size(file, ret);
+}
+
+/* Bytes that the file occupies on its file system. */
+static inline int
+file_allocated(struct file *file, uint64_t *ret)
+{
+    return file->ops->allocated(file, ret);
+}
+
+/*
+ * Whether [off, ...) is data or a hole, and for how long (cut to @len, at
+ * least 1 byte).  Can be slow (SEEK_DATA): never on a guest's path.
+ */
+static inline int
+file_extent(struct file *file, uint64_t off, uint64_t len, bool *ret_data,
+            uint64_t *ret_len)
+{
+    return file->ops->extent(file, off, len, ret_data, ret_len);
+}
+
+/*
+ * Byte-range locks of the open file description (fcntl(2), F_OFD_SETLK), as
+ * QEMU uses them.  -EAGAIN where somebody else holds the range.
+ */
+enum file_lock_mode {
+    FILE_UNLOCK,
+    FILE_LOCK_SHARED,
+    FILE_LOCK_EXCLUSIVE,
+    FILE_LOCK_TEST, /* could it be had exclusively?  Takes nothing */
+};
+
+static inline int
+file_lock(struct file *file, uint64_t off, uint64_t len,
+          enum file_lock_mode mode)
+{
+    return file->ops->lock(file, off, len, mode);
+}
+
+/* Atomic; durable only after folder_sync(). */
+static inline int
+file_rename(struct loop *loop, const char *from, const char *to)
+{
+    return loop->ops->rename(loop, from, to);
+}
+
+static inline int
+file_unlink(struct loop *loop, const char *path)
+{
+    return loop->ops->unlink(loop, path);
+}
+
+/* Makes the names in the folder that holds @path durable. */
+static inline int
+folder_sync(struct loop *loop, const char *path)
+{
+    return loop->ops->sync_folder(loop, path);
+}
+
+#endif

@@ -1,0 +1,414 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * The real loop.
+ *
+ * One epoll descriptor is what the thread sleeps in.  Sockets are registered
+ * once, edge-triggered.  One eventfd in it is rung by io_uring for completions
+ * and by other threads for posts.  Submissions gather during a turn and go out
+ * with one system call at its end; completions are read from the shared ring
+ * without any.
+ *
+ * Work off the loop runs in threads that are started when all are busy and
+ * that live until the loop ends.  Where the kernel refuses io_uring, files use
+ * that path, too.
+ */
+#include "run/real.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <poll.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/random.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "run/real_internal.h"
+
+enum {
+    RING_ENTRIES = 256,
+    THREADS_MAX = 16,
+    EVENTS_MAX = 64,
+    NAMES_MAX = 4, /* workers that slow folders can hold */
+};
+
+struct job {
+    struct list link;
+    void (*fn)(void *);
+    void *arg;
+    struct coro *co;
+    bool done;
+    struct real_loop *rl;
+};
+
+struct post {
+    struct list link;
+    void (*fn)(void *);
+    void *arg;
+};
+
+/* Clock and random numbers. */
+
+static uint64_t
+clock_ns(clockid_t id)
+{
+    struct timespec ts;
+
+    clock_gettime(id, &ts);
+    return (uint64_t)ts.tv_sec * NS_PER_S + (uint64_t)ts.tv_nsec;
+}
+
+static uint64_t
+real_now(struct loop *loop)
+{
+    return clock_ns(CLOCK_MONOTONIC);
+}
+
+static uint64_t
+real_wall_now(struct loop *loop)
+{
+    return clock_ns(CLOCK_REALTIME);
+}
+
+static uint64_t
+real_random(struct loop *loop)
+{
+    uint64_t v = 0;
+
+    while (getrandom(&v, sizeof(v), 0) != sizeof(v)) {
+    }
+    return v;
+}
+
+/* Posts from other threads. */
+
+static void
+ring_bell(struct real_loop *rl)
+{
+    uint64_t one = 1;
+
+    while (write(rl->event_fd, &one, sizeof(one)) < 0 && errno == EINTR) {
+    }
+}
+
+void
+real_loop_post(struct loop *loop, void (*fn)(void *), void *arg)
+{
+    struct real_loop *rl = real_of(loop);
+    struct post *post = xmalloc(sizeof(*post));
+
+    *post = (struct post){.fn = fn, .arg = arg};
+    pthread_mutex_lock(&rl->lock);
+    list_push(&rl->posts, &post->link);
+    pthread_mutex_unlock(&rl->lock);
+    atomic_store(&rl->posted, true);
+    ring_bell(rl);
+}
+
+static void
+run_posts(struct real_loop *rl)
+{
+    struct list posts;
+
+    if (!atomic_exchange(&rl->posted, false)) {
+        return;
+    }
+    list_init(&posts);
+    pthread_mutex_lock(&rl->lock);
+    list_splice(&posts, &rl->posts);
+    pthread_mutex_unlock(&rl->lock);
+    list_for_each_safe(it, &posts)
+    {
+        struct post *post = container_of(it, struct post, link);
+
+        list_remove(it);
+        post->fn(post->arg);
+        free(post);
+    }
+}
+
+/* Work off the loop. */
+
+static void
+job_over(void *arg)
+{
+    struct job *job = arg;
+
+    job->done = true;
+    coro_wake(job->co);
+}
+
+static void *
+worker(void *arg)
+{
+    struct real_loop *rl = arg;
+
+    pthread_mutex_lock(&rl->lock);
+    for (;;) {
+        while (list_empty(&rl->jobs) && !rl->ending) {
+            rl->n_idle++;
+            pthread_cond_wait(&rl->work, &rl->lock);
+            rl->n_idle--;
+        }
+        if (list_empty(&rl->jobs)) {
+            break;
+        }
+        struct job *job = list_first(&rl->jobs, struct job, link);
+
+        list_remove(&job->link);
+        pthread_mutex_unlock(&rl->lock);
+        job->fn(job->arg);
+        real_loop_post(&rl->loop, job_over, job);
+        pthread_mutex_lock(&rl->lock);
+    }
+    pthread_mutex_unlock(&rl->lock);
+    return NULL;
+}
+
+static void
+real_offload(struct loop *loop, void (*fn)(void *), void *arg)
+{
+    struct real_loop *rl = real_of(loop);
+    struct job job = {.fn = fn, .arg = arg, .co = coro_self(), .rl = rl};
+
+    pthread_mutex_lock(&rl->lock);
+    list_push(&rl->jobs, &job.link);
+    if (!rl->n_idle && rl->n_threads < THREADS_MAX &&
+        !pthread_create(&rl->threads[rl->n_threads], NULL, worker, rl)) {
+        rl->n_threads++;
+    }
+    assert(rl->n_threads);
+    pthread_cond_signal(&rl->work);
+    pthread_mutex_unlock(&rl->lock);
+    while (!job.done) {
+        coro_yield();
+    }
+}
+
+/* io_uring. */
+
+struct completion {
+    struct coro *co;
+    int result;
+    bool done;
+};
+
+struct io_uring_sqe *
+ring_sqe(struct real_loop *rl)
+{
+    struct io_uring_sqe *sqe;
+
+    while (!(sqe = io_uring_get_sqe(&rl->ring))) {
+        io_uring_submit(&rl->ring);
+    }
+    rl->to_submit++;
+    return sqe;
+}
+
+int
+ring_wait(struct real_loop *rl, struct io_uring_sqe *sqe)
+{
+    struct completion c = {.co = coro_self()};
+
+    io_uring_sqe_set_data(sqe, &c);
+    while (!c.done) {
+        coro_yield();
+    }
+    return c.result;
+}
+
+static void
+reap(struct real_loop *rl)
+{
+    struct io_uring_cqe *cqe;
+    unsigned head, n = 0;
+
+    io_uring_for_each_cqe(&rl->ring, head, cqe)
+    {
+        struct completion *c = io_uring_cqe_get_data(cqe);
+
+        c->result = cqe->res;
+        c->done = true;
+        coro_wake(c->co);
+        n++;
+    }
+    io_uring_cq_advance(&rl->ring, n);
+}
+
+static void
+real_flush(struct loop *loop)
+{
+    struct real_loop *rl = real_of(loop);
+
+    if (rl->to_submit) {
+        rl->to_submit = 0;
+        io_uring_submit(&rl->ring);
+    }
+}
+
+/* Waiting. */
+
+static bool
+real_wait(struct loop *loop, uint64_t deadline_ns)
+{
+    struct real_loop *rl = real_of(loop);
+    struct epoll_event events[EVENTS_MAX];
+    struct timespec timeout = {0}, *wait_for = &timeout;
+
+    if (rl->have_ring) {
+        reap(rl);
+    }
+    if (deadline_ns == NEVER && !loop->n_ready) {
+        wait_for = NULL;
+    } else if (deadline_ns && !loop->n_ready) {
+        uint64_t now = real_now(loop);
+        uint64_t ns = deadline_ns > now ? deadline_ns - now : 0;
+
+        timeout.tv_sec = (time_t)(ns / NS_PER_S);
+        timeout.tv_nsec = (long)(ns % NS_PER_S);
+    }
+    int n = (int)syscall(SYS_epoll_pwait2, rl->epoll_fd, events, EVENTS_MAX,
+                         wait_for, NULL, 0);
+    for (int i = 0; i < n; i++) {
+        struct watch *watch = events[i].data.ptr;
+
+        if (watch) {
+            watch->fn(watch, events[i].events);
+        } else {
+            uint64_t count;
+
+            while (read(rl->event_fd, &count, sizeof(count)) < 0 &&
+                   errno == EINTR) {
+            }
+        }
+    }
+    if (rl->have_ring) {
+        reap(rl);
+    }
+    run_posts(rl);
+    return true;
+}
+
+static struct list *
+real_pick(struct loop *loop, struct list *ready, unsigned n)
+{
+    return ready->next;
+}
+
+struct fd_waiter {
+    struct watch watch;
+    struct waitq wait;
+    unsigned events;
+};
+
+static void
+fd_ready(struct watch *watch, unsigned events)
+{
+    struct fd_waiter *w = container_of(watch, struct fd_waiter, watch);
+
+    w->events = events;
+    waitq_wake_all(&w->wait);
+}
+
+static short
+real_fd_wait(struct loop *loop, int fd, short events, uint64_t deadline_ns)
+{
+    struct real_loop *rl = real_of(loop);
+    struct fd_waiter w = {.watch.fn = fd_ready};
+    /* poll(2)'s and epoll's bits have the same values. */
+    struct epoll_event ev = {.events = (unsigned)events | EPOLLONESHOT,
+                             .data.ptr = &w.watch};
+
+    waitq_init(&w.wait);
+    if (epoll_ctl(rl->epoll_fd, EPOLL_CTL_ADD, fd, &ev)) {
+        return POLLERR;
+    }
+    waitq_wait_until(&w.wait, deadline_ns);
+    epoll_ctl(rl->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
+    return (short)w.events;
+}
+
+/* Birth and death. */
+
+static void
+real_destroy(struct loop *loop)
+{
+    struct real_loop *rl = real_of(loop);
+
+    pthread_mutex_lock(&rl->lock);
+    rl->ending = true;
+    pthread_cond_broadcast(&rl->work);
+    pthread_mutex_unlock(&rl->lock);
+    for (unsigned i = 0; i < rl->n_threads; i++) {
+        pthread_join(rl->threads[i], NULL);
+    }
+    run_posts(rl);
+    if (rl->have_ring) {
+        io_uring_queue_exit(&rl->ring);
+    }
+    close(rl->event_fd);
+    close(rl->epoll_fd);
+    pthread_cond_destroy(&rl->work);
+    pthread_mutex_destroy(&rl->lock);
+    loop_fini(loop);
+    free(rl->threads);
+    free(rl);
+}
+
+static const struct loop_ops real_ops = {
+    .now = real_now,
+    .wall_now = real_wall_now,
+    .random = real_random,
+    .wait = real_wait,
+    .pick = real_pick,
+    .flush = real_flush,
+    .destroy = real_destroy,
+    .offload = real_offload,
+    .file_open = real_file_open,
+    .rename = real_rename,
+    .unlink = real_unlink,
+    .sync_folder = real_sync_folder,
+    .fd_wait = real_fd_wait,
+    .listen = real_listen,
+    .connect = real_connect,
+};
+
+int
+real_loop_new(const struct real_loop_options *options, struct loop **ret,
+              struct err *err)
+{
+    struct real_loop *rl = xzalloc(sizeof(*rl));
+    struct epoll_event ev = {.events = EPOLLIN};
+
+    loop_init(&rl->loop, &real_ops);
+    pthread_mutex_init(&rl->lock, NULL);
+    pthread_cond_init(&rl->work, NULL);
+    list_init(&rl->jobs);
+    list_init(&rl->posts);
+    rl->threads = xzalloc(THREADS_MAX * sizeof(*rl->threads));
+    offload_group_init(&rl->names, NAMES_MAX);
+    rl->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    rl->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (rl->epoll_fd < 0 || rl->event_fd < 0 ||
+        epoll_ctl(rl->epoll_fd, EPOLL_CTL_ADD, rl->event_fd, &ev)) {
+        int code = -errno;
+
+        real_destroy(&rl->loop);
+        return err_set_errno(err, code, "Could not make an event loop");
+    }
+    if (!options->no_io_uring) {
+        int r = io_uring_queue_init(RING_ENTRIES, &rl->ring, 0);
+
+        if (!r) {
+            rl->have_ring = true;
+            io_uring_register_eventfd(&rl->ring, rl->event_fd);
+        } else {
+            log_info("io_uring is not available (%s): files use worker threads",
+                     err_text(r));
+        }
+    }
+    *ret = &rl->loop;
+    return 0;
+}

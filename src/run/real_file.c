@@ -1,0 +1,578 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * Real files.
+ *
+ * How a request is done is probed per file at open, the cheapest that never
+ * blocks the loop's thread first:
+ *
+ *   inline   plain preadv/pwritev, on tmpfs, where nothing can block
+ *   nowait   RWF_NOWAIT: done at once where the page cache can, else refused
+ *   ring     io_uring; the only way for O_DIRECT and for background work
+ *   offload  a worker thread, where there is no io_uring
+ *
+ * What is refused or done in part by one way goes on with the next.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <linux/magic.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <unistd.h>
+
+#include "base/bytes.h"
+#include "run/real_internal.h"
+
+enum {
+    IOV_BATCH = 64,   /* elements per system call */
+    FILE_WORKERS = 4, /* worker threads that one file can hold */
+    DIRECT_ALIGN = 4096,
+};
+
+struct real_file {
+    struct file f;
+    int fd;
+    bool plain;        /* inline */
+    bool nowait_read;  /* RWF_NOWAIT works for reads */
+    bool nowait_write; /* for writes; cleared at the first refusal */
+    struct offload_group workers;
+};
+
+static struct real_file *
+file_of(struct file *file)
+{
+    return container_of(file, struct real_file, f);
+}
+
+/* One batch of a request, by whichever way. */
+struct batch {
+    struct real_file *rf;
+    struct iovec iov[IOV_BATCH];
+    int n;
+    uint64_t off;
+    bool write;
+    ssize_t result;
+};
+
+static ssize_t
+direct_call(struct batch *b, int rwf)
+{
+    ssize_t r;
+
+    do {
+        r = b->write ? pwritev2(b->rf->fd, b->iov, b->n, (off_t)b->off, rwf)
+                     : preadv2(b->rf->fd, b->iov, b->n, (off_t)b->off, rwf);
+    } while (r < 0 && errno == EINTR);
+    return r < 0 ? -errno : r;
+}
+
+static void
+batch_in_worker(void *arg)
+{
+    struct batch *b = arg;
+
+    b->result = direct_call(b, 0);
+}
+
+static ssize_t
+batch_slow(struct batch *b)
+{
+    struct real_loop *rl = real_of(b->rf->f.loop);
+
+    if (!rl->have_ring) {
+        offload(&rl->loop, &b->rf->workers, batch_in_worker, b);
+        return b->result;
+    }
+    for (;;) {
+        struct io_uring_sqe *sqe = ring_sqe(rl);
+
+        if (b->write) {
+            io_uring_prep_writev(sqe, b->rf->fd, b->iov, (unsigned)b->n,
+                                 b->off);
+        } else {
+            io_uring_prep_readv(sqe, b->rf->fd, b->iov, (unsigned)b->n, b->off);
+        }
+        int r = ring_wait(rl, sqe);
+
+        if (r != -EINTR && r != -EAGAIN) {
+            return r;
+        }
+    }
+}
+
+static ssize_t
+batch_run(struct batch *b, bool background)
+{
+    struct real_file *rf = b->rf;
+
+    if (rf->plain && !background) {
+        return direct_call(b, 0);
+    }
+    bool *nowait = b->write ? &rf->nowait_write : &rf->nowait_read;
+
+    if (*nowait && !background) {
+        ssize_t r = direct_call(b, RWF_NOWAIT);
+
+        if (r > 0 || (r < 0 && r != -EAGAIN && r != -EOPNOTSUPP)) {
+            return r;
+        }
+        if (r == -EOPNOTSUPP) {
+            *nowait = false;
+        }
+    }
+    return batch_slow(b);
+}
+
+static int
+transfer(struct file *file, uint64_t off, struct sg sg, unsigned flags,
+         bool write)
+{
+    struct batch b = {.rf = file_of(file), .write = write};
+
+    while (sg.len) {
+        uint64_t bytes;
+
+        b.n = sg_to_iov(sg, b.iov, IOV_BATCH, &bytes);
+        b.off = off;
+        ssize_t r = batch_run(&b, flags & FILE_IO_BACKGROUND);
+
+        if (r < 0) {
+            return (int)r;
+        }
+        if (r == 0) {
+            if (write) {
+                return -EIO;
+            }
+            sg_zero(sg); /* behind the end of the file */
+            return 0;
+        }
+        off += (uint64_t)r;
+        sg = sg_slice(sg, (uint64_t)r, sg.len - (uint64_t)r);
+    }
+    return 0;
+}
+
+static int
+real_read(struct file *file, uint64_t off, struct sg sg, unsigned flags)
+{
+    return transfer(file, off, sg, flags, false);
+}
+
+static int
+real_write(struct file *file, uint64_t off, struct sg sg, unsigned flags)
+{
+    return transfer(file, off, sg, flags, true);
+}
+
+/* Calls that io_uring lacks here, or that only a worker may make. */
+struct call {
+    int fd, mode, result;
+    uint64_t off, len, value;
+    bool flag;
+};
+
+static void
+call_fdatasync(void *arg)
+{
+    struct call *c = arg;
+
+    c->result = fdatasync(c->fd) ? -errno : 0;
+}
+
+static void
+call_fallocate(void *arg)
+{
+    struct call *c = arg;
+
+    c->result = fallocate(c->fd, c->mode, (off_t)c->off, (off_t)c->len)
+                    ? -errno
+                    : 0;
+}
+
+static void
+call_truncate(void *arg)
+{
+    struct call *c = arg;
+
+    c->result = ftruncate(c->fd, (off_t)c->len) ? -errno : 0;
+}
+
+static void
+call_extent(void *arg)
+{
+    struct call *c = arg;
+    off_t data = lseek(c->fd, (off_t)c->off, SEEK_DATA);
+
+    c->value = c->len;
+    c->flag = true;
+    if (data < 0) {
+        c->flag = errno != ENXIO; /* nothing but a hole up to the end */
+        return;
+    }
+    if ((uint64_t)data > c->off) {
+        c->flag = false;
+        c->value = min_u64(c->len, (uint64_t)data - c->off);
+        return;
+    }
+    off_t hole = lseek(c->fd, (off_t)c->off, SEEK_HOLE);
+
+    if (hole > data) {
+        c->value = min_u64(c->len, (uint64_t)(hole - data));
+    }
+}
+
+static int
+in_worker(struct real_file *rf, void (*fn)(void *), struct call *call)
+{
+    call->fd = rf->fd;
+    offload(rf->f.loop, &rf->workers, fn, call);
+    return call->result;
+}
+
+static int
+real_sync(struct file *file)
+{
+    struct real_file *rf = file_of(file);
+    struct real_loop *rl = real_of(file->loop);
+    struct call call = {0};
+
+    if (rf->plain) {
+        return 0; /* tmpfs has nothing to sync */
+    }
+    if (!rl->have_ring) {
+        return in_worker(rf, call_fdatasync, &call);
+    }
+    struct io_uring_sqe *sqe = ring_sqe(rl);
+
+    io_uring_prep_fsync(sqe, rf->fd, IORING_FSYNC_DATASYNC);
+    return ring_wait(rl, sqe);
+}
+
+static int
+real_fallocate(struct real_file *rf, int mode, uint64_t off, uint64_t len)
+{
+    struct real_loop *rl = real_of(rf->f.loop);
+    struct call call = {.mode = mode, .off = off, .len = len};
+    int r;
+
+    if (rf->plain) {
+        call.fd = rf->fd;
+        call_fallocate(&call);
+        r = call.result;
+    } else if (!rl->have_ring) {
+        r = in_worker(rf, call_fallocate, &call);
+    } else {
+        struct io_uring_sqe *sqe = ring_sqe(rl);
+
+        io_uring_prep_fallocate(sqe, rf->fd, mode, (off_t)off, (off_t)len);
+        r = ring_wait(rl, sqe);
+    }
+    return r == -EOPNOTSUPP || r == -ENODEV || r == -EINVAL ? -ENOTSUP : r;
+}
+
+static int
+real_punch(struct file *file, uint64_t off, uint64_t len)
+{
+    return real_fallocate(file_of(file),
+                          FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off, len);
+}
+
+static int
+real_size(struct file *file, uint64_t *ret)
+{
+    struct real_file *rf = file_of(file);
+    struct stat st;
+
+    if (file->is_block_device) {
+        return ioctl(rf->fd, BLKGETSIZE64, ret) ? -errno : 0;
+    }
+    if (fstat(rf->fd, &st)) {
+        return -errno;
+    }
+    *ret = (uint64_t)st.st_size;
+    return 0;
+}
+
+static int
+real_allocated(struct file *file, uint64_t *ret)
+{
+    struct stat st;
+
+    if (fstat(file_of(file)->fd, &st)) {
+        return -errno;
+    }
+    *ret = (uint64_t)st.st_blocks * 512;
+    return 0;
+}
+
+/*
+ * Writing a zero block at the range's end moves the end of the file there.
+ * ftruncate() could not: it may shrink a file that grew meanwhile.
+ */
+static int
+extend_to(struct file *file, uint64_t end)
+{
+    uint64_t size;
+    int r = real_size(file, &size);
+
+    if (r || size >= end) {
+        return r;
+    }
+    void *zeroes = try_alloc_aligned(DIRECT_ALIGN, file->align);
+
+    if (!zeroes) {
+        return -ENOMEM;
+    }
+    memset(zeroes, 0, file->align);
+    struct iovec iov = {zeroes, file->align};
+
+    r = real_write(file, end - file->align, sg_one(&iov), 0);
+    free(zeroes);
+    return r;
+}
+
+static int
+real_zero(struct file *file, uint64_t off, uint64_t len, bool may_punch)
+{
+    struct real_file *rf = file_of(file);
+    int r = -ENOTSUP;
+
+    if (!may_punch) {
+        r = real_fallocate(rf, FALLOC_FL_ZERO_RANGE, off, len);
+    }
+    if (r == -ENOTSUP && (may_punch || !file->is_block_device)) {
+        r = real_punch(file, off, len);
+        if (!r && !file->is_block_device) {
+            r = extend_to(file, off + len);
+        }
+    }
+    return r;
+}
+
+static int
+real_truncate(struct file *file, uint64_t size)
+{
+    struct call call = {.len = size};
+
+    return in_worker(file_of(file), call_truncate, &call);
+}
+
+static int
+real_extent(struct file *file, uint64_t off, uint64_t len, bool *ret_data,
+            uint64_t *ret_len)
+{
+    struct call call = {.off = off, .len = len};
+    int r = in_worker(file_of(file), call_extent, &call);
+
+    *ret_data = call.flag;
+    *ret_len = call.value;
+    return r;
+}
+
+static int
+real_lock(struct file *file, uint64_t off, uint64_t len, int mode)
+{
+    static const short types[] = {
+        [FILE_UNLOCK] = F_UNLCK,
+        [FILE_LOCK_SHARED] = F_RDLCK,
+        [FILE_LOCK_EXCLUSIVE] = F_WRLCK,
+        [FILE_LOCK_TEST] = F_WRLCK,
+    };
+    struct flock fl = {.l_whence = SEEK_SET,
+                       .l_start = (off_t)off,
+                       .l_len = (off_t)len,
+                       .l_type = types[mode]};
+    int fd = file_of(file)->fd;
+
+    if (mode == FILE_LOCK_TEST) {
+        if (fcntl(fd, F_OFD_GETLK, &fl)) {
+            return -errno;
+        }
+        return fl.l_type == F_UNLCK ? 0 : -EAGAIN;
+    }
+    if (!fcntl(fd, F_OFD_SETLK, &fl)) {
+        return 0;
+    }
+    return errno == EACCES ? -EAGAIN : -errno;
+}
+
+static void
+real_close(struct file *file)
+{
+    struct real_file *rf = file_of(file);
+
+    close(rf->fd);
+    free(rf);
+}
+
+static const struct file_ops real_file_ops = {
+    .read = real_read,
+    .write = real_write,
+    .sync = real_sync,
+    .punch = real_punch,
+    .zero = real_zero,
+    .truncate = real_truncate,
+    .size = real_size,
+    .allocated = real_allocated,
+    .extent = real_extent,
+    .lock = real_lock,
+    .close = real_close,
+};
+
+/* Opening: in a worker, since every path can lead to a slow server. */
+
+struct open_call {
+    const char *path;
+    unsigned flags;
+    struct real_file *rf;
+    int result;
+};
+
+static int
+open_flags(unsigned flags)
+{
+    return O_CLOEXEC | O_NOCTTY | O_NONBLOCK |
+           (flags & FILE_WRITE ? O_RDWR : O_RDONLY) |
+           (flags & FILE_CREATE ? O_CREAT : 0) |
+           (flags & FILE_EXCLUSIVE ? O_EXCL : 0) |
+           (flags & FILE_TRUNCATE ? O_TRUNC : 0) |
+           (flags & FILE_DIRECT ? O_DIRECT : 0);
+}
+
+static int
+probe(struct real_file *rf, unsigned flags)
+{
+    struct stat st;
+    struct statfs fs;
+    char byte;
+    struct iovec iov = {&byte, 1};
+
+    if (fstat(rf->fd, &st) || fstatfs(rf->fd, &fs)) {
+        return -errno;
+    }
+    if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode)) {
+        return S_ISDIR(st.st_mode) ? -EISDIR : -ENOTSUP;
+    }
+    rf->f.is_block_device = S_ISBLK(st.st_mode);
+    rf->f.dev = rf->f.is_block_device ? 0 : st.st_dev;
+    rf->f.ino = rf->f.is_block_device ? st.st_rdev : st.st_ino;
+    rf->f.align = flags & FILE_DIRECT ? DIRECT_ALIGN : 1;
+    rf->f.is_remote = fs.f_type == NFS_SUPER_MAGIC;
+    if (flags & FILE_DIRECT) {
+        return 0;
+    }
+    rf->plain = fs.f_type == TMPFS_MAGIC && S_ISREG(st.st_mode);
+    rf->nowait_read =
+        preadv2(rf->fd, &iov, 1, 0, RWF_NOWAIT) >= 0 || errno == EAGAIN;
+    rf->nowait_write = true;
+    return 0;
+}
+
+static void
+open_in_worker(void *arg)
+{
+    struct open_call *c = arg;
+
+    c->rf->fd = open(c->path, open_flags(c->flags), 0644);
+    if (c->rf->fd < 0) {
+        c->result = -errno;
+        return;
+    }
+    c->result = probe(c->rf, c->flags);
+    if (c->result) {
+        close(c->rf->fd);
+    }
+}
+
+int
+real_file_open(struct loop *loop, const char *path, unsigned flags,
+               struct file **ret)
+{
+    struct real_file *rf = xzalloc(sizeof(*rf));
+    struct open_call call = {.path = path, .flags = flags, .rf = rf};
+
+    rf->f.ops = &real_file_ops;
+    rf->f.loop = loop;
+    offload_group_init(&rf->workers, FILE_WORKERS);
+    offload(loop, &real_of(loop)->names, open_in_worker, &call);
+    if (call.result) {
+        free(rf);
+        return call.result;
+    }
+    *ret = &rf->f;
+    return 0;
+}
+
+/* Names. */
+
+struct name_call {
+    const char *from, *to;
+    int result;
+};
+
+static void
+rename_in_worker(void *arg)
+{
+    struct name_call *c = arg;
+
+    c->result = rename(c->from, c->to) ? -errno : 0;
+}
+
+static void
+unlink_in_worker(void *arg)
+{
+    struct name_call *c = arg;
+
+    c->result = unlink(c->from) ? -errno : 0;
+}
+
+static void
+sync_folder_in_worker(void *arg)
+{
+    struct name_call *c = arg;
+    auto_free char *folder = xstrdup(c->from);
+    char *slash = strrchr(folder, '/');
+
+    if (slash) {
+        slash[slash == folder] = 0;
+    }
+    int fd = open(slash ? folder : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+    if (fd < 0) {
+        c->result = -errno;
+        return;
+    }
+    c->result = fsync(fd) ? -errno : 0;
+    close(fd);
+}
+
+static int
+name_call(struct loop *loop, void (*fn)(void *), const char *from,
+          const char *to)
+{
+    struct name_call call = {.from = from, .to = to};
+
+    offload(loop, &real_of(loop)->names, fn, &call);
+    return call.result;
+}
+
+int
+real_rename(struct loop *loop, const char *from, const char *to)
+{
+    return name_call(loop, rename_in_worker, from, to);
+}
+
+int
+real_unlink(struct loop *loop, const char *path)
+{
+    return name_call(loop, unlink_in_worker, path, NULL);
+}
+
+int
+real_sync_folder(struct loop *loop, const char *path)
+{
+    return name_call(loop, sync_folder_in_worker, path, NULL);
+}
