@@ -53,7 +53,7 @@ utf8_append(struct strbuf *out, int32_t c)
     }
     int more = c < 0x800 ? 1 : c < 0x10000 ? 2 : 3;
 
-    strbuf_add_char(out, (char)(0xff << (7 - more - 1) | c >> (6 * more)));
+    strbuf_add_char(out, (char)(0xff << (7 - more) | c >> (6 * more)));
     while (more-- > 0) {
         strbuf_add_char(out, (char)(0x80 | (c >> (6 * more) & 0x3f)));
     }
