@@ -167,7 +167,8 @@ socket_options(const struct qemuopts *o, struct option_chardev *ret,
 
     if (!!path + !!host + !!fd != 1) {
         return err_set(err, -EINVAL,
-                       "None or one of 'path', 'fd' or 'host' option required.");
+                       "None or one of 'path', 'fd' or 'host' option "
+                       "required.");
     }
     ret->addr = json_pack("{s:s}", "type", type);
     r = copy_text(ret->addr, key, fd ? "str" : key, o, err);

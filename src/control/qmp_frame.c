@@ -323,7 +323,7 @@ bad_token(struct qmp_frame *f)
     auto_free char *shown =
         qmp_string_show(strbuf_text(&f->token), f->token.len);
     auto_free char *what =
-        xasprintf("JSON parse error, stray '%s'", shown ? shown : "");
+        xasprintf("JSON parse error, stray '%s'", shown);
 
     strbuf_reset(&f->token);
     reset_value(f);
@@ -431,6 +431,10 @@ lex_byte(struct qmp_frame *f, unsigned char c)
     case LEX_KEYWORD:
         return c >= 'a' && c <= 'z' ? STEP_TAKE : STEP_BEHIND;
     case LEX_RECOVERY:
+        /* QEMU skips a tab, too, though it is a control character. */
+        if (c == '\t') {
+            return STEP_SKIP;
+        }
         return c < 0x20 || c >= 0xfe || strchr("{}[],:", c) ? STEP_AGAIN
                                                             : STEP_SKIP;
     default:
@@ -490,7 +494,7 @@ feed_byte(struct qmp_frame *f, char c, bool *consumed)
         if (!f->discard) {
             strbuf_add_char(&f->token, c);
         }
-        /* fall through */
+        __attribute__((fallthrough));
     case STEP_BEHIND:
         first = token_first(f, c);
         f->lex = LEX_START;

@@ -135,6 +135,7 @@ lexical_mistakes(void)
     check("-\n", BAD("stray '-\n'"));
     check("1.5.5\n{}", "V:1.5|" BAD("stray '.'") "V:{}|");
     check("{\"a\":\"abc\n{}", BAD("stray '\"abc\n'") "V:{}|");
+    check("%\tfoo\n{}", BAD("stray '%'") "V:{}|");
     check("[\"x\xfe\"{}", BAD("stray '\"x\xef\xbf\xbd'") "V:{}|");
 }
 
@@ -248,7 +249,8 @@ end_of_input(void)
     check_end("  ", QMP_FRAME_MORE, NULL);
     check_end("12", QMP_FRAME_VALUE, "12");
     check_end("null", QMP_FRAME_VALUE, "null");
-    check_end("nul", QMP_FRAME_ERROR, "JSON parse error, invalid keyword 'nul'");
+    check_end("nul", QMP_FRAME_ERROR,
+              "JSON parse error, invalid keyword 'nul'");
     check_end("{", QMP_FRAME_ERROR, "JSON parse error, premature EOI");
     check_end("{\"a\":1", QMP_FRAME_ERROR, "JSON parse error, premature EOI");
     check_end("\"ab", QMP_FRAME_ERROR, "JSON parse error, premature EOI");
