@@ -186,6 +186,13 @@ int node_add(struct graph *graph, const json_t *options, struct node **ret,
 /* -EBUSY where it is in use, -ENOENT where it is no named node. */
 int node_del(struct graph *graph, const char *name, struct err *err);
 
+/*
+ * A node by name (json string) or by definition (object); the caller owns the
+ * reference.
+ */
+int node_open_ref(struct graph *graph, const json_t *def, struct node **ret,
+                  struct err *err);
+
 /* For drivers: opens or refers to the child in options[key] (required). */
 int node_open_file(struct node *node, json_t *options, struct err *err);
 
