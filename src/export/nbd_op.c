@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * Requests: from what a client asks to the root's functions, and back into an
+ * answer.  The wire has checked ranges and flags, so the code here follows
+ * only the good path and maps the root's errors.
+ *
+ * A success without data is a simple reply in either mode: the specification
+ * allows it and it is the shortest (spec, Simple reply message).
+ */
+#include "export/nbd_internal.h"
+
+#include <errno.h>
+
+#include "base/log.h"
+
+/* Answers. */
+
+void
+nbd_op_fail(struct nbd_op *op, enum nbd_error error, const char *text)
+{
+    uint64_t cookie = op->request.cookie;
+
+    op->send_len = 0;
+    op->head_len = op->client->session.structured
+                       ? nbd_put_error(op->head, cookie, error, text)
+                       : nbd_put_simple(op->head, cookie, error);
+}
+
+static const char *
+command_name(uint16_t type)
+{
+    static const char *const names[] = {
+        "read", "write", "disconnect",   "flush",
+        "trim", "cache", "write zeroes", "block status",
+    };
+
+    return type < ARRAY_LEN(names) ? names[type] : "request";
+}
+
+/* A root's error.  The first of a connection is logged, so that a dead disk
+ * does not fill the log. */
+static void
+fail_errno(struct nbd_op *op, int r)
+{
+    const struct nbd_request *rq = &op->request;
+    enum nbd_error error = nbd_error_from_errno(r);
+
+    if (error == NBD_ENOTSUP && !(rq->flags & NBD_CMD_FLAG_FAST_ZERO)) {
+        error = NBD_EINVAL; /* spec, Error values */
+    } else if (error != NBD_ENOTSUP && !op->client->logged) {
+        op->client->logged = true;
+        log_error("NBD export '%s': %s of %u bytes at %llu failed: %s; "
+                  "further failures of this connection are not logged",
+                  op->client->export->name, command_name(rq->type), rq->length,
+                  (unsigned long long)rq->offset, err_text(r));
+    }
+    nbd_op_fail(op, error, err_text(r));
+}
+
+static void
+finish(struct nbd_op *op, int r)
+{
+    if (r) {
+        fail_errno(op, r);
+    } else {
+        op->head_len = nbd_put_simple(op->head, op->request.cookie, NBD_OK);
+    }
+}
+
+/* Reads. */
+
+/*
+ * Whether the whole range reads zero, by status alone.  Data at its beginning
+ * ends the question at once, which is the usual case.
+ */
+static bool
+reads_zero(struct root *root, uint64_t off, uint64_t len)
+{
+    for (int i = 0; i < NBD_STATUS_EXTENTS_MAX; i++) {
+        struct extent e;
+
+        if (root_status(root, off, len, &e) || !e.len ||
+            (e.kind != EXTENT_ZERO && e.kind != EXTENT_UNALLOCATED)) {
+            return false;
+        }
+        if (e.len >= len) {
+            return true;
+        }
+        off += e.len;
+        len -= e.len;
+    }
+    return false;
+}
+
+static void
+op_read(struct nbd_op *op, struct root *root)
+{
+    const struct nbd_request *rq = &op->request;
+    struct iovec iov = {op->buf, rq->length};
+    bool structured = op->client->session.structured;
+
+    if (structured && !rq->length) {
+        /* A data chunk cannot be empty. */
+        op->head_len = nbd_put_none(op->head, rq->cookie);
+        return;
+    }
+    /* Spec, NBD_CMD_READ: with DF the zeroes are sent. */
+    if (structured && rq->length > NBD_HOLE_MIN &&
+        !(rq->flags & NBD_CMD_FLAG_DF) &&
+        reads_zero(root, rq->offset, rq->length)) {
+        op->head_len = nbd_put_offset_hole(op->head, rq->cookie, rq->offset,
+                                           rq->length);
+        return;
+    }
+    int r = rq->length ? root_read(root, rq->offset, sg_one(&iov), 0) : 0;
+
+    if (r) {
+        fail_errno(op, r);
+        return;
+    }
+    op->head_len = structured
+                       ? nbd_put_offset_data(op->head, rq->cookie, rq->offset,
+                                             rq->length)
+                       : nbd_put_simple(op->head, rq->cookie, NBD_OK);
+    op->send_len = rq->length;
+}
+
+/* Writes. */
+
+static void
+op_write(struct nbd_op *op, struct root *root)
+{
+    const struct nbd_request *rq = &op->request;
+    struct iovec iov = {op->buf, rq->length};
+    bool fua = rq->flags & NBD_CMD_FLAG_FUA;
+
+    finish(op, rq->length ? root_write(root, rq->offset, sg_one(&iov),
+                                       fua ? REQ_FUA : 0)
+                          : 0);
+}
+
+static void
+op_write_zeroes(struct nbd_op *op, struct root *root)
+{
+    const struct nbd_request *rq = &op->request;
+    unsigned flags = 0;
+
+    if (rq->flags & NBD_CMD_FLAG_FUA) {
+        flags |= REQ_FUA;
+    }
+    if (!(rq->flags & NBD_CMD_FLAG_NO_HOLE)) {
+        flags |= REQ_MAY_UNMAP;
+    }
+    if (rq->flags & NBD_CMD_FLAG_FAST_ZERO) {
+        flags |= REQ_NO_FALLBACK;
+    }
+    finish(op, rq->length ? root_zero(root, rq->offset, rq->length, flags) : 0);
+}
+
+static void
+op_trim(struct nbd_op *op, struct root *root)
+{
+    const struct nbd_request *rq = &op->request;
+    int r = rq->length ? root_discard(root, rq->offset, rq->length) : 0;
+
+    if (!r && (rq->flags & NBD_CMD_FLAG_FUA)) {
+        r = root_flush(root);
+    }
+    finish(op, r);
+}
+
+static void
+op_cache(struct nbd_op *op, struct root *root)
+{
+    const struct nbd_request *rq = &op->request;
+
+    finish(op, rq->length ? root_populate(root, rq->offset, rq->length) : 0);
+}
+
+/* Block status. */
+
+static uint32_t
+state_of(enum extent_kind kind)
+{
+    switch (kind) {
+    case EXTENT_UNALLOCATED:
+        return NBD_STATE_HOLE | NBD_STATE_ZERO;
+    case EXTENT_ZERO:
+        return NBD_STATE_ZERO;
+    case EXTENT_DATA:
+    case EXTENT_ENCODED:
+        break;
+    }
+    return 0;
+}
+
+/*
+ * The next extent, cut so that it ends on the minimum block size that was
+ * advertised, as the specification demands (spec, NBD_CMD_BLOCK_STATUS).  A
+ * block of several states is called data, which is always safe.
+ */
+static int
+next_extent(struct root *root, uint32_t min, uint64_t off, uint64_t len,
+            uint64_t *ret_len, uint32_t *ret_state)
+{
+    struct extent e;
+    int r = root_status(root, off, len, &e);
+
+    if (r) {
+        return r;
+    }
+    uint64_t here = min_u64(max_u64(e.len, 1), len);
+    uint32_t state = state_of(e.kind);
+
+    if (here < len && !is_aligned(off + here, min)) {
+        uint64_t end = align_down(off + here, min);
+
+        if (end <= off) {
+            end = align_up(off + here, min);
+            state = 0;
+        }
+        here = min_u64(end - off, len);
+    }
+    *ret_len = here;
+    *ret_state = state;
+    return 0;
+}
+
+/*
+ * Fills op->buf with extents, neighbours of one state merged; returns their
+ * number, or -errno where there is not even one.
+ */
+static int
+collect_extents(struct nbd_op *op, struct root *root)
+{
+    const struct nbd_request *rq = &op->request;
+    uint32_t min = op->client->session.min_block;
+    uint64_t off = rq->offset, left = rq->length;
+    int max = rq->flags & NBD_CMD_FLAG_REQ_ONE ? 1 : NBD_STATUS_EXTENTS_MAX;
+    uint8_t *p = op->buf;
+    uint32_t state = 0, last_state = 0, last_len = 0;
+    int n = 0;
+
+    for (int i = 0; left && i < NBD_STATUS_LOOKUPS_MAX; i++) {
+        uint64_t here;
+        int r = next_extent(root, min, off, left, &here, &state);
+
+        if (r && !n) {
+            return r;
+        }
+        if (r || (n == max && state != last_state)) {
+            break; /* less than asked for is allowed */
+        }
+        if (!n || state != last_state) {
+            p = (uint8_t *)op->buf + (size_t)n++ * NBD_STATUS_EXTENT_SIZE;
+            last_state = state;
+            last_len = 0;
+        }
+        last_len += (uint32_t)here; /* both lie within a 32-bit length */
+        nbd_put_status_extent(p, last_len, last_state);
+        off += here;
+        left -= here;
+    }
+    return n;
+}
+
+static void
+op_block_status(struct nbd_op *op, struct root *root)
+{
+    int n = collect_extents(op, root);
+
+    if (n < 0) {
+        fail_errno(op, n);
+        return;
+    }
+    op->head_len = nbd_put_status(op->head, op->request.cookie,
+                                  NBD_CONTEXT_BASE_ALLOCATION, (uint32_t)n);
+    op->send_len = (size_t)n * NBD_STATUS_EXTENT_SIZE;
+}
+
+void
+nbd_op_run(void *arg)
+{
+    struct nbd_op *op = arg;
+    struct root *root = op->client->export->root;
+
+    switch (op->request.type) {
+    case NBD_CMD_READ:
+        op_read(op, root);
+        break;
+    case NBD_CMD_WRITE:
+        op_write(op, root);
+        break;
+    case NBD_CMD_FLUSH:
+        finish(op, root_flush(root));
+        break;
+    case NBD_CMD_TRIM:
+        op_trim(op, root);
+        break;
+    case NBD_CMD_CACHE:
+        op_cache(op, root);
+        break;
+    case NBD_CMD_WRITE_ZEROES:
+        op_write_zeroes(op, root);
+        break;
+    case NBD_CMD_BLOCK_STATUS:
+        op_block_status(op, root);
+        break;
+    default: /* the wire lets no other command through */
+        nbd_op_fail(op, NBD_EINVAL, "unknown command");
+        break;
+    }
+    nbd_client_reply(op);
+}
