@@ -72,7 +72,7 @@ op_bytes(const struct nbd_request *request)
     case NBD_CMD_WRITE:
         return request->length;
     case NBD_CMD_BLOCK_STATUS:
-        return NBD_STATUS_EXTENTS_MAX * NBD_STATUS_EXTENT_SIZE;
+        return NBD_STATUS_EXTENTS_MAX * NBD_EXTENT_SIZE_MAX;
     default:
         return 0;
     }
@@ -247,7 +247,7 @@ refuse_request(struct nbd_client *c, const struct nbd_request *request,
 
     nbd_op_fail(op, error, text);
     nbd_client_reply(op);
-    return skip(c, nbd_request_payload(request));
+    return skip(c, nbd_request_payload(&c->session, request));
 }
 
 /* Gives the op its buffer and, for a write, its data.  Yields. */
@@ -272,7 +272,7 @@ start_request(struct nbd_client *c, const struct nbd_request *request)
         if (!op->buf) {
             nbd_op_fail(op, NBD_ENOMEM, "out of memory");
             nbd_client_reply(op);
-            return skip(c, nbd_request_payload(request));
+            return skip(c, nbd_request_payload(&c->session, request));
         }
     }
     if (request->type == NBD_CMD_WRITE && !receive_data(c, op)) {
@@ -290,18 +290,18 @@ next_request(struct nbd_client *c)
     struct nbd_request request;
     const char *text;
 
-    while (unread(c) < NBD_REQUEST_SIZE) {
+    while (unread(c) < nbd_request_size(&c->session)) {
         if (!receive(c)) {
             return false;
         }
     }
-    if (!nbd_request_parse(c->in + c->in_start, &request) ||
-        nbd_request_payload(&request) > NBD_SKIP_MAX) {
+    if (!nbd_request_parse(&c->session, c->in + c->in_start, &request) ||
+        nbd_request_payload(&c->session, &request) > NBD_SKIP_MAX) {
         c->broken = true;
         stream_shutdown(c->stream);
         return false;
     }
-    c->in_start += NBD_REQUEST_SIZE;
+    c->in_start += nbd_request_size(&c->session);
     if (request.type == NBD_CMD_DISC) {
         return false;
     }

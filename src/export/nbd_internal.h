@@ -78,7 +78,7 @@ struct nbd_op {
     struct list link; /* in the client's free list or its replies */
     struct nbd_client *client;
     struct nbd_request request;
-    uint8_t head[NBD_ERROR_SIZE_MAX]; /* the answer's header */
+    uint8_t head[NBD_HEAD_MAX]; /* the answer's header */
     size_t head_len;
     void *buf; /* of buf_len bytes, from the pool; NULL: none */
     uint64_t buf_len;

@@ -3,9 +3,6 @@
  * Requests: from what a client asks to the root's functions, and back into an
  * answer.  The wire has checked ranges and flags, so the code here follows
  * only the good path and maps the root's errors.
- *
- * A success without data is a simple reply in either mode: the specification
- * allows it and it is the shortest (spec, Simple reply message).
  */
 #include "export/nbd_internal.h"
 
@@ -18,12 +15,9 @@
 void
 nbd_op_fail(struct nbd_op *op, enum nbd_error error, const char *text)
 {
-    uint64_t cookie = op->request.cookie;
-
     op->send_len = 0;
-    op->head_len = op->client->session.structured
-                       ? nbd_put_error(op->head, cookie, error, text)
-                       : nbd_put_simple(op->head, cookie, error);
+    op->head_len = nbd_put_error(op->head, &op->client->session, &op->request,
+                                 error, text);
 }
 
 static const char *
@@ -49,9 +43,10 @@ fail_errno(struct nbd_op *op, int r)
         error = NBD_EINVAL; /* spec, Error values */
     } else if (error != NBD_ENOTSUP && !op->client->logged) {
         op->client->logged = true;
-        log_error("NBD export '%s': %s of %u bytes at %llu failed: %s; "
+        log_error("NBD export '%s': %s of %llu bytes at %llu failed: %s; "
                   "further failures of this connection are not logged",
-                  op->client->export->name, command_name(rq->type), rq->length,
+                  op->client->export->name, command_name(rq->type),
+                  (unsigned long long)rq->length,
                   (unsigned long long)rq->offset, err_text(r));
     }
     nbd_op_fail(op, error, err_text(r));
@@ -63,7 +58,7 @@ finish(struct nbd_op *op, int r)
     if (r) {
         fail_errno(op, r);
     } else {
-        op->head_len = nbd_put_simple(op->head, op->request.cookie, NBD_OK);
+        op->head_len = nbd_put_ok(op->head, &op->client->session, &op->request);
     }
 }
 
@@ -97,19 +92,13 @@ op_read(struct nbd_op *op, struct root *root)
 {
     const struct nbd_request *rq = &op->request;
     struct iovec iov = {op->buf, rq->length};
-    bool structured = op->client->session.structured;
+    const struct nbd_session *session = &op->client->session;
 
-    if (structured && !rq->length) {
-        /* A data chunk cannot be empty. */
-        op->head_len = nbd_put_none(op->head, rq->cookie);
-        return;
-    }
     /* Spec, NBD_CMD_READ: with DF the zeroes are sent. */
-    if (structured && rq->length > NBD_HOLE_MIN &&
+    if (session->structured && rq->length > NBD_HOLE_MIN &&
         !(rq->flags & NBD_CMD_FLAG_DF) &&
         reads_zero(root, rq->offset, rq->length)) {
-        op->head_len = nbd_put_offset_hole(op->head, rq->cookie, rq->offset,
-                                           rq->length);
+        op->head_len = nbd_put_hole(op->head, session, rq);
         return;
     }
     int r = rq->length ? root_read(root, rq->offset, sg_one(&iov), 0) : 0;
@@ -118,10 +107,7 @@ op_read(struct nbd_op *op, struct root *root)
         fail_errno(op, r);
         return;
     }
-    op->head_len = structured
-                       ? nbd_put_offset_data(op->head, rq->cookie, rq->offset,
-                                             rq->length)
-                       : nbd_put_simple(op->head, rq->cookie, NBD_OK);
+    op->head_len = nbd_put_data(op->head, session, rq);
     op->send_len = rq->length;
 }
 
@@ -227,23 +213,26 @@ next_extent(struct root *root, uint32_t min, uint64_t off, uint64_t len,
 }
 
 /*
- * Fills op->buf with extents, neighbours of one state merged; returns their
- * number, or -errno where there is not even one.
+ * Fills op->buf with extents, neighbours of one state merged, sets send_len
+ * and returns their number, or -errno where there is not even one.
  */
 static int
 collect_extents(struct nbd_op *op, struct root *root)
 {
     const struct nbd_request *rq = &op->request;
-    uint32_t min = op->client->session.min_block;
+    const struct nbd_session *session = &op->client->session;
     uint64_t off = rq->offset, left = rq->length;
     int max = rq->flags & NBD_CMD_FLAG_REQ_ONE ? 1 : NBD_STATUS_EXTENTS_MAX;
     uint8_t *p = op->buf;
-    uint32_t state = 0, last_state = 0, last_len = 0;
+    uint32_t state = 0, last_state = 0;
+    uint64_t last_len = 0;
+    size_t size = 0; /* of what was put at p */
     int n = 0;
 
     for (int i = 0; left && i < NBD_STATUS_LOOKUPS_MAX; i++) {
         uint64_t here;
-        int r = next_extent(root, min, off, left, &here, &state);
+        int r = next_extent(root, session->min_block, off, left, &here,
+                            &state);
 
         if (r && !n) {
             return r;
@@ -252,15 +241,17 @@ collect_extents(struct nbd_op *op, struct root *root)
             break; /* less than asked for is allowed */
         }
         if (!n || state != last_state) {
-            p = (uint8_t *)op->buf + (size_t)n++ * NBD_STATUS_EXTENT_SIZE;
+            p += size;
+            n++;
             last_state = state;
             last_len = 0;
         }
-        last_len += (uint32_t)here; /* both lie within a 32-bit length */
-        nbd_put_status_extent(p, last_len, last_state);
+        last_len += here;
+        size = nbd_put_extent(p, session, last_len, last_state);
         off += here;
         left -= here;
     }
+    op->send_len = (size_t)(p - (uint8_t *)op->buf) + size;
     return n;
 }
 
@@ -273,9 +264,8 @@ op_block_status(struct nbd_op *op, struct root *root)
         fail_errno(op, n);
         return;
     }
-    op->head_len = nbd_put_status(op->head, op->request.cookie,
+    op->head_len = nbd_put_status(op->head, &op->client->session, &op->request,
                                   NBD_CONTEXT_BASE_ALLOCATION, (uint32_t)n);
-    op->send_len = (size_t)n * NBD_STATUS_EXTENT_SIZE;
 }
 
 void

@@ -284,11 +284,31 @@ option_structured(struct nbd_handshake *h, struct reader *in)
     if (in->left) {
         return refuse(h, NBD_REP_ERR_INVALID, "STRUCTURED_REPLY takes no data");
     }
+    if (h->session.extended) {
+        return refuse(h, NBD_REP_ERR_EXT_HEADER_REQD,
+                      "extended headers are already negotiated");
+    }
     if (h->session.structured) {
         return refuse(h, NBD_REP_ERR_INVALID,
                       "structured replies are already negotiated");
     }
     h->session.structured = true;
+    return acknowledge(h);
+}
+
+/* Spec, NBD_OPT_EXTENDED_HEADERS: they take precedence over structured
+ * replies, and bring chunks with them. */
+static enum nbd_handshake_result
+option_extended(struct nbd_handshake *h, struct reader *in)
+{
+    if (in->left) {
+        return refuse(h, NBD_REP_ERR_INVALID, "EXTENDED_HEADERS takes no data");
+    }
+    if (h->session.extended) {
+        return refuse(h, NBD_REP_ERR_INVALID,
+                      "extended headers are already negotiated");
+    }
+    h->session.extended = h->session.structured = true;
     return acknowledge(h);
 }
 
@@ -377,6 +397,8 @@ act_on_option(struct nbd_handshake *h)
         return option_info(h, &in);
     case NBD_OPT_STRUCTURED_REPLY:
         return option_structured(h, &in);
+    case NBD_OPT_EXTENDED_HEADERS:
+        return option_extended(h, &in);
     case NBD_OPT_LIST_META_CONTEXT:
     case NBD_OPT_SET_META_CONTEXT:
         return option_meta_context(h, &in);

@@ -1,7 +1,15 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /*
- * Transmission, what goes out: headers of simple replies and of structured
- * chunks, each the last of its reply.  Data and extents follow from the
+ * Transmission, what goes out, in one of three forms:
+ *
+ *   simple      16 bytes; without negotiation the only one
+ *   structured  20 bytes and a payload, whose length stands in the header
+ *   extended    32 bytes and a payload; then no other form is allowed
+ *
+ * With structured replies a success without data is still a simple reply: the
+ * specification allows it and it is the shortest (spec, Simple reply message).
+ *
+ * Every chunk is the last of its reply.  Data and extents follow from the
  * caller's memory, so that nothing is copied.
  */
 #include "wire/nbd.h"
@@ -41,82 +49,125 @@ nbd_error_from_errno(int err)
     }
 }
 
-size_t
-nbd_put_simple(uint8_t *p, uint64_t cookie, enum nbd_error error)
+static size_t
+put_simple(uint8_t *p, const struct nbd_request *rq, enum nbd_error error)
 {
     st_be32(p, NBD_SIMPLE_REPLY_MAGIC);
     st_be32(p + 4, (uint32_t)error);
-    st_be64(p + 8, cookie);
+    st_be64(p + 8, rq->cookie);
     return NBD_SIMPLE_REPLY_SIZE;
 }
 
-size_t
-nbd_put_chunk(uint8_t *p, uint64_t cookie, uint16_t flags,
-              enum nbd_reply_type type, uint32_t payload)
+/* The header of a reply's only chunk, with @payload bytes behind it. */
+static size_t
+put_chunk(uint8_t *p, const struct nbd_session *session,
+          const struct nbd_request *rq, enum nbd_reply_type type,
+          uint32_t payload)
 {
-    st_be32(p, NBD_STRUCTURED_REPLY_MAGIC);
-    st_be16(p + 4, flags);
+    st_be32(p, session->extended ? NBD_EXTENDED_REPLY_MAGIC
+                                 : NBD_STRUCTURED_REPLY_MAGIC);
+    st_be16(p + 4, NBD_REPLY_FLAG_DONE);
     st_be16(p + 6, (uint16_t)type);
-    st_be64(p + 8, cookie);
-    st_be32(p + 16, payload);
-    return NBD_CHUNK_SIZE;
+    st_be64(p + 8, rq->cookie);
+    if (!session->extended) {
+        st_be32(p + 16, payload);
+        return NBD_CHUNK_SIZE;
+    }
+    st_be64(p + 16, rq->offset);
+    st_be64(p + 24, payload);
+    return NBD_EXTENDED_CHUNK_SIZE;
 }
 
 size_t
-nbd_put_none(uint8_t *p, uint64_t cookie)
+nbd_put_ok(uint8_t *p, const struct nbd_session *session,
+           const struct nbd_request *rq)
 {
-    return nbd_put_chunk(p, cookie, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_NONE,
-                         0);
+    /* Spec, Simple reply message: never one as the answer to a read. */
+    bool chunk = session->extended ||
+                 (session->structured && rq->type == NBD_CMD_READ);
+
+    return chunk ? put_chunk(p, session, rq, NBD_REPLY_TYPE_NONE, 0)
+                 : put_simple(p, rq, NBD_OK);
 }
 
 size_t
-nbd_put_offset_data(uint8_t *p, uint64_t cookie, uint64_t offset, uint32_t len)
-{
-    nbd_put_chunk(p, cookie, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_OFFSET_DATA,
-                  8 + len);
-    st_be64(p + NBD_CHUNK_SIZE, offset);
-    return NBD_OFFSET_DATA_SIZE;
-}
-
-size_t
-nbd_put_offset_hole(uint8_t *p, uint64_t cookie, uint64_t offset, uint32_t len)
-{
-    nbd_put_chunk(p, cookie, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_OFFSET_HOLE,
-                  12);
-    st_be64(p + NBD_CHUNK_SIZE, offset);
-    st_be32(p + NBD_CHUNK_SIZE + 8, len);
-    return NBD_OFFSET_HOLE_SIZE;
-}
-
-size_t
-nbd_put_error(uint8_t *p, uint64_t cookie, enum nbd_error error,
+nbd_put_error(uint8_t *p, const struct nbd_session *session,
+              const struct nbd_request *rq, enum nbd_error error,
               const char *text)
 {
     size_t n = text ? min_u64(strlen(text), NBD_ERROR_TEXT_MAX) : 0;
 
-    nbd_put_chunk(p, cookie, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_ERROR,
-                  (uint32_t)(6 + n));
-    st_be32(p + NBD_CHUNK_SIZE, (uint32_t)error);
-    st_be16(p + NBD_CHUNK_SIZE + 4, (uint16_t)n);
-    if (n) {
-        memcpy(p + NBD_CHUNK_SIZE + 6, text, n);
+    if (!session->structured) {
+        return put_simple(p, rq, error);
     }
-    return NBD_CHUNK_SIZE + 6 + n;
+    size_t at = put_chunk(p, session, rq, NBD_REPLY_TYPE_ERROR,
+                          (uint32_t)(6 + n));
+
+    st_be32(p + at, (uint32_t)error);
+    st_be16(p + at + 4, (uint16_t)n);
+    if (n) {
+        memcpy(p + at + 6, text, n);
+    }
+    return at + 6 + n;
 }
 
 size_t
-nbd_put_status(uint8_t *p, uint64_t cookie, uint32_t context, uint32_t n)
+nbd_put_data(uint8_t *p, const struct nbd_session *session,
+             const struct nbd_request *rq)
 {
-    nbd_put_chunk(p, cookie, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_BLOCK_STATUS,
-                  4 + n * NBD_STATUS_EXTENT_SIZE);
-    st_be32(p + NBD_CHUNK_SIZE, context);
-    return NBD_STATUS_SIZE;
+    /* A data chunk cannot be empty (spec, NBD_REPLY_TYPE_OFFSET_DATA). */
+    if (!rq->length) {
+        return nbd_put_ok(p, session, rq);
+    }
+    if (!session->structured) {
+        return put_simple(p, rq, NBD_OK);
+    }
+    size_t at = put_chunk(p, session, rq, NBD_REPLY_TYPE_OFFSET_DATA,
+                          (uint32_t)(8 + rq->length));
+
+    st_be64(p + at, rq->offset);
+    return at + 8;
 }
 
 size_t
-nbd_put_status_extent(uint8_t *p, uint32_t len, uint32_t state)
+nbd_put_hole(uint8_t *p, const struct nbd_session *session,
+             const struct nbd_request *rq)
 {
-    st_be32(p, len);
-    st_be32(p + 4, state);
-    return NBD_STATUS_EXTENT_SIZE;
+    size_t at = put_chunk(p, session, rq, NBD_REPLY_TYPE_OFFSET_HOLE, 12);
+
+    st_be64(p + at, rq->offset);
+    st_be32(p + at + 8, (uint32_t)rq->length);
+    return at + 12;
+}
+
+size_t
+nbd_put_status(uint8_t *p, const struct nbd_session *session,
+               const struct nbd_request *rq, uint32_t context, uint32_t n)
+{
+    size_t at;
+
+    if (!session->extended) {
+        at = put_chunk(p, session, rq, NBD_REPLY_TYPE_BLOCK_STATUS, 4 + n * 8);
+        st_be32(p + at, context);
+        return at + 4;
+    }
+    at = put_chunk(p, session, rq, NBD_REPLY_TYPE_BLOCK_STATUS_EXT,
+                   8 + n * 16);
+    st_be32(p + at, context);
+    st_be32(p + at + 4, n);
+    return at + 8;
+}
+
+size_t
+nbd_put_extent(uint8_t *p, const struct nbd_session *session, uint64_t len,
+               uint32_t state)
+{
+    if (!session->extended) {
+        st_be32(p, (uint32_t)len);
+        st_be32(p + 4, state);
+        return 8;
+    }
+    st_be64(p, len);
+    st_be64(p + 8, state);
+    return 16;
 }

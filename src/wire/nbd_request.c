@@ -10,10 +10,11 @@
 #include "wire/nbd.h"
 
 #include "base/bytes.h"
+#include "base/mem.h"
 
 struct command {
     uint16_t flags; /* allowed besides FUA, which every command takes */
-    bool known, writes, has_range;
+    bool writes, has_range;
     enum nbd_error past_end;
 };
 
@@ -22,39 +23,41 @@ struct command {
  * for other ranges.  FUA is valid with every command (spec, Command flags).
  */
 static const struct command commands[] = {
-    [NBD_CMD_READ] = {.known = true,
-                      .flags = NBD_CMD_FLAG_DF,
+    [NBD_CMD_READ] = {.flags = NBD_CMD_FLAG_DF,
                       .has_range = true,
                       .past_end = NBD_EINVAL},
-    [NBD_CMD_WRITE] = {.known = true,
-                       .writes = true,
+    [NBD_CMD_WRITE] = {.writes = true,
                        .has_range = true,
                        .past_end = NBD_ENOSPC},
-    [NBD_CMD_DISC] = {.known = true},
-    [NBD_CMD_FLUSH] = {.known = true},
-    [NBD_CMD_TRIM] = {.known = true,
-                      .writes = true,
+    [NBD_CMD_DISC] = {0},
+    [NBD_CMD_FLUSH] = {0},
+    [NBD_CMD_TRIM] = {.writes = true,
                       .has_range = true,
                       .past_end = NBD_EINVAL},
-    [NBD_CMD_CACHE] = {.known = true,
-                       .has_range = true,
+    [NBD_CMD_CACHE] = {.has_range = true,
                        .past_end = NBD_EINVAL},
-    [NBD_CMD_WRITE_ZEROES] = {.known = true,
-                              .flags = NBD_CMD_FLAG_NO_HOLE |
+    [NBD_CMD_WRITE_ZEROES] = {.flags = NBD_CMD_FLAG_NO_HOLE |
                                        NBD_CMD_FLAG_FAST_ZERO,
                               .writes = true,
                               .has_range = true,
                               .past_end = NBD_ENOSPC},
-    [NBD_CMD_BLOCK_STATUS] = {.known = true,
-                              .flags = NBD_CMD_FLAG_REQ_ONE,
+    [NBD_CMD_BLOCK_STATUS] = {.flags = NBD_CMD_FLAG_REQ_ONE,
                               .has_range = true,
                               .past_end = NBD_EINVAL},
 };
 
-bool
-nbd_request_parse(const uint8_t *p, struct nbd_request *ret)
+size_t
+nbd_request_size(const struct nbd_session *session)
 {
-    if (ld_be32(p) != NBD_REQUEST_MAGIC) {
+    return session->extended ? NBD_EXTENDED_REQUEST_SIZE : NBD_REQUEST_SIZE;
+}
+
+bool
+nbd_request_parse(const struct nbd_session *session, const uint8_t *p,
+                  struct nbd_request *ret)
+{
+    if (ld_be32(p) != (session->extended ? NBD_EXTENDED_REQUEST_MAGIC
+                                         : NBD_REQUEST_MAGIC)) {
         return false;
     }
     *ret = (struct nbd_request){
@@ -62,15 +65,21 @@ nbd_request_parse(const uint8_t *p, struct nbd_request *ret)
         .type = ld_be16(p + 6),
         .cookie = ld_be64(p + 8),
         .offset = ld_be64(p + 16),
-        .length = ld_be32(p + 24),
+        .length = session->extended ? ld_be64(p + 24) : ld_be32(p + 24),
     };
     return true;
 }
 
-uint32_t
-nbd_request_payload(const struct nbd_request *request)
+/* Spec, Request message: an extended header says itself whether data comes. */
+uint64_t
+nbd_request_payload(const struct nbd_session *session,
+                    const struct nbd_request *rq)
 {
-    return request->type == NBD_CMD_WRITE ? request->length : 0;
+    bool payload = session->extended
+                       ? (rq->flags & NBD_CMD_FLAG_PAYLOAD_LEN) != 0
+                       : rq->type == NBD_CMD_WRITE;
+
+    return payload ? rq->length : 0;
 }
 
 static enum nbd_error
@@ -125,15 +134,20 @@ enum nbd_error
 nbd_request_check(const struct nbd_session *session,
                   const struct nbd_request *rq, const char **ret_text)
 {
-    const struct command *c = &commands[rq->type % (sizeof(commands) /
-                                                    sizeof(commands[0]))];
-
     *ret_text = NULL;
-    if (rq->type >= sizeof(commands) / sizeof(commands[0]) || !c->known) {
+    if (rq->type >= ARRAY_LEN(commands)) {
         return refuse(ret_text, NBD_EINVAL, "unknown command");
     }
-    if (rq->flags & ~(c->flags | NBD_CMD_FLAG_FUA)) {
+    const struct command *c = &commands[rq->type];
+    unsigned payload_flag = session->extended && rq->type == NBD_CMD_WRITE
+                                ? NBD_CMD_FLAG_PAYLOAD_LEN
+                                : 0;
+
+    if (rq->flags & ~(c->flags | NBD_CMD_FLAG_FUA | payload_flag)) {
         return refuse(ret_text, NBD_EINVAL, "flag not valid for this command");
+    }
+    if ((rq->flags & payload_flag) != payload_flag) {
+        return refuse(ret_text, NBD_EINVAL, "extended write without payload");
     }
     if ((rq->flags & NBD_CMD_FLAG_DF) && !session->structured) {
         return refuse(ret_text, NBD_EINVAL,

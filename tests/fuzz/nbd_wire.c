@@ -45,10 +45,11 @@ transmit(const struct nbd_session *session, const uint8_t *p, size_t n)
     struct nbd_request request;
     const char *text;
 
-    while (n >= NBD_REQUEST_SIZE && nbd_request_parse(p, &request)) {
-        uint64_t payload = nbd_request_payload(&request);
+    while (n >= nbd_request_size(session) &&
+           nbd_request_parse(session, p, &request)) {
+        uint64_t payload = nbd_request_payload(session, &request);
         enum nbd_error error = nbd_request_check(session, &request, &text);
-        uint8_t head[NBD_ERROR_SIZE_MAX];
+        uint8_t head[NBD_HEAD_MAX];
 
         if (request.type == NBD_CMD_DISC) {
             return;
@@ -57,11 +58,11 @@ transmit(const struct nbd_session *session, const uint8_t *p, size_t n)
         if (!error) {
             assert(request.offset + request.length <= session->size);
         } else {
-            assert(nbd_put_error(head, request.cookie, error, text) <=
+            assert(nbd_put_error(head, session, &request, error, text) <=
                    sizeof(head));
         }
-        p += NBD_REQUEST_SIZE;
-        n -= NBD_REQUEST_SIZE;
+        p += nbd_request_size(session);
+        n -= nbd_request_size(session);
         if (payload > n) {
             return;
         }

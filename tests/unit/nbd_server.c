@@ -872,6 +872,74 @@ CASE(write_that_is_cut_off_is_not_done)
     CHECK_INT(env->disk->data[0], 0);
 }
 
+static uint8_t *
+put_extended(uint8_t *p, uint16_t type, uint64_t off, uint64_t len)
+{
+    st_be32(p, NBD_EXTENDED_REQUEST_MAGIC);
+    st_be16(p + 4, type == NBD_CMD_WRITE ? NBD_CMD_FLAG_PAYLOAD_LEN : 0);
+    st_be16(p + 6, type);
+    st_be64(p + 16, off);
+    st_be64(p + 24, len);
+    return p + 32;
+}
+
+static void
+read_exactly(int fd, uint8_t *p, size_t n)
+{
+    CHECK_INT(recv(fd, p, n, MSG_WAITALL), (ssize_t)n);
+}
+
+/* The installed libnbd knows no extended headers, so by hand. */
+static void
+speak_extended(struct env *env)
+{
+    static const uint8_t hello[] = "\0\0\0\3"
+                                   "IHAVEOPT\0\0\0\x0b\0\0\0\0"
+                                   "IHAVEOPT\0\0\0\x0a\0\0\0\x1f"
+                                   "\0\0\0\4disk\0\0\0\1"
+                                   "\0\0\0\x0f" "base:allocation"
+                                   "IHAVEOPT\0\0\0\1\0\0\0\4disk";
+    uint8_t p[200] = {0}, *end = put_extended(p, NBD_CMD_WRITE, 4096, 8);
+
+    memcpy(end, "extended", 8);
+    raw_connect(env);
+    raw_send(env, hello, sizeof(hello) - 1);
+    /* The greeting, an ACK, the context, an ACK, the export. */
+    read_exactly(env->fd, p + 50, 18 + 20 + (20 + 19) + 20 + 10);
+    raw_send(env, p, 32 + 8);
+    read_exactly(env->fd, p, 32);
+    CHECK(ld_be32(p) == NBD_EXTENDED_REPLY_MAGIC && ld_be64(p + 16) == 4096);
+    CHECK(ld_be16(p + 6) == NBD_REPLY_TYPE_NONE && ld_be64(p + 24) == 0);
+
+    memset(p, 0, sizeof(p));
+    put_extended(p, NBD_CMD_READ, 4098, 4);
+    raw_send(env, p, 32);
+    read_exactly(env->fd, p, 32 + 8 + 4);
+    CHECK(ld_be64(p + 24) == 12 && !memcmp(p + 40, "tend", 4));
+
+    memset(p, 0, sizeof(p));
+    put_extended(p, NBD_CMD_BLOCK_STATUS, 0, DISK);
+    raw_send(env, p, 32);
+    read_exactly(env->fd, p, 32 + 8 + 3 * 16);
+    CHECK(ld_be16(p + 6) == NBD_REPLY_TYPE_BLOCK_STATUS_EXT);
+    CHECK(ld_be32(p + 36) == 3 && ld_be64(p + 24) == 8 + 3 * 16);
+    CHECK(ld_be64(p + 40) == 4096 && ld_be64(p + 48) == 3);
+    CHECK(ld_be64(p + 56) == 4096 && ld_be64(p + 64) == 0);
+    CHECK(ld_be64(p + 72) == DISK - 8192 && ld_be64(p + 80) == 3);
+
+    memset(p, 0, sizeof(p));
+    put_extended(p, NBD_CMD_TRIM, 0, 1ULL << 40);
+    raw_send(env, p, 32);
+    read_exactly(env->fd, p, 32 + 4);
+    CHECK(ld_be16(p + 6) == NBD_REPLY_TYPE_ERROR && ld_be32(p + 32) == 22);
+}
+
+CASE(extended_headers_are_spoken)
+{
+    start(env, 100, 10);
+    client(env, speak_extended);
+}
+
 /* Everything at once, hello to disconnect, and the end right behind it. */
 static void
 send_all_at_once(struct env *env)
@@ -981,6 +1049,7 @@ main(void)
     tap_run("bad magic drops the connection", bad_magic_drops_the_connection);
     tap_run("a write that is cut off is not done",
             write_that_is_cut_off_is_not_done);
+    tap_run("extended headers are spoken", extended_headers_are_spoken);
     tap_run("disconnect handles what came before",
             disconnect_handles_what_came_before);
     tap_run("the last request and the end come together",

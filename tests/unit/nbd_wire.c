@@ -375,10 +375,29 @@ structured_reply_once_and_without_data(void)
 }
 
 static void
+extended_headers_take_precedence(void)
+{
+    hello();
+    OPTION(NBD_OPT_EXTENDED_HEADERS, "");
+    want_reply(11, 1, 0);
+    OPTION(NBD_OPT_EXPORT_NAME, "a");
+    PUT(&want, "\0\0\0\0\0\x98\x96\x81\0\x85");
+    check(NBD_HANDSHAKE_DONE);
+    CHECK(h.session.extended && h.session.structured);
+    REFUSED(NBD_OPT_EXTENDED_HEADERS, "x", 0x80000003);
+
+    in.n = 0;
+    PUT(&in, "\0\0\0\3");
+    OPTION(NBD_OPT_EXTENDED_HEADERS, "");
+    OPTION(NBD_OPT_STRUCTURED_REPLY, "");
+    CHECK_INT(converse(in.n), NBD_HANDSHAKE_MORE);
+    CHECK_INT(ld_be32(out.p + 18 + 20 + 12), 0x8000000a); /* EXT_HEADER_REQD */
+}
+
+static void
 unsupported_options_are_refused(void)
 {
     REFUSED(NBD_OPT_STARTTLS, "", 0x80000001);
-    REFUSED(NBD_OPT_EXTENDED_HEADERS, "", 0x80000001);
     REFUSED(4, "", 0x80000001); /* PEEK_EXPORT, withdrawn */
     REFUSED(0, "abc", 0x80000001);
     REFUSED(0xffffffff, "abc", 0x80000001);
@@ -484,6 +503,14 @@ meta_context_refuses_malformed_data(void)
 
 /* Cases: transmission. */
 
+static const struct nbd_session simple = {.size = 10000001};
+static const struct nbd_session structured = {
+    .size = 10000001, .structured = true, .base_allocation = true};
+static const struct nbd_session extended = {.size = 10000001,
+                                            .structured = true,
+                                            .extended = true,
+                                            .base_allocation = true};
+
 static void
 request_header_is_parsed(void)
 {
@@ -493,18 +520,62 @@ request_header_is_parsed(void)
     struct nbd_request r;
     uint8_t bad[NBD_REQUEST_SIZE];
 
-    CHECK(nbd_request_parse(header, &r));
+    CHECK_INT(nbd_request_size(&simple), 28);
+    CHECK(nbd_request_parse(&structured, header, &r));
     CHECK_INT(r.flags, 1);
     CHECK_INT(r.type, 6);
     CHECK(r.cookie == 0x0102030405060708);
     CHECK_INT(r.offset, 0x100000002);
     CHECK_INT(r.length, 0xff000001);
-    CHECK_INT(nbd_request_payload(&r), 0);
+    CHECK_INT(nbd_request_payload(&simple, &r), 0);
     r.type = NBD_CMD_WRITE;
-    CHECK_INT(nbd_request_payload(&r), 0xff000001);
+    CHECK_INT(nbd_request_payload(&simple, &r), 0xff000001);
     memcpy(bad, header, sizeof(bad));
     bad[0] = 0x26;
-    CHECK(!nbd_request_parse(bad, &r));
+    CHECK(!nbd_request_parse(&simple, bad, &r));
+}
+
+static void
+extended_header_is_parsed(void)
+{
+    static const uint8_t header[] = "\x21\xe4\x1c\x71\0\x20\0\1"
+                                    "\1\2\3\4\5\6\7\x8\0\0\0\1\0\0\0\2"
+                                    "\0\0\0\3\0\0\0\4";
+    static const uint8_t compact[32] = "\x25\x60\x95\x13";
+    struct nbd_request r;
+
+    CHECK_INT(nbd_request_size(&extended), 32);
+    CHECK(nbd_request_parse(&extended, header, &r));
+    CHECK_INT(r.flags, 0x20);
+    CHECK_INT(r.type, 1);
+    CHECK_INT(r.offset, 0x100000002);
+    CHECK_INT(r.length, 0x300000004);
+    CHECK_INT(nbd_request_payload(&extended, &r), 0x300000004);
+    r.flags = 0;
+    CHECK_INT(nbd_request_payload(&extended, &r), 0);
+    CHECK(!nbd_request_parse(&extended, compact, &r));
+    CHECK(!nbd_request_parse(&simple, header, &r));
+}
+
+static void
+extended_payload_flag_is_a_writes(void)
+{
+    struct nbd_request r = {.type = NBD_CMD_WRITE, .length = 1};
+    const char *text;
+
+    CHECK_INT(nbd_request_check(&extended, &r, &text), 22);
+    r.flags = NBD_CMD_FLAG_PAYLOAD_LEN;
+    CHECK_INT(nbd_request_check(&extended, &r, &text), 0);
+    for (uint16_t type = 0; type < 10; type++) {
+        r.type = type;
+        CHECK_INT(nbd_request_check(&extended, &r, &text),
+                  type == NBD_CMD_WRITE ? 0 : 22);
+    }
+    r = (struct nbd_request){.type = NBD_CMD_TRIM, .length = 1ULL << 32};
+    CHECK_INT(nbd_request_check(&extended, &r, &text), 22);
+    struct nbd_session huge = {.size = 1ULL << 40, .extended = true};
+
+    CHECK_INT(nbd_request_check(&huge, &r, &text), 0);
 }
 
 struct request_case {
@@ -647,32 +718,74 @@ sizes_have_a_limit(void)
     } while (0)
 #define COOKIE "\x11\x22\x33\x44\x55\x66\x77\x88"
 
-static void
-replies_are_built(void)
-{
-    uint64_t cookie = 0x1122334455667788;
-    uint8_t p[NBD_ERROR_SIZE_MAX];
-    char text[NBD_ERROR_TEXT_MAX + 2] = {0};
+static const struct nbd_request read_512 = {
+    .cookie = 0x1122334455667788, .offset = 0x100000200, .length = 512};
+static const struct nbd_request read_0 = {.cookie = 0x1122334455667788};
+static const struct nbd_request flush = {.type = NBD_CMD_FLUSH,
+                                         .cookie = 0x1122334455667788};
 
-    EXPECT(nbd_put_simple(p, cookie, NBD_OK), "\x67\x44\x66\x98\0\0\0\0" COOKIE);
-    EXPECT(nbd_put_simple(p, cookie, NBD_ESHUTDOWN),
+static void
+simple_replies_are_built(void)
+{
+    uint8_t p[NBD_HEAD_MAX];
+
+    EXPECT(nbd_put_ok(p, &simple, &flush),
+           "\x67\x44\x66\x98\0\0\0\0" COOKIE);
+    EXPECT(nbd_put_data(p, &simple, &read_512),
+           "\x67\x44\x66\x98\0\0\0\0" COOKIE);
+    EXPECT(nbd_put_data(p, &simple, &read_0),
+           "\x67\x44\x66\x98\0\0\0\0" COOKIE);
+    EXPECT(nbd_put_error(p, &simple, &read_512, NBD_ESHUTDOWN, "text"),
            "\x67\x44\x66\x98\0\0\0\x6c" COOKIE);
-    EXPECT(nbd_put_none(p, cookie),
+}
+
+static void
+structured_replies_are_built(void)
+{
+    uint8_t p[NBD_HEAD_MAX];
+    const struct nbd_session *s = &structured;
+
+    EXPECT(nbd_put_ok(p, s, &flush), "\x67\x44\x66\x98\0\0\0\0" COOKIE);
+    EXPECT(nbd_put_data(p, s, &read_0),
            "\x66\x8e\x33\xef\0\1\0\0" COOKIE "\0\0\0\0");
-    EXPECT(nbd_put_offset_data(p, cookie, 0x100000200, 512),
+    EXPECT(nbd_put_data(p, s, &read_512),
            "\x66\x8e\x33\xef\0\1\0\1" COOKIE "\0\0\2\x8\0\0\0\1\0\0\2\0");
-    EXPECT(nbd_put_offset_hole(p, cookie, 0x100000200, 0x10000),
+    EXPECT(nbd_put_hole(p, s, &read_512),
            "\x66\x8e\x33\xef\0\1\0\2" COOKIE
-           "\0\0\0\x0c\0\0\0\1\0\0\2\0\0\1\0\0");
-    EXPECT(nbd_put_error(p, cookie, NBD_EINVAL, NULL),
+           "\0\0\0\x0c\0\0\0\1\0\0\2\0\0\0\2\0");
+    EXPECT(nbd_put_error(p, s, &flush, NBD_EINVAL, NULL),
            "\x66\x8e\x33\xef\0\1\x80\1" COOKIE "\0\0\0\6\0\0\0\x16\0\0");
-    EXPECT(nbd_put_error(p, cookie, NBD_ENOSPC, "full"),
+    EXPECT(nbd_put_error(p, s, &flush, NBD_ENOSPC, "full"),
            "\x66\x8e\x33\xef\0\1\x80\1" COOKIE "\0\0\0\x0a\0\0\0\x1c\0\4full");
-    EXPECT(nbd_put_status(p, cookie, 1, 2),
+    EXPECT(nbd_put_status(p, s, &read_512, 1, 2),
            "\x66\x8e\x33\xef\0\1\0\5" COOKIE "\0\0\0\x14\0\0\0\1");
-    EXPECT(nbd_put_status_extent(p, 4096, 3), "\0\0\x10\0\0\0\0\3");
+    EXPECT(nbd_put_extent(p, s, 4096, 3), "\0\0\x10\0\0\0\0\3");
+}
+
+static void
+extended_replies_are_built(void)
+{
+    uint8_t p[NBD_HEAD_MAX];
+    char text[NBD_ERROR_TEXT_MAX + 2] = {0};
+    const struct nbd_session *s = &extended;
+
+#define EXT "\x6e\x8a\x27\x8c\0\1"
+#define OFFSET "\0\0\0\1\0\0\2\0"
+    EXPECT(nbd_put_ok(p, s, &flush),
+           EXT "\0\0" COOKIE "\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+    EXPECT(nbd_put_data(p, s, &read_512),
+           EXT "\0\1" COOKIE OFFSET "\0\0\0\0\0\0\2\x8" OFFSET);
+    EXPECT(nbd_put_hole(p, s, &read_512),
+           EXT "\0\2" COOKIE OFFSET "\0\0\0\0\0\0\0\x0c" OFFSET "\0\0\2\0");
+    EXPECT(nbd_put_error(p, s, &read_512, NBD_ENOSPC, "full"),
+           EXT "\x80\1" COOKIE OFFSET
+               "\0\0\0\0\0\0\0\x0a\0\0\0\x1c\0\4full");
+    EXPECT(nbd_put_status(p, s, &read_512, 1, 2),
+           EXT "\0\6" COOKIE OFFSET "\0\0\0\0\0\0\0\x28\0\0\0\1\0\0\0\2");
+    EXPECT(nbd_put_extent(p, s, 0x500000000, 3),
+           "\0\0\0\5\0\0\0\0\0\0\0\0\0\0\0\3");
     memset(text, 'x', sizeof(text) - 1);
-    CHECK_INT(nbd_put_error(p, cookie, NBD_EIO, text), NBD_ERROR_SIZE_MAX);
+    CHECK_INT(nbd_put_error(p, s, &flush, NBD_EIO, text), NBD_HEAD_MAX);
 }
 
 static void
@@ -707,6 +820,8 @@ main(void)
     tap_run("GO enters transmission", go_enters_transmission);
     tap_run("STRUCTURED_REPLY comes once and without data",
             structured_reply_once_and_without_data);
+    tap_run("EXTENDED_HEADERS take precedence",
+            extended_headers_take_precedence);
     tap_run("unsupported options are refused", unsupported_options_are_refused);
     tap_run("LIST_META_CONTEXT matches queries",
             list_meta_context_matches_queries);
@@ -721,7 +836,11 @@ main(void)
     tap_run("what was not negotiated is refused",
             what_was_not_negotiated_is_refused);
     tap_run("sizes have a limit", sizes_have_a_limit);
-    tap_run("replies are built", replies_are_built);
+    tap_run("an extended header is parsed", extended_header_is_parsed);
+    tap_run("the payload flag is a write's", extended_payload_flag_is_a_writes);
+    tap_run("simple replies are built", simple_replies_are_built);
+    tap_run("structured replies are built", structured_replies_are_built);
+    tap_run("extended replies are built", extended_replies_are_built);
     tap_run("errnos have their numbers", errnos_have_their_numbers);
     nbd_handshake_free(&h);
     return tap_done();
