@@ -186,8 +186,8 @@ receive(struct nbd_client *c)
         c->in_end -= c->in_start;
         c->in_start = 0;
     }
-    ssize_t n = stream_read(c->stream, c->in + c->in_end,
-                            NBD_RECEIVE_SIZE - c->in_end);
+    ssize_t n =
+        stream_read(c->stream, c->in + c->in_end, NBD_RECEIVE_SIZE - c->in_end);
 
     if (n <= 0) {
         return false;

@@ -24,9 +24,9 @@ enum nbd_client_limits {
     NBD_SEND_MAX = NBD_CLIENT_REQUESTS_MAX,
     /* Extents in one answer, and look-ups made for it. */
     NBD_STATUS_EXTENTS_MAX = 2048,
-    NBD_STATUS_LOOKUPS_MAX = 16384,
-    /* Smaller reads are not worth asking where the holes are. */
-    NBD_HOLE_MIN = 64 << 10,
+    NBD_STATUS_LOOKUPS_MAX = 1024,
+    /* From here on a read of zeroes only is answered by a hole. */
+    NBD_HOLE_MIN = 16 << 10,
     /* How long answers may take to leave once the client has hung up. */
     NBD_LINGER_MS = 10000,
     /* Before accepting is tried again after an error (EMFILE). */
@@ -66,7 +66,7 @@ struct nbd_server {
 struct nbd_export {
     struct list link; /* in its server; alone once removed */
     struct nbd_server *server;
-    struct root *root;
+    struct root *root; /* NULL once it is being removed */
     char *name, *description;
     bool writable;
     unsigned n_clients;
@@ -101,11 +101,11 @@ struct nbd_client {
     uint8_t *in; /* NBD_RECEIVE_SIZE bytes; [in_start, in_end) is unread */
     size_t in_start, in_end;
     struct nbd_pool pool;
-    struct list free_ops; /* of nbd_op.link */
-    struct list replies;  /* of nbd_op.link, to be sent */
+    struct list free_ops;               /* of nbd_op.link */
+    struct list replies;                /* of nbd_op.link, to be sent */
     struct iovec iov[2 * NBD_SEND_MAX]; /* the sender's */
-    unsigned n_ops;       /* from header to answer sent */
-    uint64_t bytes;       /* reserved by them */
+    unsigned n_ops;                     /* from header to answer sent */
+    uint64_t bytes;                     /* reserved by them */
     bool stopping;        /* the server wants it gone: refuse requests */
     bool read_all;        /* no more requests will come */
     bool broken;          /* answers go nowhere */

@@ -3,6 +3,11 @@
  * Requests: from what a client asks to the root's functions, and back into an
  * answer.  The wire has checked ranges and flags, so the code here follows
  * only the good path and maps the root's errors.
+ *
+ * An export that is being removed gives its root up before its ops have ended,
+ * since freeing the root is what makes parked requests return.  So an op asks
+ * for the root before each call (`op_root()`), never keeps it over one, and
+ * fails with ESHUTDOWN where there is none.
  */
 #include "export/nbd_internal.h"
 
@@ -41,7 +46,8 @@ fail_errno(struct nbd_op *op, int r)
 
     if (error == NBD_ENOTSUP && !(rq->flags & NBD_CMD_FLAG_FAST_ZERO)) {
         error = NBD_EINVAL; /* spec, Error values */
-    } else if (error != NBD_ENOTSUP && !op->client->logged) {
+    } else if (error != NBD_ENOTSUP && error != NBD_ESHUTDOWN &&
+               !op->client->logged) {
         op->client->logged = true;
         log_error("NBD export '%s': %s of %llu bytes at %llu failed: %s; "
                   "further failures of this connection are not logged",
@@ -62,30 +68,14 @@ finish(struct nbd_op *op, int r)
     }
 }
 
-/* Reads. */
-
-/*
- * Whether the whole range reads zero, by status alone.  Data at its beginning
- * ends the question at once, which is the usual case.
- */
-static bool
-reads_zero(struct root *root, uint64_t off, uint64_t len)
+/* NULL where the export is being removed. */
+static struct root *
+op_root(const struct nbd_op *op)
 {
-    for (int i = 0; i < NBD_STATUS_EXTENTS_MAX; i++) {
-        struct extent e;
-
-        if (root_status(root, off, len, &e) || !e.len ||
-            (e.kind != EXTENT_ZERO && e.kind != EXTENT_UNALLOCATED)) {
-            return false;
-        }
-        if (e.len >= len) {
-            return true;
-        }
-        off += e.len;
-        len -= e.len;
-    }
-    return false;
+    return op->client->export->root;
 }
+
+/* Reads. */
 
 static void
 op_read(struct nbd_op *op, struct root *root)
@@ -94,17 +84,18 @@ op_read(struct nbd_op *op, struct root *root)
     struct iovec iov = {op->buf, rq->length};
     const struct nbd_session *session = &op->client->session;
 
-    /* Spec, NBD_CMD_READ: with DF the zeroes are sent. */
-    if (session->structured && rq->length > NBD_HOLE_MIN &&
-        !(rq->flags & NBD_CMD_FLAG_DF) &&
-        reads_zero(root, rq->offset, rq->length)) {
-        op->head_len = nbd_put_hole(op->head, session, rq);
-        return;
-    }
     int r = rq->length ? root_read(root, rq->offset, sg_one(&iov), 0) : 0;
 
     if (r) {
         fail_errno(op, r);
+        return;
+    }
+    /* Zeroes need not travel.  Looking at the data costs next to nothing
+     * where there is some, and asking for the status may be slow.  Spec,
+     * NBD_CMD_READ: with DF the zeroes are sent. */
+    if (session->structured && rq->length >= NBD_HOLE_MIN &&
+        !(rq->flags & NBD_CMD_FLAG_DF) && bytes_are_zero(op->buf, rq->length)) {
+        op->head_len = nbd_put_hole(op->head, session, rq);
         return;
     }
     op->head_len = nbd_put_data(op->head, session, rq);
@@ -150,7 +141,8 @@ op_trim(struct nbd_op *op, struct root *root)
     int r = rq->length ? root_discard(root, rq->offset, rq->length) : 0;
 
     if (!r && (rq->flags & NBD_CMD_FLAG_FUA)) {
-        r = root_flush(root);
+        root = op_root(op);
+        r = root ? root_flush(root) : -ESHUTDOWN;
     }
     finish(op, r);
 }
@@ -217,7 +209,7 @@ next_extent(struct root *root, uint32_t min, uint64_t off, uint64_t len,
  * and returns their number, or -errno where there is not even one.
  */
 static int
-collect_extents(struct nbd_op *op, struct root *root)
+collect_extents(struct nbd_op *op)
 {
     const struct nbd_request *rq = &op->request;
     const struct nbd_session *session = &op->client->session;
@@ -231,8 +223,10 @@ collect_extents(struct nbd_op *op, struct root *root)
 
     for (int i = 0; left && i < NBD_STATUS_LOOKUPS_MAX; i++) {
         uint64_t here;
-        int r = next_extent(root, session->min_block, off, left, &here,
-                            &state);
+        struct root *root = op_root(op);
+        int r = root ? next_extent(root, session->min_block, off, left, &here,
+                                   &state)
+                     : -ESHUTDOWN;
 
         if (r && !n) {
             return r;
@@ -256,9 +250,9 @@ collect_extents(struct nbd_op *op, struct root *root)
 }
 
 static void
-op_block_status(struct nbd_op *op, struct root *root)
+op_block_status(struct nbd_op *op)
 {
-    int n = collect_extents(op, root);
+    int n = collect_extents(op);
 
     if (n < 0) {
         fail_errno(op, n);
@@ -272,8 +266,13 @@ void
 nbd_op_run(void *arg)
 {
     struct nbd_op *op = arg;
-    struct root *root = op->client->export->root;
+    struct root *root = op_root(op);
 
+    if (!root) {
+        fail_errno(op, -ESHUTDOWN);
+        nbd_client_reply(op);
+        return;
+    }
     switch (op->request.type) {
     case NBD_CMD_READ:
         op_read(op, root);
@@ -294,7 +293,7 @@ nbd_op_run(void *arg)
         op_write_zeroes(op, root);
         break;
     case NBD_CMD_BLOCK_STATUS:
-        op_block_status(op, root);
+        op_block_status(op);
         break;
     default: /* the wire lets no other command through */
         nbd_op_fail(op, NBD_EINVAL, "unknown command");

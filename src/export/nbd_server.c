@@ -70,9 +70,8 @@ describe(struct nbd_export *e, struct nbd_export_info *ret)
         .size = size,
         .flags = flags,
         .min_block = min,
-        .preferred_block =
-            (uint32_t)min_u64(max_u64(max_u64(4096, limits.preferred), min),
-                              max),
+        .preferred_block = (uint32_t)min_u64(
+            max_u64(max_u64(4096, limits.preferred), min), max),
         .max_block = max,
     };
 }
@@ -121,8 +120,7 @@ nbd_export_add(struct nbd_server *server, struct root *root,
                        options->name, NBD_STRING_MAX);
     }
     if (find_export(server, options->name)) {
-        return err_set(err, -EEXIST,
-                       "NBD server already has export named '%s'",
+        return err_set(err, -EEXIST, "NBD server already has export named '%s'",
                        options->name);
     }
     if (options->writable && !root_writable(root)) {
@@ -161,10 +159,12 @@ nbd_export_remove(struct nbd_export *e)
             nbd_client_stop(c);
         }
     }
+    /* First, since requests that are parked at the root's gate return only
+     * then; those that have not begun find no root from here on. */
+    root_free(take_ptr(e->root));
     while (e->n_clients) {
         waitq_wait(&e->gone);
     }
-    root_free(e->root);
     free(e->name);
     free(e->description);
     free(e);
@@ -281,12 +281,12 @@ nbd_server_stop(struct nbd_server *server)
     {
         nbd_client_stop(container_of(it, struct nbd_client, link));
     }
-    while (server->n_clients) {
-        waitq_wait(&server->changed);
-    }
     while (!list_empty(&server->exports)) {
         nbd_export_remove(
             list_first(&server->exports, struct nbd_export, link));
+    }
+    while (server->n_clients) { /* those that were still negotiating */
+        waitq_wait(&server->changed);
     }
     free(server);
 }

@@ -24,11 +24,11 @@
 
 /* Every limit on what a peer chooses. */
 enum nbd_limits {
-    NBD_STRING_MAX = 4096,       /* spec, Conventions */
-    NBD_OPTION_MAX = 64 * 1024,  /* an option's data; longer: drop */
-    NBD_OPTIONS_MAX = 1024,      /* options a handshake; more: drop */
-    NBD_DATA_MAX = 32 << 20,     /* the payload of a read or a write */
-    NBD_SKIP_MAX = 64 << 20,     /* a refused write's payload; longer: drop */
+    NBD_STRING_MAX = 4096,      /* spec, Conventions */
+    NBD_OPTION_MAX = 64 * 1024, /* an option's data; longer: drop */
+    NBD_OPTIONS_MAX = 1024,     /* options a handshake; more: drop */
+    NBD_DATA_MAX = 32 << 20,    /* the payload of a read or a write */
+    NBD_SKIP_MAX = 64 << 20,    /* a refused write's payload; longer: drop */
 };
 
 enum nbd_sizes {
@@ -75,8 +75,8 @@ struct nbd_session {
     uint64_t size;
     uint16_t flags;
     uint32_t min_block; /* as advertised */
-    bool structured; /* replies come in chunks */
-    bool extended;   /* headers are the long ones; implies `structured` */
+    bool structured;    /* replies come in chunks */
+    bool extended;      /* headers are the long ones; implies `structured` */
     bool base_allocation;
 };
 

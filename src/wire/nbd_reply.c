@@ -83,8 +83,8 @@ nbd_put_ok(uint8_t *p, const struct nbd_session *session,
            const struct nbd_request *rq)
 {
     /* Spec, Simple reply message: never one as the answer to a read. */
-    bool chunk = session->extended ||
-                 (session->structured && rq->type == NBD_CMD_READ);
+    bool chunk =
+        session->extended || (session->structured && rq->type == NBD_CMD_READ);
 
     return chunk ? put_chunk(p, session, rq, NBD_REPLY_TYPE_NONE, 0)
                  : put_simple(p, rq, NBD_OK);
@@ -100,8 +100,8 @@ nbd_put_error(uint8_t *p, const struct nbd_session *session,
     if (!session->structured) {
         return put_simple(p, rq, error);
     }
-    size_t at = put_chunk(p, session, rq, NBD_REPLY_TYPE_ERROR,
-                          (uint32_t)(6 + n));
+    size_t at =
+        put_chunk(p, session, rq, NBD_REPLY_TYPE_ERROR, (uint32_t)(6 + n));
 
     st_be32(p + at, (uint32_t)error);
     st_be16(p + at + 4, (uint16_t)n);
@@ -151,8 +151,7 @@ nbd_put_status(uint8_t *p, const struct nbd_session *session,
         st_be32(p + at, context);
         return at + 4;
     }
-    at = put_chunk(p, session, rq, NBD_REPLY_TYPE_BLOCK_STATUS_EXT,
-                   8 + n * 16);
+    at = put_chunk(p, session, rq, NBD_REPLY_TYPE_BLOCK_STATUS_EXT, 8 + n * 16);
     st_be32(p + at, context);
     st_be32(p + at + 4, n);
     return at + 8;

@@ -34,10 +34,9 @@ static const struct command commands[] = {
     [NBD_CMD_TRIM] = {.writes = true,
                       .has_range = true,
                       .past_end = NBD_EINVAL},
-    [NBD_CMD_CACHE] = {.has_range = true,
-                       .past_end = NBD_EINVAL},
-    [NBD_CMD_WRITE_ZEROES] = {.flags = NBD_CMD_FLAG_NO_HOLE |
-                                       NBD_CMD_FLAG_FAST_ZERO,
+    [NBD_CMD_CACHE] = {.has_range = true, .past_end = NBD_EINVAL},
+    [NBD_CMD_WRITE_ZEROES] = {.flags =
+                                  NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_FAST_ZERO,
                               .writes = true,
                               .has_range = true,
                               .past_end = NBD_ENOSPC},
@@ -56,8 +55,8 @@ bool
 nbd_request_parse(const struct nbd_session *session, const uint8_t *p,
                   struct nbd_request *ret)
 {
-    if (ld_be32(p) != (session->extended ? NBD_EXTENDED_REQUEST_MAGIC
-                                         : NBD_REQUEST_MAGIC)) {
+    if (ld_be32(p) !=
+        (session->extended ? NBD_EXTENDED_REQUEST_MAGIC : NBD_REQUEST_MAGIC)) {
         return false;
     }
     *ret = (struct nbd_request){
@@ -150,8 +149,7 @@ nbd_request_check(const struct nbd_session *session,
         return refuse(ret_text, NBD_EINVAL, "extended write without payload");
     }
     if ((rq->flags & NBD_CMD_FLAG_DF) && !session->structured) {
-        return refuse(ret_text, NBD_EINVAL,
-                      "DF without structured replies");
+        return refuse(ret_text, NBD_EINVAL, "DF without structured replies");
     }
     if (c->writes && (session->flags & NBD_FLAG_READ_ONLY)) {
         return refuse(ret_text, NBD_EPERM, "the export is read-only");

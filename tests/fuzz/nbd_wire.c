@@ -85,8 +85,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         size_t used;
 
         h.out.len = 0;
-        result = nbd_handshake_feed(&h, data + at, min_u64(step, size - at),
-                                    &used);
+        result =
+            nbd_handshake_feed(&h, data + at, min_u64(step, size - at), &used);
         assert(used <= size - at);
         assert(used || result != NBD_HANDSHAKE_MORE);
         at += used;

@@ -20,6 +20,8 @@ fake_root_new(struct loop *loop, uint64_t size, bool writable)
     root->writable = writable;
     root->min_align = 1;
     waitq_init(&root->held);
+    waitq_init(&root->parked);
+    waitq_init(&root->idle);
     return root;
 }
 
@@ -33,6 +35,12 @@ fake_root_release(struct root *root)
 void
 root_free(struct root *root)
 {
+    /* As the real one: what is parked returns, what is in flight is awaited. */
+    root->closing = true;
+    waitq_wake_all(&root->parked);
+    while (root->n_held) {
+        waitq_wait(&root->idle);
+    }
     if (root->freed) {
         *root->freed = true;
     }
@@ -73,7 +81,15 @@ enter(struct root *root, uint64_t off, uint64_t len)
     while (root->hold) {
         waitq_wait(&root->held);
     }
-    root->n_held--;
+    while (root->park && !root->closing) {
+        waitq_wait(&root->parked);
+    }
+    if (--root->n_held == 0) {
+        waitq_wake_all(&root->idle);
+    }
+    if (root->park) {
+        return -ESHUTDOWN;
+    }
     if (off > root->size || len > root->size - off) {
         return -EINVAL;
     }
@@ -84,8 +100,8 @@ static void
 mark(struct root *root, uint64_t off, uint64_t len, enum extent_kind kind)
 {
     /* Only whole blocks become zero; any touch makes a block data. */
-    uint64_t first = kind == EXTENT_DATA ? off / FAKE_BLOCK
-                                         : div_up(off, FAKE_BLOCK);
+    uint64_t first =
+        kind == EXTENT_DATA ? off / FAKE_BLOCK : div_up(off, FAKE_BLOCK);
     uint64_t end = kind == EXTENT_DATA || off + len == root->size
                        ? div_up(off + len, FAKE_BLOCK)
                        : (off + len) / FAKE_BLOCK;

@@ -2,7 +2,8 @@
 /*
  * A stand-in for the block layer: block/block.h's functions over memory, with
  * a state per 4 KiB block.  `hold` makes every request wait until
- * fake_root_release(); `fail` makes every request return it.
+ * fake_root_release(); `park` makes it wait until root_free(), as a request
+ * does that waits for something outside; `fail` makes every request return it.
  */
 #ifndef SLUICE_TESTS_FAKE_ROOT_H
 #define SLUICE_TESTS_FAKE_ROOT_H
@@ -17,12 +18,12 @@ struct root {
     uint8_t *data;
     uint8_t *kind; /* enum extent_kind, one each block */
     uint64_t size;
-    bool writable, hold;
+    bool writable, hold, park, closing;
     int fail;
     uint32_t min_align;
     unsigned n_held, n_flushes, n_fua, n_populates, n_reads;
     unsigned last_zero_flags;
-    struct waitq held;
+    struct waitq held, parked, idle;
     bool *freed; /* set by root_free(); may be NULL */
 };
 

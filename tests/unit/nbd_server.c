@@ -86,10 +86,10 @@ static void
 start(struct env *env, uint32_t max_connections, uint32_t handshake_seconds)
 {
     struct address address = {.kind = ADDRESS_UNIX, .path = env->path};
-    struct nbd_server_options options = {
-        .address = &address,
-        .max_connections = max_connections,
-        .handshake_max_seconds = handshake_seconds};
+    struct nbd_server_options options = {.address = &address,
+                                         .max_connections = max_connections,
+                                         .handshake_max_seconds =
+                                             handshake_seconds};
     auto_err err = ERR_INIT;
 
     CHECK_INT(nbd_server_start(env->loop, &options, &env->server, &err), 0);
@@ -316,7 +316,7 @@ note_export(void *arg, const char *name, const char *description)
 {
     struct env *env = arg;
 
-    env->result = env->result * 10 + (!strcmp(name, "disk")  ? 1
+    env->result = env->result * 10 + (!strcmp(name, "disk") ? 1
                                       : !strcmp(name, "ro") ? 2
                                                             : 9);
     CHECK_STR(description, "in memory");
@@ -449,8 +449,10 @@ CASE(errors_have_their_numbers)
     client(env, connect_disk);
     client(env, break_rules);
     CHECK_INT(env->disk->last_zero_flags, REQ_NO_FALLBACK | REQ_MAY_UNMAP);
-    static const int failures[][2] = {{-ENOSPC, -ENOSPC}, {-EIO, -EIO},
-                                      {-EDQUOT, -ENOSPC}, {-EROFS, -EPERM},
+    static const int failures[][2] = {{-ENOSPC, -ENOSPC},
+                                      {-EIO, -EIO},
+                                      {-EDQUOT, -ENOSPC},
+                                      {-EROFS, -EPERM},
                                       {-ENOTSUP, -EINVAL}};
 
     for (size_t i = 0; i < ARRAY_LEN(failures); i++) {
@@ -552,7 +554,7 @@ CASE(block_status_and_holes)
     client(env, connect_disk);
     client(env, look_at_status);
     client(env, read_holes);
-    CHECK_INT(env->disk->n_reads, 3);
+    CHECK_INT(env->disk->n_reads, 4);
 }
 
 static void
@@ -690,8 +692,8 @@ CASE(stop_disconnects_idle_clients)
 static void
 send_one(struct env *env)
 {
-    env->cookie = nbd_aio_pread(env->nbd, env->buf, 4096, 0,
-                                NBD_NULL_COMPLETION, 0);
+    env->cookie =
+        nbd_aio_pread(env->nbd, env->buf, 4096, 0, NBD_NULL_COMPLETION, 0);
     CHECK(env->cookie > 0);
 }
 
@@ -731,6 +733,31 @@ CASE(stop_answers_what_is_in_flight)
     client(env, expect_the_one);
     WAIT_FOR(env->disk_freed);
     WAIT_FOR(env->loop->n_coros == 1);
+}
+
+static void
+expect_shut_down(struct env *env)
+{
+    int r;
+
+    while ((r = nbd_aio_command_completed(env->nbd, (uint64_t)env->cookie)) ==
+           0) {
+        CHECK(nbd_poll(env->nbd, -1) >= 0);
+    }
+    CHECK_INT(r, -1);
+    CHECK_INT(nbd_get_errno(), ESHUTDOWN);
+}
+
+/* What waits for something outside returns only when the root is freed. */
+CASE(stop_does_not_wait_for_parked_requests)
+{
+    start(env, 100, 10);
+    client(env, connect_disk);
+    env->disk->park = true;
+    client(env, send_one);
+    WAIT_FOR(env->disk->n_held == 1);
+    stop(env);
+    client(env, expect_shut_down);
 }
 
 CASE(remove_disconnects_its_clients_only)
@@ -897,7 +924,8 @@ speak_extended(struct env *env)
                                    "IHAVEOPT\0\0\0\x0b\0\0\0\0"
                                    "IHAVEOPT\0\0\0\x0a\0\0\0\x1f"
                                    "\0\0\0\4disk\0\0\0\1"
-                                   "\0\0\0\x0f" "base:allocation"
+                                   "\0\0\0\x0f"
+                                   "base:allocation"
                                    "IHAVEOPT\0\0\0\1\0\0\0\4disk";
     uint8_t p[200] = {0}, *end = put_extended(p, NBD_CMD_WRITE, 4096, 8);
 
@@ -1041,6 +1069,8 @@ main(void)
             client_that_vanishes_leaves_nothing);
     tap_run("stop disconnects idle clients", stop_disconnects_idle_clients);
     tap_run("stop answers what is in flight", stop_answers_what_is_in_flight);
+    tap_run("stop does not wait for parked requests",
+            stop_does_not_wait_for_parked_requests);
     tap_run("remove disconnects its clients only",
             remove_disconnects_its_clients_only);
     tap_run("bad exports are refused", bad_exports_are_refused);

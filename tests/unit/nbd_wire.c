@@ -94,8 +94,7 @@ put_option(uint32_t option, const void *data, size_t n)
     put(&in, data, n);
 }
 
-#define OPTION(option, literal)                                                \
-    put_option(option, literal, sizeof(literal) - 1)
+#define OPTION(option, literal) put_option(option, literal, sizeof(literal) - 1)
 
 /* What must come back; @len says how much data follows. */
 static void
@@ -127,8 +126,8 @@ converse(size_t step)
         if (result != NBD_HANDSHAKE_MORE || at == in.n) {
             break;
         }
-        result = nbd_handshake_feed(&h, in.p + at, min_u64(step, in.n - at),
-                                    &used);
+        result =
+            nbd_handshake_feed(&h, in.p + at, min_u64(step, in.n - at), &used);
         CHECK(used <= step);
         at += used;
     }
@@ -338,7 +337,10 @@ info_refuses_malformed_data(void)
         REFUSED(opt, "\0\0\0\1a\0\1\0", 0x80000003);
         REFUSED(opt, "\0\0\0\1a\0\1\0\3\0", 0x80000003);
         REFUSED(opt, "\0\0\0\1a\xff\xff\0\3", 0x80000003);
-        REFUSED(opt, "\xff\xff\xff\xff" "a\0\0", 0x80000003);
+        REFUSED(opt,
+                "\xff\xff\xff\xff"
+                "a\0\0",
+                0x80000003);
         REFUSED(opt, "\0\0\0\2a\0\0\0", 0x80000003); /* a NUL in it */
         REFUSED(opt, "\0\0\0\1b\0\0", 0x80000006);   /* ERR_UNKNOWN */
         REFUSED(opt, "\0\0\0\0\0\0", 0x80000006);    /* no default export */
@@ -639,9 +641,8 @@ static const struct request_case request_cases[] = {
 static void
 requests_are_checked(void)
 {
-    struct nbd_session s = {.size = 10000001,
-                            .structured = true,
-                            .base_allocation = true};
+    struct nbd_session s = {
+        .size = 10000001, .structured = true, .base_allocation = true};
     const char *text;
 
     for (size_t i = 0; i < ARRAY_LEN(request_cases); i++) {
@@ -729,8 +730,7 @@ simple_replies_are_built(void)
 {
     uint8_t p[NBD_HEAD_MAX];
 
-    EXPECT(nbd_put_ok(p, &simple, &flush),
-           "\x67\x44\x66\x98\0\0\0\0" COOKIE);
+    EXPECT(nbd_put_ok(p, &simple, &flush), "\x67\x44\x66\x98\0\0\0\0" COOKIE);
     EXPECT(nbd_put_data(p, &simple, &read_512),
            "\x67\x44\x66\x98\0\0\0\0" COOKIE);
     EXPECT(nbd_put_data(p, &simple, &read_0),
@@ -750,9 +750,8 @@ structured_replies_are_built(void)
            "\x66\x8e\x33\xef\0\1\0\0" COOKIE "\0\0\0\0");
     EXPECT(nbd_put_data(p, s, &read_512),
            "\x66\x8e\x33\xef\0\1\0\1" COOKIE "\0\0\2\x8\0\0\0\1\0\0\2\0");
-    EXPECT(nbd_put_hole(p, s, &read_512),
-           "\x66\x8e\x33\xef\0\1\0\2" COOKIE
-           "\0\0\0\x0c\0\0\0\1\0\0\2\0\0\0\2\0");
+    EXPECT(nbd_put_hole(p, s, &read_512), "\x66\x8e\x33\xef\0\1\0\2" COOKIE
+                                          "\0\0\0\x0c\0\0\0\1\0\0\2\0\0\0\2\0");
     EXPECT(nbd_put_error(p, s, &flush, NBD_EINVAL, NULL),
            "\x66\x8e\x33\xef\0\1\x80\1" COOKIE "\0\0\0\6\0\0\0\x16\0\0");
     EXPECT(nbd_put_error(p, s, &flush, NBD_ENOSPC, "full"),
@@ -778,8 +777,7 @@ extended_replies_are_built(void)
     EXPECT(nbd_put_hole(p, s, &read_512),
            EXT "\0\2" COOKIE OFFSET "\0\0\0\0\0\0\0\x0c" OFFSET "\0\0\2\0");
     EXPECT(nbd_put_error(p, s, &read_512, NBD_ENOSPC, "full"),
-           EXT "\x80\1" COOKIE OFFSET
-               "\0\0\0\0\0\0\0\x0a\0\0\0\x1c\0\4full");
+           EXT "\x80\1" COOKIE OFFSET "\0\0\0\0\0\0\0\x0a\0\0\0\x1c\0\4full");
     EXPECT(nbd_put_status(p, s, &read_512, 1, 2),
            EXT "\0\6" COOKIE OFFSET "\0\0\0\0\0\0\0\x28\0\0\0\1\0\0\0\2");
     EXPECT(nbd_put_extent(p, s, 0x500000000, 3),
@@ -792,10 +790,10 @@ static void
 errnos_have_their_numbers(void)
 {
     static const int pairs[][2] = {
-        {0, 0},        {EPERM, 1},   {EACCES, 1},   {EROFS, 1},
-        {EIO, 5},      {ENOMEM, 12}, {EINVAL, 22},  {ENOSPC, 28},
-        {EDQUOT, 28},  {EFBIG, 28},  {EOVERFLOW, 75}, {ENOTSUP, 95},
-        {ESHUTDOWN, 108}, {ENOENT, 5}, {ETIMEDOUT, 5},
+        {0, 0},           {EPERM, 1},   {EACCES, 1},     {EROFS, 1},
+        {EIO, 5},         {ENOMEM, 12}, {EINVAL, 22},    {ENOSPC, 28},
+        {EDQUOT, 28},     {EFBIG, 28},  {EOVERFLOW, 75}, {ENOTSUP, 95},
+        {ESHUTDOWN, 108}, {ENOENT, 5},  {ETIMEDOUT, 5},
     };
 
     for (size_t i = 0; i < ARRAY_LEN(pairs); i++) {
