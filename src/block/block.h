@@ -100,11 +100,14 @@ int root_flush(struct root *root);
 /*
  * The first extent of [off, off + len) as the guest sees it, through the whole
  * chain: EXTENT_DATA, EXTENT_ZERO or EXTENT_UNALLOCATED (in no layer, reads
- * zero).  Never asks the file system, so a hole may be called data.
+ * zero).  Asks the file system for holes, so it can be slow: not for reads.
  */
 int root_status(struct root *root, uint64_t off, uint64_t len,
                 struct extent *ret);
-/* Brings [off, off + len) into the top layer where it lies below it. */
+/*
+ * Brings [off, off + len) into the top layer where it lies below it: a hint,
+ * and what CACHE of NBD means.
+ */
 int root_populate(struct root *root, uint64_t off, uint64_t len);
 
 #endif

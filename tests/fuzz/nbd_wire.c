@@ -2,14 +2,12 @@
 /*
  * Fuzzes the server's side of NBD: the input is what a client sends.  The
  * handshake takes it in pieces, then every request is parsed and checked.
- * With SLUICE_FUZZ_MAIN it replays files, so that the corpus is a test.
+ *   clang -fsanitize=fuzzer,address -D_GNU_SOURCE -Isrc \
+ *     tests/fuzz/nbd_wire.c src/wire/nbd_*.c src/base/bytes.c src/base/mem.c
  */
 #include <assert.h>
-#include <stdio.h>
-#include <stdlib.h>
 
 #include "base/bytes.h"
-#include "base/mem.h"
 #include "wire/nbd.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -97,28 +95,3 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     nbd_handshake_free(&h);
     return 0;
 }
-
-#ifdef SLUICE_FUZZ_MAIN
-int
-main(int argc, char **argv)
-{
-    for (int i = 1; i < argc; i++) {
-        static uint8_t data[1 << 20];
-        FILE *f = fopen(argv[i], "rb");
-
-        if (!f) {
-            perror(argv[i]);
-            return 1;
-        }
-        size_t n = fread(data, 1, sizeof(data), f);
-
-        fclose(f);
-        /* An exact copy, so that reading past its end is seen. */
-        auto_free uint8_t *copy = xmalloc(n);
-
-        memcpy(copy, data, n);
-        LLVMFuzzerTestOneInput(copy, n);
-    }
-    return 0;
-}
-#endif

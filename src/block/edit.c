@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * See edit.h for the steps.  An edit in memory cannot fail by itself; it is
+ * made, then the claims of every node it touched are checked, and the edits
+ * are undone backwards where one is violated.  All that happens without a
+ * yield, so nobody ever sees it half done.
+ */
+#include "block/edit.h"
+
+#include <errno.h>
+
+#include "block/graph_internal.h"
+
+/* What one edit did, to undo it or to clean up behind it. */
+struct done {
+    struct edge *old_edge, *new_edge; /* EDIT_BACKING */
+    struct edge **edges; /* EDIT_REPLACE: what moved */
+    struct root **roots;
+    unsigned n_edges, n_roots;
+};
+
+/* The roots whose requests can reach a node. */
+struct affected {
+    struct root **v;
+    unsigned n;
+    struct node **nodes;
+    unsigned n_nodes;
+};
+
+static void
+affected_add_node(struct affected *a, struct node *node)
+{
+    for (unsigned i = 0; i < a->n_nodes; i++) {
+        if (a->nodes[i] == node) {
+            return;
+        }
+    }
+    a->nodes = xrealloc(a->nodes, (a->n_nodes + 1) * sizeof(*a->nodes));
+    a->nodes[a->n_nodes++] = node;
+}
+
+static void
+affected_find(struct affected *a, const struct edit *edits, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        affected_add_node(a, edits[i].node);
+    }
+    /* Upwards, in breadth: the list grows while it is walked. */
+    for (unsigned i = 0; i < a->n_nodes; i++) {
+        list_for_each(it, &a->nodes[i]->parents)
+        {
+            affected_add_node(a, container_of(it, struct edge, link)->parent);
+        }
+        list_for_each(it, &a->nodes[i]->roots)
+        {
+            a->v = xrealloc(a->v, (a->n + 1) * sizeof(*a->v));
+            a->v[a->n++] = container_of(it, struct root, link);
+        }
+    }
+}
+
+static void
+affected_free(struct affected *a)
+{
+    free(a->v);
+    free(a->nodes);
+}
+
+/* Keeps the roots alive while the edit yields. */
+static void
+hold_roots(struct affected *a)
+{
+    for (unsigned i = 0; i < a->n; i++) {
+        a->v[i]->waiting++;
+    }
+}
+
+static void
+release_roots(struct affected *a)
+{
+    for (unsigned i = 0; i < a->n; i++) {
+        a->v[i]->waiting--;
+        waitq_wake_all(&a->v[i]->idle);
+    }
+}
+
+static bool
+drain(struct affected *a, uint64_t deadline_ns)
+{
+    for (unsigned i = 0; i < a->n; i++) {
+        while (a->v[i]->in_flight) {
+            if (!waitq_wait_until(&a->v[i]->idle, deadline_ns) &&
+                a->v[i]->in_flight) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+static void
+close_gates(struct affected *a)
+{
+    for (unsigned i = 0; i < a->n; i++) {
+        a->v[i]->gates++;
+    }
+}
+
+static void
+open_gates(struct affected *a)
+{
+    for (unsigned i = 0; i < a->n; i++) {
+        if (--a->v[i]->gates == 0) {
+            waitq_wake_all(&a->v[i]->gate);
+        }
+    }
+}
+
+static uint64_t
+count_held(struct affected *a)
+{
+    uint64_t held = 0;
+
+    for (unsigned i = 0; i < a->n; i++) {
+        held += a->v[i]->held;
+    }
+    return held;
+}
+
+/* Edits in memory. */
+
+static void
+do_backing(struct node *node, struct node *to, struct done *done)
+{
+    done->old_edge = node->backing;
+    if (done->old_edge) {
+        list_remove(&done->old_edge->link);
+    }
+    if (to) {
+        done->new_edge = xzalloc(sizeof(*done->new_edge));
+        *done->new_edge = (struct edge){.parent = node,
+                                        .child = node_ref(to),
+                                        .role = EDGE_BACKING,
+                                        .claim = CLAIM_STABLE};
+        list_push(&to->parents, &done->new_edge->link);
+    }
+    node->backing = done->new_edge;
+}
+
+static void
+undo_backing(struct node *node, struct done *done)
+{
+    node->backing = done->old_edge;
+    if (done->old_edge) {
+        list_push(&done->old_edge->child->parents, &done->old_edge->link);
+    }
+    if (done->new_edge) {
+        list_remove(&done->new_edge->link);
+        done->new_edge->child->refs--; /* it had one before: never the last */
+        free(done->new_edge);
+        done->new_edge = NULL;
+    }
+    done->old_edge = NULL;
+}
+
+/*
+ * Roots and parents that moved are remembered in arrays, so that exactly these
+ * go back in an undo.
+ */
+static void
+do_replace(struct node *node, struct node *to, struct done *done)
+{
+    list_for_each_safe(it, &node->parents)
+    {
+        struct edge *edge = container_of(it, struct edge, link);
+
+        if (edge->parent == to) {
+            continue;
+        }
+        done->edges = xrealloc(done->edges, (done->n_edges + 1) *
+                                                sizeof(*done->edges));
+        done->edges[done->n_edges++] = edge;
+        list_remove(it);
+        edge->child = node_ref(to);
+        list_push(&to->parents, it);
+    }
+    list_for_each_safe(it, &node->roots)
+    {
+        struct root *root = container_of(it, struct root, link);
+
+        done->roots = xrealloc(done->roots, (done->n_roots + 1) *
+                                                sizeof(*done->roots));
+        done->roots[done->n_roots++] = root;
+        list_remove(it);
+        root->node = node_ref(to);
+        list_push(&to->roots, it);
+    }
+    /* The references to @node are dropped once nothing can be undone. */
+}
+
+static void
+undo_replace(struct node *node, struct node *to, struct done *done)
+{
+    for (unsigned i = 0; i < done->n_edges; i++) {
+        list_remove(&done->edges[i]->link);
+        done->edges[i]->child = node;
+        list_push(&node->parents, &done->edges[i]->link);
+        to->refs--; /* the caller of graph_edit() holds one more */
+    }
+    for (unsigned i = 0; i < done->n_roots; i++) {
+        list_remove(&done->roots[i]->link);
+        done->roots[i]->node = node;
+        list_push(&node->roots, &done->roots[i]->link);
+        to->refs--;
+    }
+}
+
+/* Checks. */
+
+static bool
+is_in_chain(struct node *node, struct node *top)
+{
+    for (struct node *n = top; n; n = n->backing ? n->backing->child : NULL) {
+        if (n == node) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Every claim on a node against every other one. */
+static int
+check_claims(struct node *node, struct err *err)
+{
+    bool writer = false, stable = false;
+
+    list_for_each(it, &node->parents)
+    {
+        struct edge *e = container_of(it, struct edge, link);
+
+        writer |= e->claim == CLAIM_WRITE;
+        stable |= e->claim == CLAIM_STABLE;
+    }
+    list_for_each(it, &node->roots)
+    {
+        struct root *root = container_of(it, struct root, link);
+
+        writer |= root->claim == CLAIM_WRITE;
+        stable |= root->claim == CLAIM_STABLE;
+    }
+    if (writer && node->read_only) {
+        return err_set(err, -EACCES, "Node '%s' is read-only", node->name);
+    }
+    if (writer && stable) {
+        return err_set(err, -EBUSY,
+                       "Node '%s' would be written to while another node "
+                       "needs that nobody writes to it",
+                       node->name);
+    }
+    return 0;
+}
+
+static void
+undo(const struct edit *edits, unsigned n, struct done *done)
+{
+    while (n--) {
+        if (edits[n].kind == EDIT_BACKING) {
+            undo_backing(edits[n].node, &done[n]);
+        } else {
+            undo_replace(edits[n].node, edits[n].to, &done[n]);
+        }
+    }
+}
+
+/* All edits, then all checks; undone where one fails.  Does not yield. */
+static int
+swap(const struct edit *edits, unsigned n, struct done *done, struct err *err)
+{
+    int r = 0;
+
+    for (unsigned i = 0; i < n; i++) {
+        if (edits[i].kind == EDIT_REPLACE) {
+            do_replace(edits[i].node, edits[i].to, &done[i]);
+        } else if (edits[i].to && is_in_chain(edits[i].node, edits[i].to)) {
+            r = err_set(err, -ELOOP,
+                        "Making '%s' the backing file of '%s' would create a "
+                        "cycle",
+                        edits[i].to->name, edits[i].node->name);
+            undo(edits, i, done);
+            return r;
+        } else {
+            do_backing(edits[i].node, edits[i].to, &done[i]);
+        }
+    }
+    for (unsigned i = 0; i < n && !r; i++) {
+        r = edits[i].to ? check_claims(edits[i].to, err) : 0;
+    }
+    if (r) {
+        undo(edits, n, done);
+    }
+    return r;
+}
+
+/* Lets go of what was replaced; closing may take its time. */
+static void
+clean_up(const struct edit *edits, unsigned n, struct done *done, bool swapped)
+{
+    for (unsigned i = 0; i < n; i++) {
+        if (swapped && done[i].old_edge) {
+            struct node *child = done[i].old_edge->child;
+
+            free(done[i].old_edge);
+            node_unref(child);
+        }
+        for (unsigned k = done[i].n_edges + done[i].n_roots; swapped && k;
+             k--) {
+            node_unref(edits[i].node);
+        }
+        free(done[i].edges);
+        free(done[i].roots);
+    }
+    free(done);
+}
+
+int
+graph_edit(struct graph *graph, const struct edit *edits, unsigned n,
+           const struct edit_options *options, struct edit_report *report,
+           struct err *err)
+{
+    struct affected a = {0};
+    struct done *done = xzalloc(n * sizeof(*done));
+    uint64_t start = loop_now(graph->loop);
+    uint64_t held;
+    int r = 0;
+
+    affected_find(&a, edits, n);
+    hold_roots(&a);
+    held = count_held(&a);
+    if (!options->alike) {
+        close_gates(&a);
+        if (!drain(&a, options->deadline_ns)) {
+            r = err_set(err, -ETIMEDOUT,
+                        "Requests in flight on node '%s' did not end in time",
+                        edits[0].node->name);
+            err_hint(err, "its backend may hang; nothing was changed");
+        }
+    }
+    if (!r) {
+        r = swap(edits, n, done, err);
+    }
+    if (!options->alike) {
+        open_gates(&a);
+    }
+    if (report) {
+        report->pause_ns =
+            options->alike ? 0 : loop_now(graph->loop) - start;
+        report->held = count_held(&a) - held;
+    }
+    for (unsigned i = 0; i < a.n && !r && options->alike; i++) {
+        grace_wait(&a.v[i]->requests);
+    }
+    release_roots(&a);
+    clean_up(edits, n, done, !r);
+    affected_free(&a);
+    return r;
+}

@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * The graph's structure: nodes, edges, claims and references.
+ *
+ * Invariants: an edge and a root hold one reference to the node they point at;
+ * a node has no driver state before its open succeeded; a claim is checked
+ * against all parents before an edge or a root comes into being.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+
+#include "block/graph_internal.h"
+#include "block/limits.h"
+
+struct graph *
+graph_new(struct loop *loop, const struct graph_options *options)
+{
+    struct graph *graph = xzalloc(sizeof(*graph));
+
+    graph->loop = loop;
+    graph->drivers = options->drivers;
+    graph->backing_paths =
+        options->backing_paths ? xstrdup(options->backing_paths) : NULL;
+    list_init(&graph->nodes);
+    waitq_init(&graph->parked);
+    return graph;
+}
+
+void
+graph_free(struct graph *graph)
+{
+    bool again = true;
+
+    while (again) {
+        again = false;
+        list_for_each(it, &graph->nodes)
+        {
+            struct node *node = container_of(it, struct node, link);
+
+            if (node->named) {
+                node->named = false;
+                node_unref(node);
+                again = true;
+                break; /* closing may have removed any number of nodes */
+            }
+        }
+    }
+    assert(list_empty(&graph->nodes));
+    free(graph->backing_paths);
+    free(graph);
+}
+
+struct loop *
+graph_loop(const struct graph *graph)
+{
+    return graph->loop;
+}
+
+const struct driver *
+graph_driver(struct graph *graph, const char *name)
+{
+    for (const struct driver *const *d = graph->drivers; *d; d++) {
+        if (!strcmp((*d)->name, name)) {
+            return *d;
+        }
+    }
+    return NULL;
+}
+
+struct node *
+graph_find(struct graph *graph, const char *node_name)
+{
+    list_for_each(it, &graph->nodes)
+    {
+        struct node *node = container_of(it, struct node, link);
+
+        if (!strcmp(node->name, node_name)) {
+            return node;
+        }
+    }
+    return NULL;
+}
+
+void
+graph_each(struct graph *graph, void (*fn)(struct node *node, void *arg),
+           void *arg)
+{
+    list_for_each(it, &graph->nodes)
+    {
+        fn(container_of(it, struct node, link), arg);
+    }
+}
+
+void
+graph_unpark(struct graph *graph)
+{
+    graph->park_gen++;
+    waitq_wake_all(&graph->parked);
+}
+
+/* Nodes. */
+
+struct node *
+node_alloc(struct graph *graph, const char *name)
+{
+    struct node *node = xzalloc(sizeof(*node));
+
+    node->graph = graph;
+    node->name = name ? xstrdup(name)
+                      : xasprintf("#block%03u", graph->next_name++);
+    node->refs = 1;
+    node->cluster_size = 1;
+    node->limits = (struct block_limits){1, 4096, LIMIT_REQUEST};
+    range_lock_init(&node->ranges);
+    grace_init(&node->lookups);
+    list_init(&node->taps);
+    list_init(&node->parents);
+    list_init(&node->roots);
+    list_push(&graph->nodes, &node->link);
+    return node;
+}
+
+void
+node_dealloc(struct node *node)
+{
+    list_remove(&node->link);
+    json_decref(node->options);
+    free(node->header_backing.filename);
+    free(node->header_backing.format);
+    free(node->filename);
+    free(node->name);
+    free(node);
+}
+
+struct node *
+node_ref(struct node *node)
+{
+    node->refs++;
+    return node;
+}
+
+/* Closes a node nobody refers to; returns the backing node it let go of. */
+static struct node *
+node_close(struct node *node)
+{
+    struct node *backing = NULL;
+
+    if (node->drv && node->drv->close) {
+        node->drv->close(node);
+    }
+    if (node->backing) {
+        backing = node->backing->child;
+        list_remove(&node->backing->link);
+        free(node->backing);
+    }
+    if (node->file) {
+        edge_free(node->file);
+    }
+    node_dealloc(node);
+    return backing;
+}
+
+/* A chain is closed in a loop: its depth is the image's choice. */
+void
+node_unref(struct node *node)
+{
+    while (node && --node->refs == 0) {
+        node = node_close(node);
+    }
+}
+
+/* Claims and edges. */
+
+static bool
+claims_clash(enum claim a, enum claim b)
+{
+    return (a == CLAIM_STABLE && b == CLAIM_WRITE) ||
+           (a == CLAIM_WRITE && b == CLAIM_STABLE);
+}
+
+static int
+claim_refused(struct node *node, enum claim held, const char *owner,
+              const char *holder, struct err *err)
+{
+    int r = err_set(err, -EBUSY, "Node '%s' is busy: %s %s it", node->name,
+                    holder,
+                    held == CLAIM_WRITE ? "writes to"
+                                        : "needs that nobody writes to");
+
+    err_hint(err, "%s cannot have it before that ends", owner);
+    return r;
+}
+
+int
+claim_check(struct node *node, enum claim claim, const char *owner,
+            struct err *err)
+{
+    if (claim == CLAIM_WRITE && node->read_only) {
+        return err_set(err, -EACCES, "Block node is read-only");
+    }
+    list_for_each(it, &node->parents)
+    {
+        struct edge *e = container_of(it, struct edge, link);
+
+        if (claims_clash(claim, e->claim)) {
+            auto_free char *holder =
+                xasprintf("node '%s', as its %s,", e->parent->name,
+                          e->role == EDGE_DATA ? "file" : "backing file");
+
+            return claim_refused(node, e->claim, owner, holder, err);
+        }
+    }
+    list_for_each(it, &node->roots)
+    {
+        struct root *root = container_of(it, struct root, link);
+
+        if (claims_clash(claim, root->claim)) {
+            return claim_refused(node, root->claim, owner, root->owner, err);
+        }
+    }
+    return 0;
+}
+
+int
+edge_new(struct node *parent, struct node *child, enum edge_role role,
+         enum claim claim, struct edge **ret, struct err *err)
+{
+    int r = claim_check(child, claim, parent->name, err);
+
+    if (r) {
+        return r;
+    }
+    struct edge *edge = xzalloc(sizeof(*edge));
+
+    *edge = (struct edge){.parent = parent,
+                          .child = node_ref(child),
+                          .role = role,
+                          .claim = claim};
+    list_push(&child->parents, &edge->link);
+    *ret = edge;
+    return 0;
+}
+
+void
+edge_free(struct edge *edge)
+{
+    struct node *child = edge->child;
+
+    list_remove(&edge->link);
+    free(edge);
+    node_unref(child);
+}
+
+void
+tap_attach(struct node *node, struct tap *tap)
+{
+    struct list *at = node->taps.next;
+
+    while (at != &node->taps &&
+           container_of(at, struct tap, link)->order <= tap->order) {
+        at = at->next;
+    }
+    list_push(at, &tap->link);
+}
+
+void
+tap_detach(struct tap *tap)
+{
+    list_remove(&tap->link);
+}

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* Shared by the block layer's own files only. */
+#ifndef SLUICE_BLOCK_GRAPH_INTERNAL_H
+#define SLUICE_BLOCK_GRAPH_INTERNAL_H
+
+#include "block/node.h"
+
+struct graph {
+    struct loop *loop;
+    const struct driver *const *drivers;
+    char *backing_paths;
+    struct list nodes;
+    unsigned next_name;
+    struct waitq parked;
+    uint64_t park_gen; /* counts unparks, so that none is missed */
+};
+
+struct root {
+    struct list link; /* node->roots */
+    struct node *node;
+    struct graph *graph;
+    enum claim claim;
+    char *owner;
+
+    unsigned gates; /* closed so many times */
+    bool closing;
+    unsigned in_flight, waiting;
+    struct waitq gate, idle;
+    struct grace requests;
+    uint64_t held; /* requests that a closed gate made wait, in all */
+};
+
+/* For block/open.c: a node without a driver's state, with its reference. */
+struct node *node_alloc(struct graph *graph, const char *name);
+void node_dealloc(struct node *node);
+
+#endif

@@ -1,0 +1,582 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * The request path.
+ *
+ * A read asks each layer where its bytes are (`map`) and goes down the chain
+ * in a loop until a layer has them, so that neither the stack nor a lock grows
+ * with the chain's depth.  A plain cluster is then read from the layer's file
+ * without the driver; only what is encoded goes through it.
+ *
+ * A write holds its range (shared, unless the caller holds it or a read-modify-
+ * write needs it alone), fires the taps around it, and leaves everything else
+ * to the driver.
+ *
+ * The driver's contract is checked here, on both sides of each call.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "block/graph_internal.h"
+#include "block/limits.h"
+
+enum {
+    BOUNCE_MAX = 1 << 20, /* bytes of one bounce buffer */
+    ZERO_CHUNK = 1 << 16,
+    ZERO_IOVS = 16,
+};
+
+/* What a fallback for `zero` writes; never changed. */
+static unsigned char zeroes[ZERO_CHUNK] __attribute__((aligned(4096)));
+
+/* Reading. */
+
+/* A protocol that wants alignment reads whole blocks into a buffer. */
+static int
+read_bounced(struct node *node, uint64_t off, struct sg sg, unsigned flags)
+{
+    uint32_t align = node->limits.min_align;
+
+    while (sg.len) {
+        uint64_t start = align_down(off, align);
+        uint64_t len = min_u64(sg.len, BOUNCE_MAX - (off - start));
+        uint64_t end = align_up(off + len, align);
+        auto_free unsigned char *buf = try_alloc_aligned(4096, end - start);
+        struct iovec iov = {buf, end - start};
+
+        if (!buf) {
+            return -ENOMEM;
+        }
+        int r = node->drv->read(node, start, sg_one(&iov), flags);
+
+        if (r) {
+            return r;
+        }
+        sg_copy_from(sg_slice(sg, 0, len), buf + (off - start));
+        sg = sg_slice(sg, len, sg.len - len);
+        off += len;
+    }
+    return 0;
+}
+
+static bool
+is_suitable(struct node *node, uint64_t off, struct sg sg)
+{
+    uint32_t align = node->limits.min_align;
+
+    return align == 1 || (is_aligned(off, align) && sg_is_aligned(sg, align));
+}
+
+static int
+read_protocol(struct node *node, uint64_t off, struct sg sg, unsigned flags)
+{
+    return is_suitable(node, off, sg) ? node->drv->read(node, off, sg, flags)
+                                      : read_bounced(node, off, sg, flags);
+}
+
+/*
+ * Reads the beginning of a range from this layer, if it has it: *ret_len says
+ * how much the answer covers, *ret_below that it lies in a layer below.
+ */
+static int
+read_layer(struct node *node, uint64_t off, struct sg sg, unsigned flags,
+           uint64_t *ret_len, bool *ret_below)
+{
+    struct extent ext;
+
+    *ret_below = false;
+    if (!node->drv->map) {
+        *ret_len = sg.len;
+        return read_protocol(node, off, sg, flags);
+    }
+    /* Until the read is over, the cluster it found must not be reused. */
+    unsigned token = grace_enter(&node->lookups);
+    int r = node->drv->map(node, off, sg.len, &ext);
+
+    if (!r) {
+        assert(ext.len && ext.len <= sg.len);
+        *ret_len = ext.len;
+        sg = sg_slice(sg, 0, ext.len);
+        switch (ext.kind) {
+        case EXTENT_UNALLOCATED:
+            *ret_below = node->backing != NULL;
+            if (!*ret_below) {
+                sg_zero(sg);
+            }
+            break;
+        case EXTENT_ZERO:
+            sg_zero(sg);
+            break;
+        case EXTENT_DATA:
+            r = node_read(node->file->child, ext.host_off, sg, flags);
+            break;
+        case EXTENT_ENCODED:
+            r = node->drv->read(node, off, sg, flags);
+            break;
+        }
+    }
+    grace_leave(&node->lookups, token);
+    return r;
+}
+
+/* Reads the beginning of a range from the first layer that has it. */
+static int
+read_chain(struct node *node, uint64_t off, struct sg sg, unsigned flags,
+           uint64_t *ret_len)
+{
+    bool below = true;
+
+    for (struct node *n = node; below; n = n->backing->child) {
+        if (!n->drv->is_protocol || n != node) {
+            if (off >= n->size) {
+                sg_zero(sg); /* a backing file shorter than its overlay */
+                *ret_len = sg.len;
+                return 0;
+            }
+            sg = sg_slice(sg, 0, min_u64(sg.len, n->size - off));
+        }
+        int r = read_layer(n, off, sg, flags, ret_len, &below);
+
+        if (r || !below) {
+            return r;
+        }
+        sg = sg_slice(sg, 0, *ret_len);
+    }
+    return 0;
+}
+
+int
+node_read(struct node *node, uint64_t off, struct sg sg, unsigned flags)
+{
+    if (!(flags & REQ_BACKGROUND)) {
+        list_for_each(it, &node->taps)
+        {
+            struct tap *tap = container_of(it, struct tap, link);
+
+            if (tap->on_read) {
+                tap->on_read(tap, off, sg.len);
+            }
+        }
+    }
+    while (sg.len) {
+        uint64_t len = 0;
+        int r = read_chain(node, off, sg, flags, &len);
+
+        if (r) {
+            return r;
+        }
+        off += len;
+        sg = sg_slice(sg, len, sg.len - len);
+    }
+    return 0;
+}
+
+int
+node_read_buf(struct node *node, uint64_t off, void *buf, uint64_t len)
+{
+    struct iovec iov = {buf, len};
+
+    return node_read(node, off, sg_one(&iov), 0);
+}
+
+/* Writing: what all changes have in common. */
+
+static int
+may_change(struct node *node, uint64_t off, uint64_t len)
+{
+    uint64_t end;
+
+    if (node->failed) {
+        return node->failed;
+    }
+    if (node->read_only) {
+        return -EROFS;
+    }
+    if (!add_ok(off, len, &end) || end > LIMIT_IMAGE_SIZE ||
+        (!node->drv->is_protocol && end > node->size)) {
+        return -EINVAL;
+    }
+    return 0;
+}
+
+static int
+fire_before(struct node *node, enum tap_op op, uint64_t off, uint64_t len)
+{
+    list_for_each_safe(it, &node->taps)
+    {
+        struct tap *tap = container_of(it, struct tap, link);
+        int r = tap->before ? tap->before(tap, op, off, len) : 0;
+
+        if (r) {
+            return r;
+        }
+    }
+    return 0;
+}
+
+static void
+fire_after(struct node *node, enum tap_op op, uint64_t off, uint64_t len, int r)
+{
+    list_for_each_safe(it, &node->taps)
+    {
+        struct tap *tap = container_of(it, struct tap, link);
+
+        if (tap->after) {
+            tap->after(tap, op, off, len, r);
+        }
+    }
+}
+
+/* A change in progress: its hold and its taps. */
+struct change {
+    struct node *node;
+    enum tap_op op;
+    uint64_t off, len;
+    bool quiet; /* fires no tap */
+    struct range_hold own, *hold;
+};
+
+static int
+change_begin(struct change *c, struct range_hold *hold)
+{
+    int r = may_change(c->node, c->off, c->len);
+
+    if (r) {
+        return r;
+    }
+    c->hold = hold;
+    if (!hold) {
+        c->hold = &c->own;
+        range_lock_take(&c->node->ranges, &c->own, c->off, c->off + c->len,
+                        RANGE_SHARED);
+    }
+    if (!c->quiet) {
+        r = fire_before(c->node, c->op, c->off, c->len);
+    }
+    if (r && !hold) {
+        range_lock_release(&c->node->ranges, &c->own);
+    }
+    return r;
+}
+
+/* Ends the change; durable first where @flags say so. */
+static int
+change_end(struct change *c, int r, unsigned flags)
+{
+    c->node->write_gen++;
+    if (c->hold == &c->own) {
+        range_lock_release(&c->node->ranges, &c->own);
+    }
+    if (!r && (flags & REQ_FUA)) {
+        r = node_flush(c->node);
+    }
+    if (!c->quiet) {
+        fire_after(c->node, c->op, c->off, c->len, r);
+    }
+    return r;
+}
+
+/* Writes whole blocks where the protocol wants alignment. */
+static int
+write_bounced(struct node *node, uint64_t off, struct sg sg, unsigned flags,
+              struct range_hold *hold)
+{
+    uint32_t align = node->limits.min_align;
+    int r = 0;
+
+    range_lock_widen(&node->ranges, hold, align_down(off, align),
+                     align_up(off + sg.len, align));
+    while (sg.len && !r) {
+        uint64_t start = align_down(off, align);
+        uint64_t len = min_u64(sg.len, BOUNCE_MAX - (off - start));
+        uint64_t end = align_up(off + len, align);
+        auto_free unsigned char *buf = try_alloc_aligned(4096, end - start);
+        struct iovec iov = {buf, end - start};
+        struct iovec head = {buf, align};
+        struct iovec tail = {buf ? buf + (end - start) - align : NULL, align};
+
+        if (!buf) {
+            return -ENOMEM;
+        }
+        if (start != off || end - start == align) {
+            r = node->drv->read(node, start, sg_one(&head), flags);
+        }
+        if (!r && end != off + len && end - start > align) {
+            r = node->drv->read(node, end - align, sg_one(&tail), flags);
+        }
+        if (!r) {
+            sg_copy_to(sg_slice(sg, 0, len), buf + (off - start));
+            r = node->drv->write(node, start, sg_one(&iov), flags, hold);
+        }
+        sg = sg_slice(sg, len, sg.len - len);
+        off += len;
+    }
+    return r;
+}
+
+static int
+driver_write(struct node *node, uint64_t off, struct sg sg, unsigned flags,
+             struct range_hold *hold)
+{
+    if (!node->drv->write) {
+        return -ENOTSUP;
+    }
+    return is_suitable(node, off, sg)
+               ? node->drv->write(node, off, sg, flags, hold)
+               : write_bounced(node, off, sg, flags, hold);
+}
+
+int
+node_write(struct node *node, uint64_t off, struct sg sg, unsigned flags,
+           struct range_hold *hold)
+{
+    struct change c = {.node = node,
+                       .op = TAP_OP_WRITE,
+                       .off = off,
+                       .len = sg.len,
+                       .quiet = flags & REQ_BACKGROUND};
+    int r = change_begin(&c, hold);
+
+    if (r) {
+        return r;
+    }
+    r = driver_write(node, off, sg, flags & ~(unsigned)REQ_FUA, c.hold);
+    return change_end(&c, r, flags);
+}
+
+int
+node_write_buf(struct node *node, uint64_t off, const void *buf, uint64_t len)
+{
+    struct iovec iov = {(void *)(uintptr_t)buf, len};
+
+    return node_write(node, off, sg_one(&iov), 0, NULL);
+}
+
+static int
+write_zeroes(struct node *node, uint64_t off, uint64_t len, unsigned flags,
+             struct range_hold *hold)
+{
+    struct iovec iov[ZERO_IOVS];
+
+    for (size_t i = 0; i < ZERO_IOVS; i++) {
+        iov[i] = (struct iovec){zeroes, ZERO_CHUNK};
+    }
+    while (len) {
+        struct sg sg = {.iov = iov,
+                        .len = min_u64(len, ZERO_CHUNK * ZERO_IOVS)};
+        int r = driver_write(node, off, sg, flags, hold);
+
+        if (r) {
+            return r;
+        }
+        off += sg.len;
+        len -= sg.len;
+    }
+    return 0;
+}
+
+/* The part of a zero request that consists of whole clusters. */
+static int
+zero_clusters(struct node *node, uint64_t off, uint64_t len, unsigned flags,
+              struct range_hold *hold)
+{
+    int r = -ENOTSUP;
+
+    if (!len) {
+        return 0;
+    }
+    if (node->drv->zero) {
+        r = node->drv->zero(node, off, len, flags, hold);
+    }
+    if (r == -ENOTSUP && !(flags & REQ_NO_FALLBACK)) {
+        r = write_zeroes(node, off, len, flags, hold);
+    }
+    return r;
+}
+
+int
+node_zero(struct node *node, uint64_t off, uint64_t len, unsigned flags,
+          struct range_hold *hold)
+{
+    struct change c = {.node = node,
+                       .op = TAP_OP_ZERO,
+                       .off = off,
+                       .len = len,
+                       .quiet = flags & REQ_BACKGROUND};
+    unsigned inner = flags & ~(unsigned)REQ_FUA;
+    uint64_t unit = max_u64(node->cluster_size, node->limits.min_align);
+    uint64_t end = off + len;
+    int r = change_begin(&c, hold);
+
+    if (r) {
+        return r;
+    }
+    if (!node->unmap) {
+        inner &= ~(unsigned)REQ_MAY_UNMAP;
+    }
+    uint64_t body = align_up(off, unit);
+    /* The last cluster is whole where the disk ends in it. */
+    uint64_t tail = end == node->size ? end : align_down(end, unit);
+
+    if (body > tail) {
+        r = write_zeroes(node, off, len, inner, c.hold);
+    } else {
+        r = write_zeroes(node, off, body - off, inner, c.hold);
+        if (!r) {
+            r = zero_clusters(node, body, tail - body, inner, c.hold);
+        }
+        if (!r) {
+            r = write_zeroes(node, tail, end - tail, inner, c.hold);
+        }
+    }
+    return change_end(&c, r, flags);
+}
+
+int
+node_discard(struct node *node, uint64_t off, uint64_t len)
+{
+    struct change c = {
+        .node = node, .op = TAP_OP_DISCARD, .off = off, .len = len};
+    uint64_t unit = max_u64(node->cluster_size, node->limits.min_align);
+    uint64_t end = off + len;
+    int r = may_change(node, off, len);
+
+    if (r || !node->unmap || !node->drv->discard) {
+        return r;
+    }
+    off = align_up(off, unit);
+    end = end == node->size ? end : align_down(end, unit);
+    if (off >= end) {
+        return 0;
+    }
+    c.off = off;
+    c.len = end - off;
+    r = change_begin(&c, NULL);
+    if (r) {
+        return r;
+    }
+    r = node->drv->discard(node, off, end - off, c.hold);
+    return change_end(&c, r == -ENOTSUP ? 0 : r, 0);
+}
+
+int
+node_unallocate(struct node *node, uint64_t off, uint64_t len,
+                struct range_hold *hold)
+{
+    struct change c = {.node = node, .off = off, .len = len, .quiet = true};
+    int r = node->drv->unallocate ? change_begin(&c, hold) : -ENOTSUP;
+
+    if (r) {
+        return r;
+    }
+    assert(is_aligned(off, node->cluster_size));
+    r = node->drv->unallocate(node, off, len, c.hold);
+    return change_end(&c, r, 0);
+}
+
+int
+node_flush(struct node *node)
+{
+    /* Only what completed before counts: later writes have a later number. */
+    uint64_t gen = node->write_gen;
+    int r = 0;
+
+    if (node->failed) {
+        return node->failed;
+    }
+    if (node->flushed_gen == gen) {
+        return 0;
+    }
+    if (node->drv->flush) {
+        r = node->drv->flush(node);
+    } else if (node->file) {
+        r = node_flush(node->file->child);
+    }
+    if (!r) {
+        node->flushed_gen = max_u64(node->flushed_gen, gen);
+    }
+    return r;
+}
+
+int
+node_truncate(struct node *node, uint64_t size, struct err *err)
+{
+    if (node->read_only) {
+        return err_set(err, -EROFS, "Node '%s' is read-only", node->name);
+    }
+    if (size > LIMIT_IMAGE_SIZE) {
+        return err_set(err, -EFBIG,
+                       "Size %llu of node '%s' is above the limit of %llu",
+                       (unsigned long long)size, node->name,
+                       (unsigned long long)LIMIT_IMAGE_SIZE);
+    }
+    if (!node->drv->truncate) {
+        return err_set(err, -ENOTSUP,
+                       "Driver '%s' of node '%s' cannot change its size",
+                       node->drv->name, node->name);
+    }
+    int r = node->drv->truncate(node, size, err);
+
+    node->write_gen++;
+    return r;
+}
+
+/* Where data is. */
+
+int
+node_status(struct node *node, uint64_t off, uint64_t len, bool seek,
+            struct extent *ret)
+{
+    int r = 0;
+
+    if (node->drv->map) {
+        r = node->drv->map(node, off, len, ret);
+        if (!r && seek && ret->kind == EXTENT_DATA && node->drv->is_filter) {
+            struct extent below;
+
+            r = node_status(node->file->child, ret->host_off, ret->len, true,
+                            &below);
+            ret->len = r ? ret->len : below.len;
+            ret->kind = r ? ret->kind : below.kind;
+        }
+    } else if (seek && node->drv->status) {
+        r = node->drv->status(node, off, len, ret);
+    } else {
+        *ret = (struct extent){.kind = EXTENT_DATA, .len = len};
+    }
+    assert(r || (ret->len && ret->len <= len));
+    return r;
+}
+
+int
+chain_status(struct node *top, struct node *base, uint64_t off, uint64_t len,
+             bool seek, struct extent *ret, struct node **ret_layer)
+{
+    struct node *layer = NULL;
+
+    *ret = (struct extent){.kind = EXTENT_UNALLOCATED, .len = len};
+    for (struct node *n = top; n && n != base && len;
+         n = n->backing ? n->backing->child : NULL) {
+        if (off >= n->size) {
+            *ret = (struct extent){.kind = EXTENT_ZERO, .len = len};
+            layer = n;
+            break;
+        }
+        len = min_u64(len, n->size - off);
+        int r = node_status(n, off, len, seek, ret);
+
+        if (r) {
+            return r;
+        }
+        len = ret->len;
+        if (ret->kind != EXTENT_UNALLOCATED) {
+            layer = n;
+            break;
+        }
+    }
+    if (ret_layer) {
+        *ret_layer = layer;
+    }
+    return 0;
+}

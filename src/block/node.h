@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * Nodes, edges and the driver table: what drivers and the engine use.
+ *
+ * A node is an open image or a protocol endpoint.  It lives as long as
+ * somebody refers to it: the operator's name (blockdev-add), an edge, a root.
+ * Its children are reached only through its edges.
+ *
+ * Everything runs in the graph's loop.  Unless a function says that it does
+ * not yield, it does, and it returns 0 or -errno.
+ */
+#ifndef SLUICE_BLOCK_NODE_H
+#define SLUICE_BLOCK_NODE_H
+
+#include <jansson.h>
+
+#include "base/list.h"
+#include "block/block.h"
+#include "block/grace.h"
+#include "block/range_lock.h"
+#include "run/loop.h"
+
+enum edge_role { EDGE_DATA, EDGE_BACKING };
+
+struct edge {
+    struct node *parent, *child;
+    enum edge_role role;
+    enum claim claim;
+    struct list link; /* child->parents */
+};
+
+/* The backing file as an image's header states it. */
+struct backing_ref {
+    char *filename; /* NULL: none */
+    char *format;   /* NULL: the header does not say */
+};
+
+struct node {
+    const struct driver *drv;
+    void *state; /* the driver's */
+    struct edge *file, *backing;
+    uint64_t size; /* bytes, as the parent sees it */
+    bool read_only, unmap;
+    bool incomplete; /* an unfinished target (design rule 5) */
+    /* Set for good when what is on disk is no longer known (rule 9). */
+    int failed;
+    struct block_limits limits;
+    uint32_t cluster_size; /* unit of allocation; 1 where there is none */
+
+    struct range_lock ranges;
+    struct grace lookups; /* reads that looked up where data is */
+    struct list taps;     /* in firing order */
+    uint64_t write_gen, flushed_gen;
+
+    struct graph *graph;
+    struct list link; /* graph's nodes */
+    char *name;       /* unique; "#block..." where it was not given */
+    bool named;       /* held by its name: blockdev-add */
+    char *filename;   /* for messages: the file that it shows; may be NULL */
+    struct backing_ref header_backing;
+    unsigned refs;
+    struct list parents; /* of struct edge */
+    struct list roots;
+    json_t *options; /* as they were given */
+};
+
+/* One tap sees a node's writes (design §4); the engine's own fire none. */
+enum tap_order { TAP_BEFORE, TAP_DIRTY, TAP_FORWARD, TAP_AFTER };
+
+enum tap_op { TAP_OP_WRITE, TAP_OP_ZERO, TAP_OP_DISCARD };
+
+struct tap {
+    struct list link;
+    enum tap_order order;
+    /*
+     * Before the write reaches the driver, with its range held; may yield.
+     * An error fails the request.  May be NULL.
+     */
+    int (*before)(struct tap *tap, enum tap_op op, uint64_t off, uint64_t len);
+    /* Afterwards, whatever became of it; must not yield.  May be NULL. */
+    void (*after)(struct tap *tap, enum tap_op op, uint64_t off, uint64_t len,
+                  int result);
+    /* A read is about to be done; must not yield.  May be NULL. */
+    void (*on_read)(struct tap *tap, uint64_t off, uint64_t len);
+};
+
+void tap_attach(struct node *node, struct tap *tap);
+void tap_detach(struct tap *tap);
+
+struct check_report {
+    uint64_t corruptions, leaks, check_errors;
+    uint64_t fixed_corruptions, fixed_leaks;
+    uint64_t total_clusters, allocated_clusters, compressed_clusters;
+    uint64_t end_offset;
+    /* Says what was found, a line each; may be NULL. */
+    void (*say)(void *arg, const char *line);
+    void *arg;
+};
+
+enum check_fix { CHECK_FIX_LEAKS = 1, CHECK_FIX_ERRORS = 2 };
+
+/*
+ * A driver.  A format has `map` and a data child; a protocol has none and
+ * implements `read` for every byte.  NULL entries are emulated by block/io.c
+ * or refused with -ENOTSUP.
+ *
+ * Ranges lie inside the node (io.c checks both sides of each call).  `hold` is
+ * the caller's hold on the node's range lock; a driver that needs more, widens
+ * it (range_lock_widen()) and looks again.
+ */
+struct driver {
+    const char *name;
+    bool is_protocol;
+    bool is_filter; /* reads and writes as its data child */
+
+    /* Takes options out of @options (never NULL); sets size and limits. */
+    int (*open)(struct node *node, json_t *options, struct err *err);
+    /* Writes back what is pending; must free the state whatever happens. */
+    int (*close)(struct node *node);
+    /* Makes an image file; @options as blockdev-create's. */
+    int (*create)(struct graph *graph, json_t *options, struct err *err);
+
+    /* Where the first bytes of [off, off + len) are in this layer. */
+    int (*map)(struct node *node, uint64_t off, uint64_t len,
+               struct extent *ret);
+    /* Protocols: everything.  Formats: EXTENT_ENCODED ranges only. */
+    int (*read)(struct node *node, uint64_t off, struct sg sg, unsigned flags);
+    int (*write)(struct node *node, uint64_t off, struct sg sg, unsigned flags,
+                 struct range_hold *hold);
+    /* Multiples of the cluster size.  -ENOTSUP: io.c writes zeroes. */
+    int (*zero)(struct node *node, uint64_t off, uint64_t len, unsigned flags,
+                struct range_hold *hold);
+    int (*discard)(struct node *node, uint64_t off, uint64_t len,
+                   struct range_hold *hold);
+    /* Makes it read through to the backing file; whole clusters. */
+    int (*unallocate)(struct node *node, uint64_t off, uint64_t len,
+                      struct range_hold *hold);
+    /* Everything written before is durable.  NULL: the data child's. */
+    int (*flush)(struct node *node);
+    /* Data or hole, as the file system knows; slow.  NULL: all is data. */
+    int (*status)(struct node *node, uint64_t off, uint64_t len,
+                  struct extent *ret);
+    int (*truncate)(struct node *node, uint64_t size, struct err *err);
+    /* Rewrites the header's backing file, durably; NULL name: none. */
+    int (*set_backing)(struct node *node, const char *filename,
+                       const char *format, struct err *err);
+    int (*check)(struct node *node, unsigned fix, struct check_report *report,
+                 struct err *err);
+    /* Adds format-specific members to @info. */
+    void (*info)(struct node *node, json_t *info);
+};
+
+/* The graph. */
+
+struct graph_options {
+    const struct driver *const *drivers; /* NULL-terminated */
+    /* Where headers may point: NULL any plain local path; "" nowhere. */
+    const char *backing_paths;
+};
+
+struct graph *graph_new(struct loop *loop, const struct graph_options *options);
+/* Drops all named nodes, closes everything.  Yields. */
+void graph_free(struct graph *graph);
+struct loop *graph_loop(const struct graph *graph);
+const struct driver *graph_driver(struct graph *graph, const char *name);
+/* NULL where there is none. */
+struct node *graph_find(struct graph *graph, const char *node_name);
+/* Calls @fn for every node; @fn must not yield. */
+void graph_each(struct graph *graph, void (*fn)(struct node *node, void *arg),
+                void *arg);
+/* Requests that were parked (-ERESTART) try again; does not yield. */
+void graph_unpark(struct graph *graph);
+
+/* Opening (block/open.c). */
+
+/*
+ * Opens a node from blockdev-add's options (borrowed) and its whole chain; the
+ * caller owns the reference.  Iterates down the chain, so its depth is no
+ * matter; a loop, or more than LIMIT_CHAIN_DEPTH images, is an error.
+ */
+int node_open(struct graph *graph, const json_t *options, struct node **ret,
+              struct err *err);
+/* As node_open(), and the node is held by its name until node_del(). */
+int node_add(struct graph *graph, const json_t *options, struct node **ret,
+             struct err *err);
+/* -EBUSY where it is in use, -ENOENT where it is no named node. */
+int node_del(struct graph *graph, const char *name, struct err *err);
+
+/* For drivers: opens or refers to the child in options[key] (required). */
+int node_open_file(struct node *node, json_t *options, struct err *err);
+
+struct node *node_ref(struct node *node); /* does not yield */
+void node_unref(struct node *node);       /* the last one closes */
+
+/* Puts @child below @parent; takes a reference.  Does not yield. */
+int edge_new(struct node *parent, struct node *child, enum edge_role role,
+             enum claim claim, struct edge **ret, struct err *err);
+void edge_free(struct edge *edge); /* yields where it closes the child */
+/* 0, or -EBUSY with the holder named, where @claim on @node is refused. */
+int claim_check(struct node *node, enum claim claim, const char *owner,
+                struct err *err);
+
+/* Members of options, for drivers; each removes what it returns. */
+const char *opt_str(json_t *options, const char *key);
+bool opt_bool(json_t *options, const char *key, bool otherwise);
+/* An absent member gives @otherwise. */
+uint64_t opt_u64(json_t *options, const char *key, uint64_t otherwise);
+
+/* Requests (block/io.c), as root_*() without a gate. */
+
+int node_read(struct node *node, uint64_t off, struct sg sg, unsigned flags);
+int node_read_buf(struct node *node, uint64_t off, void *buf, uint64_t len);
+/*
+ * @hold: the caller's exclusive hold that covers the range, or NULL to take
+ * one.  REQ_BACKGROUND fires no tap.
+ */
+int node_write(struct node *node, uint64_t off, struct sg sg, unsigned flags,
+               struct range_hold *hold);
+int node_write_buf(struct node *node, uint64_t off, const void *buf,
+                   uint64_t len);
+int node_zero(struct node *node, uint64_t off, uint64_t len, unsigned flags,
+              struct range_hold *hold);
+int node_discard(struct node *node, uint64_t off, uint64_t len);
+int node_unallocate(struct node *node, uint64_t off, uint64_t len,
+                    struct range_hold *hold);
+int node_flush(struct node *node);
+int node_truncate(struct node *node, uint64_t size, struct err *err);
+/*
+ * The first extent of [off, off + len) in this layer alone; @seek also asks
+ * the file system for holes, which can be slow.
+ */
+int node_status(struct node *node, uint64_t off, uint64_t len, bool seek,
+                struct extent *ret);
+/*
+ * The first extent as it reads from @top down to, without, @base (NULL: all
+ * layers), and the layer that holds it (NULL where none does: then it is
+ * EXTENT_UNALLOCATED).  What lies past the end of a layer shorter than the one
+ * above it is EXTENT_ZERO of that layer.
+ */
+int chain_status(struct node *top, struct node *base, uint64_t off,
+                 uint64_t len, bool seek, struct extent *ret,
+                 struct node **ret_layer);
+
+#endif

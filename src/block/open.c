@@ -1,0 +1,459 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * Opening nodes from options, and the chains that headers name.
+ *
+ * What the operator wrote is trusted; what a header says is not (design §6,
+ * "Safe by default"): a plain local path, inside --backing-paths where that is
+ * given, and never a protocol or a json: description.  A chain is opened in a
+ * loop, from the top down, because its depth is the images' choice.
+ */
+#include <assert.h>
+#include <ctype.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "block/graph_internal.h"
+#include "block/limits.h"
+
+const char *
+opt_str(json_t *options, const char *key)
+{
+    return json_string_value(json_object_get(options, key));
+}
+
+bool
+opt_bool(json_t *options, const char *key, bool otherwise)
+{
+    json_t *v = json_object_get(options, key);
+
+    return v ? json_is_true(v) : otherwise;
+}
+
+uint64_t
+opt_u64(json_t *options, const char *key, uint64_t otherwise)
+{
+    json_t *v = json_object_get(options, key);
+
+    return v ? (uint64_t)json_integer_value(v) : otherwise;
+}
+
+static int
+check_name(struct graph *graph, const char *name, struct err *err)
+{
+    bool ok = isalpha((unsigned char)name[0]) &&
+              strlen(name) <= LIMIT_NODE_NAME;
+
+    for (const char *p = name; ok && *p; p++) {
+        ok = isalnum((unsigned char)*p) || strchr("-._", *p);
+    }
+    if (!ok) {
+        return err_set(err, -EINVAL, "Invalid node-name: '%s'", name);
+    }
+    if (graph_find(graph, name)) {
+        return err_set(err, -EEXIST, "Duplicate nodes with node-name='%s'",
+                       name);
+    }
+    return 0;
+}
+
+/* Members that every driver takes; they do not reach the driver. */
+static void
+take_common_options(struct node *node, json_t *options)
+{
+    const char *discard = opt_str(options, "discard");
+
+    node->unmap = discard &&
+                  (!strcmp(discard, "unmap") || !strcmp(discard, "on"));
+    node->read_only = opt_bool(options, "read-only", false);
+}
+
+/* One node; @options is the caller's, and is kept by the node. */
+static int
+open_one(struct graph *graph, json_t *options, struct node **ret,
+         struct err *err)
+{
+    const char *driver = opt_str(options, "driver");
+    const char *name = opt_str(options, "node-name");
+
+    if (!driver) {
+        return err_set(err, -EINVAL, "Parameter 'driver' is missing");
+    }
+    const struct driver *drv = graph_driver(graph, driver);
+
+    if (!drv || !drv->open) {
+        return err_set(err, -EINVAL, "Unknown driver '%s'", driver);
+    }
+    if (name && check_name(graph, name, err)) {
+        return -EINVAL;
+    }
+    struct node *node = node_alloc(graph, name);
+
+    node->options = json_incref(options);
+    take_common_options(node, options);
+    node->drv = drv;
+    int r = drv->open(node, options, err);
+
+    if (r) {
+        node->drv = NULL; /* a failed open has nothing to close */
+        node_unref(node);
+        return r;
+    }
+    if (node->size > LIMIT_IMAGE_SIZE) {
+        r = err_set(err, -EFBIG, "Image '%s' is larger than the limit",
+                    node->filename ? node->filename : node->name);
+        node_unref(node);
+        return r;
+    }
+    *ret = node;
+    return 0;
+}
+
+/* What a child takes from its parent unless it says otherwise. */
+static void
+inherit(json_t *child, const struct node *parent, bool read_only)
+{
+    json_t *cache = json_object_get(parent->options, "cache");
+    json_t *share = json_object_get(parent->options, "force-share");
+
+    if (cache && !json_object_get(child, "cache")) {
+        json_object_set(child, "cache", cache);
+    }
+    if (share && !json_object_get(child, "force-share")) {
+        json_object_set(child, "force-share", share);
+    }
+    if (!json_object_get(child, "read-only")) {
+        json_object_set_new(child, "read-only", json_boolean(read_only));
+    }
+}
+
+static int
+open_child_options(struct node *node, json_t *def, bool read_only,
+                   struct node **ret, struct err *err)
+{
+    json_t *options = json_deep_copy(def);
+
+    inherit(options, node, read_only);
+    int r = open_one(node->graph, options, ret, err);
+
+    json_decref(options);
+    return r;
+}
+
+static int
+find_by_name(struct graph *graph, const char *name, struct node **ret,
+             struct err *err)
+{
+    struct node *node = graph_find(graph, name);
+
+    if (!node) {
+        return err_set(err, -ENOENT,
+                       "Cannot find device='' nor node-name='%s'", name);
+    }
+    *ret = node_ref(node);
+    return 0;
+}
+
+int
+node_open_file(struct node *node, json_t *options, struct err *err)
+{
+    json_t *def = json_object_get(options, "file");
+    struct node *child = NULL;
+    int r;
+
+    if (!def) {
+        return err_set(err, -EINVAL, "Parameter 'file' is missing");
+    }
+    if (json_is_string(def)) {
+        r = find_by_name(node->graph, json_string_value(def), &child, err);
+    } else {
+        r = open_child_options(node, def, node->read_only, &child, err);
+        if (!r && !json_object_get(def, "discard")) {
+            child->unmap = true; /* the parent decides what is discarded */
+        }
+    }
+    if (r) {
+        return r;
+    }
+    if (child->read_only && !node->read_only) {
+        if (opt_bool(options, "auto-read-only", false)) {
+            node->read_only = true;
+        } else {
+            r = err_set(err, -EACCES, "Node '%s' is read-only", child->name);
+        }
+    }
+    if (!r) {
+        r = edge_new(node, child, EDGE_DATA,
+                     node->read_only ? CLAIM_STABLE : CLAIM_WRITE, &node->file,
+                     err);
+    }
+    if (!r && child->filename && !node->filename) {
+        node->filename = xstrdup(child->filename);
+    }
+    node_unref(child);
+    return r;
+}
+
+/* Backing files. */
+
+/* Is @path below one of the folders of the colon-separated @list? */
+static bool
+path_is_allowed(const char *path, const char *list)
+{
+    auto_free char *real = realpath(path, NULL);
+    auto_free char *folders = xstrdup(list);
+    char *rest = folders;
+    char *folder;
+
+    while (real && (folder = strsep(&rest, ":"))) {
+        auto_free char *base = realpath(folder, NULL);
+        size_t n = base ? strlen(base) : 0;
+
+        if (n && !strncmp(real, base, n) &&
+            (real[n] == '/' || base[n - 1] == '/')) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The path that a header's reference means, relative to the image's folder. */
+static char *
+resolve_backing(const struct node *node)
+{
+    const char *name = node->header_backing.filename;
+    const char *slash = node->filename ? strrchr(node->filename, '/') : NULL;
+
+    if (!strncmp(name, "file:", 5)) {
+        name += 5;
+    }
+    if (name[0] == '/' || !slash) {
+        return xstrdup(name);
+    }
+    return xasprintf("%.*s/%s", (int)(slash - node->filename), node->filename,
+                     name);
+}
+
+static int
+check_backing_policy(struct node *node, const char *path, struct err *err)
+{
+    const char *name = node->header_backing.filename;
+    const char *colon = strchr(name, ':');
+    const char *slash = strchr(name, '/');
+    const char *self = node->filename ? node->filename : node->name;
+
+    if (colon && (!slash || colon < slash) && strncmp(name, "file:", 5)) {
+        int r = err_set(err, -EPERM,
+                        "The header of '%s' names the backing file '%s', "
+                        "which is no plain local path",
+                        self, name);
+
+        err_hint(err, "state the backing node yourself with the option "
+                      "'backing', or null for none");
+        return r;
+    }
+    if (node->graph->backing_paths &&
+        !path_is_allowed(path, node->graph->backing_paths)) {
+        int r = err_set(err, -EPERM,
+                        "The header of '%s' names the backing file '%s', "
+                        "which lies outside --backing-paths",
+                        self, path);
+
+        err_hint(err, "allow its folder, or state the backing node yourself");
+        return r;
+    }
+    return 0;
+}
+
+/* Options for the backing file that @node's header names. */
+static int
+header_backing_options(struct node *node, json_t **ret, struct err *err)
+{
+    auto_free char *path = resolve_backing(node);
+    const char *format = node->header_backing.format;
+    int r = check_backing_policy(node, path, err);
+
+    if (r) {
+        return r;
+    }
+    if (!format) {
+        r = err_set(err, -EINVAL,
+                    "The header of '%s' names the backing file '%s' but not "
+                    "its format",
+                    node->filename ? node->filename : node->name, path);
+        err_hint(err, "state it with 'qemu-img rebase -u -b %s -F FORMAT', or "
+                      "give the option 'backing'",
+                 path);
+        return r;
+    }
+    *ret = json_pack("{s:s, s:b, s:{s:s, s:s}}", "driver", format, "read-only",
+                     1, "file", "driver", "file", "filename", path);
+    return 0;
+}
+
+static int
+attach_backing(struct node *node, struct node *backing, struct err *err)
+{
+    for (struct node *n = backing; n; n = n->backing ? n->backing->child : NULL) {
+        if (n == node) {
+            return err_set(err, -ELOOP,
+                           "Node '%s' would be its own backing file",
+                           node->name);
+        }
+    }
+    return edge_new(node, backing, EDGE_BACKING, CLAIM_STABLE, &node->backing,
+                    err);
+}
+
+/* Does a node of the chain from @top show the same file as @node? */
+static bool
+chain_has_file(struct node *top, const struct node *node)
+{
+    for (struct node *n = top; n && n != node;
+         n = n->backing ? n->backing->child : NULL) {
+        if (n->filename && node->filename &&
+            !strcmp(n->filename, node->filename)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/*
+ * Opens the node below @node, if there is one: *ret is NULL where there is
+ * none, or where an existing node was referred to, whose chain is open.
+ */
+static int
+open_next(struct node *node, struct node **ret, struct err *err)
+{
+    json_t *def = json_object_get(node->options, "backing");
+    json_t *made = NULL;
+    struct node *backing;
+    int r;
+
+    *ret = NULL;
+    if ((def && json_is_null(def)) ||
+        (!def && !node->header_backing.filename)) {
+        return 0;
+    }
+    if (json_is_string(def)) {
+        r = find_by_name(node->graph, json_string_value(def), &backing, err);
+    } else {
+        r = def ? 0 : header_backing_options(node, &made, err);
+        if (!r) {
+            r = open_child_options(node, def ? def : made, true, &backing, err);
+        }
+        json_decref(made);
+    }
+    if (r) {
+        return r;
+    }
+    r = attach_backing(node, backing, err);
+    if (!r && !json_is_string(def)) {
+        *ret = backing;
+    }
+    node_unref(backing);
+    return r;
+}
+
+static int
+open_chain(struct node *top, struct err *err)
+{
+    unsigned depth = 1;
+
+    for (struct node *node = top, *next; node; node = next) {
+        int r = open_next(node, &next, err);
+
+        if (r) {
+            return r;
+        }
+        if (next && chain_has_file(top, next)) {
+            return err_set(err, -ELOOP,
+                           "Backing file '%s' of '%s' is above it in the "
+                           "chain already: the chain is a loop",
+                           next->filename, node->filename);
+        }
+        if (++depth > LIMIT_CHAIN_DEPTH) {
+            return err_set(err, -ELOOP,
+                           "The chain of '%s' has more than %d images",
+                           top->filename ? top->filename : top->name,
+                           LIMIT_CHAIN_DEPTH);
+        }
+    }
+    return 0;
+}
+
+int
+node_open(struct graph *graph, const json_t *options, struct node **ret,
+          struct err *err)
+{
+    json_t *copy = json_deep_copy(options);
+    struct node *node = NULL;
+    int r = open_one(graph, copy, &node, err);
+
+    json_decref(copy);
+    if (r) {
+        return r;
+    }
+    r = open_chain(node, err);
+    if (r) {
+        node_unref(node);
+        return r;
+    }
+    *ret = node;
+    return 0;
+}
+
+int
+node_add(struct graph *graph, const json_t *options, struct node **ret,
+         struct err *err)
+{
+    struct node *node;
+
+    if (!json_object_get(options, "node-name")) {
+        return err_set(err, -EINVAL,
+                       "'node-name' must be specified for the root node");
+    }
+    int r = node_open(graph, options, &node, err);
+
+    if (r) {
+        return r;
+    }
+    node->named = true;
+    if (ret) {
+        *ret = node;
+    }
+    return 0;
+}
+
+int
+node_del(struct graph *graph, const char *name, struct err *err)
+{
+    struct node *node = graph_find(graph, name);
+
+    if (!node) {
+        return err_set(err, -ENOENT, "Failed to find node with node-name='%s'",
+                       name);
+    }
+    if (!node->named) {
+        return err_set(err, -EBUSY, "Node %s is not owned by the monitor",
+                       name);
+    }
+    if (node->refs > 1) {
+        int r = err_set(err, -EBUSY, "Node %s is in use", name);
+
+        if (!list_empty(&node->roots)) {
+            err_hint(err, "it is held by %s",
+                     list_first(&node->roots, struct root, link)->owner);
+        } else if (!list_empty(&node->parents)) {
+            err_hint(err, "it is held by node '%s'",
+                     list_first(&node->parents, struct edge, link)
+                         ->parent->name);
+        }
+        return r;
+    }
+    node->named = false;
+    node_unref(node);
+    return 0;
+}

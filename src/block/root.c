@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * Root edges: the gate through which every request from outside enters the
+ * graph, and where a parked one waits.
+ *
+ * A request that cannot go on before something outside happens (a source that
+ * is lost, a throttle, a full disk) returns -ERESTART: it has been unwound up
+ * to here, holds nothing and is not in flight while it waits, so that a drain,
+ * a cancel or `quit` never waits for it; then it runs again from the start.
+ */
+#include <assert.h>
+#include <errno.h>
+
+#include "base/bytes.h"
+#include "block/graph_internal.h"
+
+enum request_op { OP_READ, OP_WRITE, OP_ZERO, OP_DISCARD, OP_FLUSH, OP_STATUS };
+
+struct request {
+    enum request_op op;
+    uint64_t off, len;
+    struct sg sg;
+    unsigned flags;
+    struct extent *extent;
+};
+
+int
+root_new(struct node *node, enum claim claim, const char *owner,
+         struct root **ret, struct err *err)
+{
+    int r = claim_check(node, claim, owner, err);
+
+    if (r) {
+        return r;
+    }
+    struct root *root = xzalloc(sizeof(*root));
+
+    root->node = node_ref(node);
+    root->graph = node->graph;
+    root->claim = claim;
+    root->owner = xstrdup(owner);
+    waitq_init(&root->gate);
+    waitq_init(&root->idle);
+    grace_init(&root->requests);
+    list_push(&node->roots, &root->link);
+    *ret = root;
+    return 0;
+}
+
+void
+root_free(struct root *root)
+{
+    root->closing = true;
+    waitq_wake_all(&root->gate);
+    graph_unpark(root->graph); /* those parked here leave */
+    while (root->in_flight || root->waiting) {
+        waitq_wait(&root->idle);
+    }
+    list_remove(&root->link);
+    node_unref(root->node);
+    free(root->owner);
+    free(root);
+}
+
+struct node *
+root_node(const struct root *root)
+{
+    return root->node;
+}
+
+struct loop *
+root_loop(const struct root *root)
+{
+    return root->graph->loop;
+}
+
+bool
+root_writable(const struct root *root)
+{
+    return root->claim == CLAIM_WRITE;
+}
+
+uint64_t
+root_size(const struct root *root)
+{
+    return root->node->size;
+}
+
+void
+root_limits(const struct root *root, struct block_limits *ret)
+{
+    *ret = root->node->limits;
+}
+
+static int
+dispatch(struct node *node, struct request *rq)
+{
+    switch (rq->op) {
+    case OP_READ:
+        return node_read(node, rq->off, rq->sg, rq->flags);
+    case OP_WRITE:
+        return node_write(node, rq->off, rq->sg, rq->flags, NULL);
+    case OP_ZERO:
+        return node_zero(node, rq->off, rq->len, rq->flags, NULL);
+    case OP_DISCARD:
+        return node_discard(node, rq->off, rq->len);
+    case OP_FLUSH:
+        return node_flush(node);
+    case OP_STATUS:
+        return chain_status(node, NULL, rq->off, rq->len, false, rq->extent,
+                            NULL);
+    }
+    return -EINVAL;
+}
+
+static int
+check_request(struct root *root, const struct request *rq)
+{
+    bool writes = rq->op == OP_WRITE || rq->op == OP_ZERO ||
+                  rq->op == OP_DISCARD;
+
+    if (rq->off > root->node->size || rq->len > root->node->size - rq->off) {
+        return -EINVAL;
+    }
+    return writes && root->claim != CLAIM_WRITE ? -EPERM : 0;
+}
+
+/*
+ * Waits outside the graph: not in flight, but the root stays alive.  False
+ * where the root is being freed.
+ */
+static bool
+wait_outside(struct root *root, struct waitq *q)
+{
+    if (!root->closing) {
+        root->waiting++;
+        waitq_wait(q);
+        root->waiting--;
+    }
+    if (root->closing) {
+        waitq_wake_all(&root->idle);
+    }
+    return !root->closing;
+}
+
+/* One run through the gate. */
+static int
+enter_and_run(struct root *root, struct request *rq)
+{
+    if (root->gates) {
+        root->held++;
+    }
+    while (root->gates || root->closing) {
+        if (!wait_outside(root, &root->gate)) {
+            return -ESHUTDOWN;
+        }
+    }
+    int r = check_request(root, rq);
+
+    if (r) {
+        return r;
+    }
+    unsigned token = grace_enter(&root->requests);
+
+    root->in_flight++;
+    r = dispatch(root->node, rq);
+    grace_leave(&root->requests, token);
+    if (--root->in_flight == 0 && !waitq_idle(&root->idle)) {
+        waitq_wake_all(&root->idle);
+    }
+    return r;
+}
+
+static int
+run(struct root *root, struct request *rq)
+{
+    for (;;) {
+        struct graph *graph = root->graph;
+        uint64_t gen = graph->park_gen;
+        int r = enter_and_run(root, rq);
+
+        if (r != -ERESTART) {
+            return r;
+        }
+        if (graph->park_gen == gen && !wait_outside(root, &graph->parked)) {
+            return -ESHUTDOWN;
+        }
+    }
+}
+
+int
+root_read(struct root *root, uint64_t off, struct sg sg, unsigned flags)
+{
+    return run(root, &(struct request){.op = OP_READ,
+                                       .off = off,
+                                       .len = sg.len,
+                                       .sg = sg,
+                                       .flags = flags});
+}
+
+int
+root_write(struct root *root, uint64_t off, struct sg sg, unsigned flags)
+{
+    return run(root, &(struct request){.op = OP_WRITE,
+                                       .off = off,
+                                       .len = sg.len,
+                                       .sg = sg,
+                                       .flags = flags});
+}
+
+int
+root_zero(struct root *root, uint64_t off, uint64_t len, unsigned flags)
+{
+    return run(root, &(struct request){
+                         .op = OP_ZERO, .off = off, .len = len, .flags = flags});
+}
+
+int
+root_discard(struct root *root, uint64_t off, uint64_t len)
+{
+    return run(root,
+               &(struct request){.op = OP_DISCARD, .off = off, .len = len});
+}
+
+int
+root_flush(struct root *root)
+{
+    return run(root, &(struct request){.op = OP_FLUSH});
+}
+
+int
+root_status(struct root *root, uint64_t off, uint64_t len, struct extent *ret)
+{
+    return run(root, &(struct request){
+                         .op = OP_STATUS, .off = off, .len = len, .extent = ret});
+}

@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* The table of drivers. */
+#include "drivers/drivers.h"
+
+#include "block/node.h"
+
+const struct driver *const all_drivers[] = {
+    &driver_file, &driver_host_device, &driver_raw, &driver_mem, &driver_null,
+    NULL,
+};

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* The drivers that are built in: what a face hands to graph_new(). */
+#ifndef SLUICE_DRIVERS_H
+#define SLUICE_DRIVERS_H
+
+struct driver;
+
+extern const struct driver driver_file;
+extern const struct driver driver_host_device;
+extern const struct driver driver_raw;
+extern const struct driver driver_mem;
+extern const struct driver driver_null;
+
+/* NULL-terminated. */
+extern const struct driver *const all_drivers[];
+
+#endif

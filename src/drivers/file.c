@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * file and host_device: regular files and block devices.
+ *
+ * Locks.  Files are locked as QEMU locks them (its block/file-posix.c), so that
+ * no two programs write one image: byte 100 + p is share-locked for each
+ * permission p that we use, byte 200 + p for each that we do not want anybody
+ * else to use; then we test that nobody holds the opposite.  An image uses
+ * "consistent read", and "write" and "resize" where it is writable, and never
+ * shares "write" and "resize".  The locks belong to the open file, so two nodes
+ * of one process exclude each other, too.
+ *
+ * Rule 9: after a failed fsync the kernel may have dropped what was written, so
+ * a second one that succeeds proves nothing.  The node has failed for good.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "block/node.h"
+#include "drivers/drivers.h"
+#include "run/file.h"
+
+enum {
+    LOCK_USED = 100,   /* QEMU: RAW_LOCK_PERM_BASE */
+    LOCK_UNSHARED = 200, /* RAW_LOCK_SHARED_BASE */
+    PERM_READ = 1 << 0,
+    PERM_WRITE = 1 << 1,
+    PERM_RESIZE = 1 << 3,
+    PERM_BITS = 4,
+};
+
+struct file_state {
+    struct file *f;
+};
+
+static struct file *
+file_of(struct node *node)
+{
+    return ((struct file_state *)node->state)->f;
+}
+
+static int
+lock_bytes(struct file *f, unsigned base, unsigned perms,
+           enum file_lock_mode mode, unsigned *ret_perm)
+{
+    for (unsigned p = 0; p < PERM_BITS; p++) {
+        int r = perms & 1u << p ? file_lock(f, base + p, 1, mode) : 0;
+
+        if (r) {
+            *ret_perm = p;
+            return r;
+        }
+    }
+    return 0;
+}
+
+static int
+lock_image(struct node *node, struct file *f, struct err *err)
+{
+    static const char *const names[] = {"consistent read", "write",
+                                        "write unchanged", "resize"};
+    unsigned used = PERM_READ | (node->read_only ? 0 : PERM_WRITE | PERM_RESIZE);
+    unsigned unshared = PERM_WRITE | PERM_RESIZE;
+    unsigned p = 0;
+    const char *shared = "";
+    int r = lock_bytes(f, LOCK_USED, used, FILE_LOCK_SHARED, &p);
+
+    if (!r) {
+        r = lock_bytes(f, LOCK_UNSHARED, unshared, FILE_LOCK_SHARED, &p);
+    }
+    if (!r) {
+        r = lock_bytes(f, LOCK_UNSHARED, used, FILE_LOCK_TEST, &p);
+    }
+    if (!r) {
+        r = lock_bytes(f, LOCK_USED, unshared, FILE_LOCK_TEST, &p);
+        shared = "shared ";
+    }
+    if (r == -EAGAIN) {
+        r = err_set(err, -EBUSY, "Failed to get %s\"%s\" lock on '%s'", shared,
+                    names[p], node->filename);
+        err_hint(err, "Is another process using the image [%s]?",
+                 node->filename);
+    } else if (r) {
+        r = err_set_errno(err, r, "Failed to lock '%s'", node->filename);
+    }
+    return r;
+}
+
+static bool
+wants_locks(json_t *options)
+{
+    const char *locking = opt_str(options, "locking");
+
+    return (!locking || strcmp(locking, "off")) &&
+           !opt_bool(options, "force-share", false);
+}
+
+static int
+open_file(struct node *node, json_t *options, struct file **ret,
+          struct err *err)
+{
+    bool direct = opt_bool(json_object_get(options, "cache"), "direct", false);
+    unsigned flags = (node->read_only ? 0 : FILE_WRITE) |
+                     (direct ? FILE_DIRECT : 0);
+    struct loop *loop = graph_loop(node->graph);
+    int r = file_open(loop, node->filename, flags, ret);
+
+    if ((r == -EACCES || r == -EROFS || r == -EPERM) && !node->read_only &&
+        opt_bool(options, "auto-read-only", false)) {
+        node->read_only = true;
+        r = file_open(loop, node->filename, flags & ~(unsigned)FILE_WRITE, ret);
+    }
+    if (r) {
+        err_set_errno(err, r, "Could not open '%s'", node->filename);
+        if (r == -EINVAL && direct) {
+            err_hint(err, "its file system may not support O_DIRECT: leave "
+                          "out cache.direct=on");
+        }
+    }
+    return r;
+}
+
+static int
+file_driver_open(struct node *node, json_t *options, struct err *err)
+{
+    const char *filename = opt_str(options, "filename");
+    struct file *f;
+
+    if (!filename) {
+        return err_set(err, -EINVAL, "Parameter 'filename' is missing");
+    }
+    if (!strncmp(filename, "file:", 5)) {
+        filename += 5;
+    }
+    node->filename = xstrdup(filename);
+    int r = open_file(node, options, &f, err);
+
+    if (r) {
+        return r;
+    }
+    if (node->drv == &driver_host_device && !f->is_block_device) {
+        r = err_set(err, -EINVAL, "'%s' is no block device", filename);
+    }
+    if (!r && wants_locks(options)) {
+        r = lock_image(node, f, err);
+    }
+    if (!r) {
+        r = file_size(f, &node->size);
+        if (r) {
+            err_set_errno(err, r, "Could not read the size of '%s'", filename);
+        }
+    }
+    if (r) {
+        file_close(f);
+        return r;
+    }
+    struct file_state *st = xzalloc(sizeof(*st));
+
+    st->f = f;
+    node->state = st;
+    node->limits.min_align = f->align;
+    return 0;
+}
+
+static int
+file_driver_close(struct node *node)
+{
+    file_close(file_of(node));
+    free(node->state);
+    return 0;
+}
+
+static unsigned
+io_flags(unsigned flags)
+{
+    return flags & REQ_BACKGROUND ? FILE_IO_BACKGROUND : 0;
+}
+
+static int
+file_driver_read(struct node *node, uint64_t off, struct sg sg, unsigned flags)
+{
+    return file_read(file_of(node), off, sg, io_flags(flags));
+}
+
+static void
+grown(struct node *node, uint64_t end)
+{
+    node->size = max_u64(node->size, end);
+}
+
+static int
+file_driver_write(struct node *node, uint64_t off, struct sg sg, unsigned flags,
+                  struct range_hold *hold)
+{
+    int r = file_write(file_of(node), off, sg, io_flags(flags));
+
+    if (!r) {
+        grown(node, off + sg.len);
+    }
+    return r;
+}
+
+static int
+file_driver_zero(struct node *node, uint64_t off, uint64_t len, unsigned flags,
+                 struct range_hold *hold)
+{
+    int r = file_zero(file_of(node), off, len, flags & REQ_MAY_UNMAP);
+
+    if (!r) {
+        grown(node, off + len);
+    }
+    return r;
+}
+
+static int
+file_driver_discard(struct node *node, uint64_t off, uint64_t len,
+                    struct range_hold *hold)
+{
+    return file_punch(file_of(node), off, len);
+}
+
+static int
+file_driver_flush(struct node *node)
+{
+    int r = file_sync(file_of(node));
+
+    if (r) {
+        node->failed = r;
+    }
+    return r;
+}
+
+static int
+file_driver_status(struct node *node, uint64_t off, uint64_t len,
+                   struct extent *ret)
+{
+    bool data = true;
+    int r = file_extent(file_of(node), off, len, &data, &ret->len);
+
+    ret->kind = data ? EXTENT_DATA : EXTENT_ZERO;
+    return r;
+}
+
+static int
+file_driver_truncate(struct node *node, uint64_t size, struct err *err)
+{
+    struct file *f = file_of(node);
+
+    if (f->is_block_device) {
+        if (size <= node->size) {
+            return 0;
+        }
+        return err_set(err, -ENOTSUP, "Cannot grow the block device '%s'",
+                       node->filename);
+    }
+    int r = file_truncate(f, size);
+
+    if (r) {
+        return err_set_errno(err, r, "Could not resize '%s'", node->filename);
+    }
+    node->size = size;
+    return 0;
+}
+
+static void
+file_driver_info(struct node *node, json_t *info)
+{
+    uint64_t bytes;
+
+    if (!file_allocated(file_of(node), &bytes)) {
+        json_object_set_new(info, "actual-size", json_integer((int64_t)bytes));
+    }
+}
+
+/* blockdev-create: filename, size. */
+static int
+file_driver_create(struct graph *graph, json_t *options, struct err *err)
+{
+    const char *filename = opt_str(options, "filename");
+    struct file *f;
+    int r = file_open(graph_loop(graph), filename,
+                      FILE_WRITE | FILE_CREATE, &f);
+
+    if (r) {
+        return err_set_errno(err, r, "Could not create '%s'", filename);
+    }
+    if (!f->is_block_device) {
+        /* Not FILE_TRUNCATE: an image that is in use must stay whole. */
+        r = file_lock(f, LOCK_USED, PERM_BITS, FILE_LOCK_TEST);
+        if (!r) {
+            r = file_truncate(f, 0);
+        }
+        if (!r) {
+            r = file_truncate(f, opt_u64(options, "size", 0));
+        }
+    }
+    if (r == -EAGAIN) {
+        err_set(err, -EBUSY, "'%s' exists and is in use", filename);
+    } else if (r) {
+        err_set_errno(err, r, "Could not create '%s'", filename);
+    }
+    file_close(f);
+    return r;
+}
+
+#define FILE_DRIVER_OPS                                                        \
+    .is_protocol = true, .open = file_driver_open,                             \
+    .close = file_driver_close, .read = file_driver_read,                      \
+    .write = file_driver_write, .zero = file_driver_zero,                      \
+    .discard = file_driver_discard, .flush = file_driver_flush,                \
+    .status = file_driver_status, .truncate = file_driver_truncate,            \
+    .info = file_driver_info
+
+const struct driver driver_file = {
+    .name = "file",
+    .create = file_driver_create,
+    FILE_DRIVER_OPS,
+};
+
+const struct driver driver_host_device = {
+    .name = "host_device",
+    FILE_DRIVER_OPS,
+};

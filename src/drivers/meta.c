@@ -1,0 +1,554 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * The metadata cache: see meta.h for the order on disk.
+ *
+ * Slices hang in a hash table by offset and in one list in order of use.  A
+ * slice is evicted only clean and unpinned; when all are dirty, whoever wants
+ * room commits first.
+ *
+ * Commits are group commits: one runs at a time, numbered.  A caller needs one
+ * that starts after its call, so callers that come while one runs share the
+ * next.  The snapshot is taken at the start and without a yield; changes made
+ * during the commit belong to the next one.  Only the granules that changed
+ * are copied and written.
+ *
+ * A commit that fails leaves its slices dirty, to be tried again (a full
+ * disk); what cannot be repaired (a failed fsync) makes the file node fail for
+ * good, and with it every later commit.
+ */
+#include "drivers/meta.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "block/node.h"
+
+enum {
+    GRANULE = 512, /* what a disk writes whole or not at all */
+    BUCKETS = 1024,
+    MIN_SLICES = 32,
+    WRITE_IOVS = 64,
+};
+
+struct slice {
+    struct list hash, use;
+    uint64_t off;
+    unsigned pins;
+    bool loading;
+    int error; /* of the load */
+    uint8_t dirty; /* by granule */
+    enum meta_phase phase;
+    unsigned char data[];
+};
+
+struct freed {
+    struct list link;
+    uint64_t off, len;
+};
+
+struct meta {
+    struct meta_options o;
+    struct node *file;
+    struct list buckets[BUCKETS];
+    struct list use; /* the least recently used first */
+    uint64_t n_slices, max_slices, n_dirty;
+    struct waitq loaded;
+
+    uint64_t started, finished; /* numbers of commits */
+    bool running;
+    int result; /* of the last one that finished */
+    struct waitq done;
+    struct list to_free;    /* named no more in memory; not yet committed */
+    unsigned releasing;     /* coroutines that wait to give clusters back */
+    bool discard;
+    struct meta_stats stats;
+};
+
+/* What a commit writes: a copy of one slice's dirty granules. */
+struct image {
+    uint64_t off; /* of the first granule */
+    uint32_t len;
+    struct slice *slice;
+    uint8_t dirty;
+    enum meta_phase phase;
+    unsigned char *data;
+};
+
+struct snapshot {
+    struct image *v;
+    size_t n;
+    unsigned char *data;
+    struct list to_free;
+};
+
+struct meta *
+meta_new(const struct meta_options *options)
+{
+    struct meta *m = xzalloc(sizeof(*m));
+
+    assert(is_pow2(options->slice_size) && options->slice_size >= GRANULE &&
+           options->slice_size <= 8 * GRANULE);
+    m->o = *options;
+    m->file = options->node->file->child;
+    m->max_slices =
+        max_u64(options->budget / options->slice_size, MIN_SLICES);
+    for (int i = 0; i < BUCKETS; i++) {
+        list_init(&m->buckets[i]);
+    }
+    list_init(&m->use);
+    list_init(&m->to_free);
+    waitq_init(&m->loaded);
+    waitq_init(&m->done);
+    return m;
+}
+
+static struct list *
+bucket(struct meta *m, uint64_t off)
+{
+    return &m->buckets[(off / m->o.slice_size) * 0x9e3779b97f4a7c15 >> 54];
+}
+
+static struct slice *
+find(struct meta *m, uint64_t off)
+{
+    list_for_each(it, bucket(m, off))
+    {
+        struct slice *s = container_of(it, struct slice, hash);
+
+        if (s->off == off) {
+            return s;
+        }
+    }
+    return NULL;
+}
+
+static void
+drop(struct meta *m, struct slice *s)
+{
+    assert(!s->pins);
+    if (s->dirty) {
+        m->n_dirty--;
+    }
+    list_remove(&s->hash);
+    list_remove(&s->use);
+    m->n_slices--;
+    free(s);
+}
+
+/* Evicts one slice that is clean and not in use. */
+static bool
+evict(struct meta *m)
+{
+    list_for_each(it, &m->use)
+    {
+        struct slice *s = container_of(it, struct slice, use);
+
+        if (!s->pins && !s->dirty) {
+            drop(m, s);
+            return true;
+        }
+    }
+    return false;
+}
+
+static int
+make_room(struct meta *m)
+{
+    while (m->n_slices >= m->max_slices && !evict(m)) {
+        if (!m->n_dirty) {
+            return 0; /* all are in use: go over the budget for a while */
+        }
+        int r = meta_commit(m);
+
+        if (r) {
+            return r;
+        }
+    }
+    return 0;
+}
+
+static int
+load(struct meta *m, uint64_t off, struct slice **ret)
+{
+    int r = make_room(m);
+
+    if (r) {
+        return r;
+    }
+    if (find(m, off)) {
+        return -EAGAIN; /* somebody else began while we waited for room */
+    }
+    struct slice *s = xzalloc(sizeof(*s) + m->o.slice_size);
+
+    s->off = off;
+    s->loading = true;
+    s->pins = 1;
+    list_push(bucket(m, off), &s->hash);
+    list_push(&m->use, &s->use);
+    m->n_slices++;
+    m->stats.misses++;
+    s->error = node_read_buf(m->file, off, s->data, m->o.slice_size);
+    s->loading = false;
+    waitq_wake_all(&m->loaded);
+    *ret = s;
+    return s->error;
+}
+
+/* A failed load stays only until the last one who waited for it has left. */
+static void
+unpin_failed(struct meta *m, struct slice *s)
+{
+    if (--s->pins == 0) {
+        drop(m, s);
+    }
+}
+
+int
+meta_get(struct meta *m, uint64_t off, struct slice **ret)
+{
+    struct slice *s;
+    int r;
+
+    off = align_down(off, m->o.slice_size);
+    do {
+        s = find(m, off);
+        r = 0;
+        if (!s) {
+            r = load(m, off, &s);
+        } else {
+            m->stats.hits++;
+            s->pins++;
+            while (s->loading) {
+                waitq_wait(&m->loaded);
+            }
+            r = s->error;
+        }
+    } while (r == -EAGAIN && (!s || !s->error));
+    if (r) {
+        if (s && s->error) {
+            unpin_failed(m, s);
+        }
+        return r;
+    }
+    *ret = s;
+    return 0;
+}
+
+struct slice *
+meta_peek(struct meta *m, uint64_t off)
+{
+    struct slice *s = find(m, align_down(off, m->o.slice_size));
+
+    if (!s || s->loading || s->error) {
+        return NULL;
+    }
+    s->pins++;
+    m->stats.hits++;
+    return s;
+}
+
+void
+meta_put(struct meta *m, struct slice *s)
+{
+    assert(s->pins);
+    s->pins--;
+    if (m->use.prev != &s->use) {
+        list_remove(&s->use);
+        list_push(&m->use, &s->use);
+    }
+}
+
+const unsigned char *
+slice_at(const struct slice *s, uint64_t off)
+{
+    assert(off >= s->off);
+    return s->data + (off - s->off);
+}
+
+static void
+mark_dirty(struct meta *m, struct slice *s, uint8_t granules)
+{
+    if (!s->dirty && granules) {
+        m->n_dirty++;
+    }
+    s->dirty |= granules;
+}
+
+void
+meta_change(struct meta *m, struct slice *s, uint64_t off, const void *bytes,
+            uint32_t len, enum meta_phase phase)
+{
+    uint64_t at = off - s->off;
+
+    assert(off >= s->off && at + len <= m->o.slice_size && s->pins);
+    memcpy(s->data + at, bytes, len);
+    s->phase = phase;
+    for (uint64_t g = at / GRANULE; g <= (at + len - 1) / GRANULE; g++) {
+        mark_dirty(m, s, (uint8_t)(1u << g));
+    }
+}
+
+void
+meta_forget(struct meta *m, uint64_t off, uint64_t len)
+{
+    for (uint64_t at = align_down(off, m->o.slice_size); at < off + len;
+         at += m->o.slice_size) {
+        struct slice *s = find(m, at);
+
+        if (s) {
+            drop(m, s);
+        }
+    }
+}
+
+/* Commits. */
+
+static int
+by_phase_and_offset(const void *a, const void *b)
+{
+    const struct image *x = a, *y = b;
+
+    if (x->phase != y->phase) {
+        return x->phase < y->phase ? -1 : 1;
+    }
+    return x->off < y->off ? -1 : x->off > y->off;
+}
+
+/* Pins and copies everything dirty; no yield, so it is one moment's state. */
+static void
+take_snapshot(struct meta *m, struct snapshot *snap)
+{
+    unsigned char *p;
+
+    *snap = (struct snapshot){0};
+    list_init(&snap->to_free);
+    list_splice(&snap->to_free, &m->to_free);
+    if (!m->n_dirty) {
+        return;
+    }
+    snap->v = xzalloc(m->n_dirty * sizeof(*snap->v));
+    snap->data = p = xmalloc(m->n_dirty * m->o.slice_size);
+    list_for_each(it, &m->use)
+    {
+        struct slice *s = container_of(it, struct slice, use);
+
+        if (!s->dirty) {
+            continue;
+        }
+        unsigned first = (unsigned)__builtin_ctz(s->dirty);
+        unsigned last = 31u - (unsigned)__builtin_clz((unsigned)s->dirty);
+        struct image *im = &snap->v[snap->n++];
+
+        *im = (struct image){.off = s->off + first * GRANULE,
+                             .len = (last - first + 1) * GRANULE,
+                             .slice = s,
+                             .dirty = s->dirty,
+                             .phase = s->phase,
+                             .data = p};
+        memcpy(p, s->data + first * GRANULE, im->len);
+        p += im->len;
+        s->pins++;
+        s->dirty = 0;
+        m->n_dirty--;
+    }
+    qsort(snap->v, snap->n, sizeof(*snap->v), by_phase_and_offset);
+}
+
+/* Writes images [i, ...) that lie behind one another with one request. */
+static int
+write_run(struct meta *m, const struct snapshot *snap, size_t *i)
+{
+    struct iovec iov[WRITE_IOVS];
+    const struct image *first = &snap->v[*i];
+    struct sg sg = {.iov = iov};
+    int n = 0;
+
+    while (*i < snap->n && n < WRITE_IOVS &&
+           snap->v[*i].phase == first->phase &&
+           snap->v[*i].off == first->off + sg.len) {
+        iov[n++] = (struct iovec){snap->v[*i].data, snap->v[*i].len};
+        sg.len += snap->v[*i].len;
+        ++*i;
+    }
+    m->stats.writes++;
+    return node_write(m->file, first->off, sg, 0, NULL);
+}
+
+static int
+write_snapshot(struct meta *m, const struct snapshot *snap)
+{
+    int phase = -1;
+
+    for (size_t i = 0; i < snap->n;) {
+        int r = 0;
+
+        if ((int)snap->v[i].phase != phase) {
+            phase = snap->v[i].phase;
+            /*
+             * What this phase names must be durable first: the phases before,
+             * and for maps the data.  Without a write since the last flush
+             * this costs nothing.
+             */
+            r = phase == META_COUNTS ? 0 : node_flush(m->file);
+        }
+        if (!r) {
+            r = write_run(m, snap, &i);
+        }
+        if (r) {
+            return r;
+        }
+    }
+    return node_flush(m->file);
+}
+
+struct release {
+    struct meta *m;
+    struct list freed;
+};
+
+static void
+release_main(void *arg)
+{
+    struct release *rel = arg;
+    struct meta *m = rel->m;
+
+    grace_wait(&m->o.node->lookups);
+    while (!list_empty(&rel->freed)) {
+        struct freed *f = list_first(&rel->freed, struct freed, link);
+
+        list_remove(&f->link);
+        if (!m->discard) {
+            m->o.freed(m->o.node, f->off, f->len);
+        }
+        free(f);
+    }
+    free(rel);
+    m->releasing--;
+    waitq_wake_all(&m->done);
+}
+
+/* Gives clusters back, in a coroutine: a commit must not wait for readers. */
+static void
+release(struct meta *m, struct list *freed)
+{
+    if (list_empty(freed)) {
+        return;
+    }
+    struct release *rel = xzalloc(sizeof(*rel));
+
+    rel->m = m;
+    list_init(&rel->freed);
+    list_splice(&rel->freed, freed);
+    m->releasing++;
+    coro_start(graph_loop(m->o.node->graph), release_main, rel);
+}
+
+static void
+end_snapshot(struct meta *m, struct snapshot *snap, int r)
+{
+    for (size_t i = 0; i < snap->n; i++) {
+        snap->v[i].slice->pins--;
+        if (r) {
+            mark_dirty(m, snap->v[i].slice, snap->v[i].dirty);
+        }
+    }
+    if (r) {
+        list_splice(&m->to_free, &snap->to_free);
+    } else {
+        release(m, &snap->to_free);
+    }
+    free(snap->v);
+    free(snap->data);
+}
+
+static void
+run_commit(struct meta *m)
+{
+    struct snapshot snap;
+
+    m->running = true;
+    m->started++;
+    m->stats.commits++;
+    take_snapshot(m, &snap);
+    int r = write_snapshot(m, &snap);
+
+    end_snapshot(m, &snap, r);
+    m->result = r;
+    m->finished = m->started;
+    m->running = false;
+    waitq_wake_all(&m->done);
+}
+
+int
+meta_commit(struct meta *m)
+{
+    uint64_t want = m->started + 1;
+
+    while (m->finished < want) {
+        if (m->running) {
+            waitq_wait(&m->done);
+        } else {
+            run_commit(m);
+        }
+    }
+    return m->result;
+}
+
+void
+meta_free_later(struct meta *m, uint64_t off, uint64_t len)
+{
+    struct freed *f = xzalloc(sizeof(*f));
+
+    f->off = off;
+    f->len = len;
+    list_push(&m->to_free, &f->link);
+}
+
+int
+meta_free_now(struct meta *m)
+{
+    int r = meta_commit(m);
+
+    while (!r && m->releasing) {
+        waitq_wait(&m->done);
+    }
+    return r;
+}
+
+int
+meta_close(struct meta *m, bool discard)
+{
+    int r = 0;
+
+    m->discard = discard;
+    if (!discard) {
+        r = meta_free_now(m);
+        if (!r) {
+            r = meta_commit(m); /* what giving back clusters changed */
+        }
+    }
+    while (m->releasing || m->running) {
+        waitq_wait(&m->done);
+    }
+    while (!list_empty(&m->to_free)) {
+        struct freed *f = list_first(&m->to_free, struct freed, link);
+
+        list_remove(&f->link);
+        free(f);
+    }
+    while (!list_empty(&m->use)) {
+        drop(m, list_first(&m->use, struct slice, use));
+    }
+    free(m);
+    return r;
+}
+
+void
+meta_get_stats(const struct meta *m, struct meta_stats *ret)
+{
+    *ret = m->stats;
+    ret->slices = m->n_slices;
+    ret->dirty_slices = m->n_dirty;
+}

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * The metadata cache of image formats, and the order in which it reaches the
+ * disk (docs/design/qcow2-ordering.md).
+ *
+ * Tables are cached in slices.  A change stays in memory until a *commit*,
+ * which takes a snapshot of everything dirty and writes it in phases:
+ *
+ *   META_COUNTS  what says that clusters are in use (refcount blocks)
+ *   META_LINKS   what names blocks of counts (the refcount table)
+ *   META_MAPS    what names clusters of data and tables (L2, L1)
+ *
+ * Each phase begins with a flush of the file, and one follows the last.  A
+ * change of META_MAPS is made after the data it names was written, so that
+ * data is durable before its mapping (design rule 3), and a mapping never
+ * names a cluster that counts as free.
+ *
+ * Whoever stops naming a cluster hands it to meta_free_later(): it comes back
+ * once that is durable and nobody still reads it.
+ *
+ * Every change goes through meta_change(): that is where rule 10's log of
+ * changes not yet in the image will be written.
+ *
+ * Everything yields unless it says otherwise.
+ */
+#ifndef SLUICE_DRIVERS_META_H
+#define SLUICE_DRIVERS_META_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct node;
+struct meta;
+
+enum meta_phase { META_COUNTS, META_LINKS, META_MAPS, META_PHASES };
+
+/* One aligned piece of a table. */
+struct slice;
+
+struct meta_options {
+    struct node *node;   /* the image: its `lookups` guard freed clusters */
+    uint32_t slice_size; /* a power of two, 512 to 4096 */
+    uint64_t budget;     /* bytes of slices to keep */
+    /* A cluster is free now (see meta_free_later()); may yield. */
+    void (*freed)(struct node *node, uint64_t off, uint64_t len);
+};
+
+struct meta *meta_new(const struct meta_options *options);
+/*
+ * Commits, waits for what is going on, frees; the result of the commit.  With
+ * @discard nothing is written: for an image whose open failed.
+ */
+int meta_close(struct meta *meta, bool discard);
+
+/*
+ * The slice that holds file offset @off, pinned until meta_put().  -EIO and so
+ * on where it cannot be read; every caller gets the error.
+ */
+int meta_get(struct meta *meta, uint64_t off, struct slice **ret);
+/* As meta_get(), only where it is cached; NULL else.  Does not yield. */
+struct slice *meta_peek(struct meta *meta, uint64_t off);
+/* Does not yield. */
+void meta_put(struct meta *meta, struct slice *slice);
+/* The bytes at file offset @off, up to the slice's end.  Does not yield. */
+const unsigned char *slice_at(const struct slice *slice, uint64_t off);
+
+/* Changes bytes inside one slice.  Does not yield. */
+void meta_change(struct meta *meta, struct slice *slice, uint64_t off,
+                 const void *bytes, uint32_t len, enum meta_phase phase);
+/*
+ * Forgets cached slices of [off, off + len), dirty or not: a table that is
+ * given up, or a cluster that becomes a table.  Nobody may have them pinned.
+ * Does not yield.
+ */
+void meta_forget(struct meta *meta, uint64_t off, uint64_t len);
+
+/* Everything that was changed before the call is durable when it returns 0. */
+int meta_commit(struct meta *meta);
+
+/*
+ * @freed will be called for the range after the commit that includes all
+ * changes made so far, once every look-up that began before is over.  Does not
+ * yield.
+ */
+void meta_free_later(struct meta *meta, uint64_t off, uint64_t len);
+/* Commits and waits until all that was freed before has come back. */
+int meta_free_now(struct meta *meta);
+
+/* For statistics and tests. */
+struct meta_stats {
+    uint64_t hits, misses, commits, writes;
+    uint64_t dirty_slices, slices;
+};
+void meta_get_stats(const struct meta *meta, struct meta_stats *ret);
+
+#endif

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * The simulator: the other side of the seam.
+ *
+ * A *disk* holds names and files, and outlives worlds.  A *world* is a loop in
+ * virtual time with a seeded scheduler over one disk: everything above the
+ * seam runs in it unchanged, in one thread, and the same seed gives the same
+ * run.  Each I/O takes a random virtual time, so that requests overlap and
+ * complete in any order.
+ *
+ * What a crash leaves (sim_disk_crash()):
+ *   process  every I/O that was issued is kept, memory is gone;
+ *   power    of what no fsync covered, any subset survives, the last ones torn
+ *            at 512-byte boundaries; names that no folder fsync covered too.
+ * fsync covers what had *completed* before it was issued.
+ */
+#ifndef SLUICE_RUN_SIM_H
+#define SLUICE_RUN_SIM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "run/loop.h"
+
+struct sim_disk;
+struct sim;
+
+enum { SIM_SECTOR = 512 };
+
+/* Disks. */
+
+struct sim_disk *sim_disk_new(void);
+void sim_disk_free(struct sim_disk *disk);
+/* Creates or replaces a durable file with these contents. */
+void sim_disk_put(struct sim_disk *disk, const char *name, const void *data,
+                  size_t len);
+/* The file's current contents (NULL: no such file); valid until it changes. */
+const unsigned char *sim_disk_get(struct sim_disk *disk, const char *name,
+                                  size_t *ret_len);
+/* No file may be larger than this in all; 0: no limit. */
+void sim_disk_set_capacity(struct sim_disk *disk, uint64_t bytes);
+/* Sum of the sizes of all files. */
+uint64_t sim_disk_used(const struct sim_disk *disk);
+
+/* What survives a crash. */
+enum sim_crash_kind { SIM_CRASH_PROCESS, SIM_CRASH_POWER };
+
+/*
+ * Enumerates the states that a crash at this moment can leave.  @next gets a
+ * fresh disk each time, NULL when all are done; the caller frees it.  Up to
+ * @max_states power states: all subsets where they fit, else none, all, each
+ * alone, each one missing, every prefix, and random ones with torn writes.
+ */
+struct sim_crash {
+    struct sim_disk *disk;
+    enum sim_crash_kind kind;
+    uint64_t max_states, index, seed;
+};
+struct sim_disk *sim_crash_next(struct sim_crash *crash);
+/* Writes and names that a power failure now could lose. */
+unsigned sim_disk_pending(const struct sim_disk *disk);
+
+/* Worlds. */
+
+enum { SIM_NEVER = 0 };
+
+struct sim_options {
+    uint64_t seed;
+    bool in_order; /* no shuffling, no random delays: for unit tests */
+    /* The n-th I/O (from 1) fails with this errno (positive); 0: none does. */
+    uint64_t fail_at;
+    int fail_errno;
+    bool fail_all_after; /* and every later one, too */
+    /* Planted bug: the n-th fsync says it is done and does nothing. */
+    uint64_t drop_sync_at;
+    /* Called before each durable event takes effect, and after each fsync. */
+    void (*on_event)(void *arg, struct sim *sim);
+    /* Called in the loop's context before the n-th switch (from 1). */
+    uint64_t switch_at;
+    void (*on_switch)(void *arg, struct sim *sim);
+    void *arg;
+};
+
+struct sim *sim_new(struct sim_disk *disk, const struct sim_options *options);
+/* Frees the world; the disk stays.  No file may be open any more. */
+void sim_free(struct sim *sim);
+struct loop *sim_loop(struct sim *sim);
+struct sim_disk *sim_world_disk(struct sim *sim);
+/* Counters: I/Os begun, durable events, fsyncs, switches. */
+uint64_t sim_n_io(const struct sim *sim);
+uint64_t sim_n_events(const struct sim *sim);
+uint64_t sim_n_syncs(const struct sim *sim);
+uint64_t sim_n_switches(const struct sim *sim);
+
+/* The generator that all of the simulator's choices come from (splitmix64). */
+uint64_t sim_random(uint64_t *state);
+
+#endif

@@ -1,0 +1,498 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * The simulated world: virtual time, a scheduler that picks among the ready
+ * coroutines at random, and files over a simulated disk.
+ *
+ * Time passes only when nothing is ready: it jumps to the next timer.  Where
+ * there is no timer either, nothing can ever happen again, and the world says
+ * so: a hang is found, not waited for.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "run/file.h"
+#include "run/sim/disk.h"
+
+enum { DELAY_MAX_NS = 100000 };
+
+struct sim {
+    struct loop loop;
+    struct sim_disk *disk;
+    struct sim_options o;
+    uint64_t now, rng;
+    uint64_t n_io, n_events, n_syncs;
+};
+
+struct sim_lock {
+    struct list link; /* of the inode */
+    struct sim_file *owner;
+    uint64_t off, len;
+    bool exclusive;
+};
+
+struct sim_file {
+    struct file f;
+    struct inode *inode;
+    bool writable;
+};
+
+static struct sim *
+sim_of(struct loop *loop)
+{
+    return container_of(loop, struct sim, loop);
+}
+
+static struct sim_file *
+file_of(struct file *file)
+{
+    return container_of(file, struct sim_file, f);
+}
+
+static uint64_t
+world_now(struct loop *loop)
+{
+    return sim_of(loop)->now;
+}
+
+static uint64_t
+world_random(struct loop *loop)
+{
+    return sim_random(&sim_of(loop)->rng);
+}
+
+static bool
+world_wait(struct loop *loop, uint64_t deadline_ns)
+{
+    struct sim *sim = sim_of(loop);
+
+    if (loop->n_ready) {
+        return true;
+    }
+    if (deadline_ns == NEVER) {
+        return false;
+    }
+    sim->now = max_u64(sim->now, deadline_ns);
+    return true;
+}
+
+static struct list *
+world_pick(struct loop *loop, struct list *ready, unsigned n)
+{
+    struct sim *sim = sim_of(loop);
+    struct list *it = ready->next;
+
+    if (sim->o.switch_at && loop->n_switches + 1 == sim->o.switch_at) {
+        sim->o.on_switch(sim->o.arg, sim);
+    }
+    if (!sim->o.in_order) {
+        for (uint64_t i = sim_random(&sim->rng) % n; i; i--) {
+            it = it->next;
+        }
+    }
+    return it;
+}
+
+static void
+world_flush(struct loop *loop)
+{
+}
+
+static void
+delay(struct sim *sim)
+{
+    if (!sim->o.in_order) {
+        coro_sleep(sim_random(&sim->rng) % DELAY_MAX_NS);
+    } else {
+        coro_relax();
+    }
+}
+
+static void
+world_offload(struct loop *loop, void (*fn)(void *), void *arg)
+{
+    delay(sim_of(loop));
+    fn(arg);
+}
+
+/* Begins an I/O: 0, or the error that the sweep asked for. */
+static int
+io_begin(struct sim *sim)
+{
+    uint64_t n = ++sim->n_io;
+
+    if (sim->o.fail_at &&
+        (n == sim->o.fail_at || (sim->o.fail_all_after && n > sim->o.fail_at))) {
+        return -sim->o.fail_errno;
+    }
+    return 0;
+}
+
+static void
+durable_event(struct sim *sim)
+{
+    sim->n_events++;
+    if (sim->o.on_event) {
+        sim->o.on_event(sim->o.arg, sim);
+    }
+}
+
+/* Files. */
+
+static int
+world_read(struct file *file, uint64_t off, struct sg sg, unsigned flags)
+{
+    struct sim *sim = sim_of(file->loop);
+    struct bytes_image *im = &file_of(file)->inode->now;
+    int r = io_begin(sim);
+
+    delay(sim);
+    if (r) {
+        return r;
+    }
+    uint64_t here = off < im->len ? min_u64(sg.len, im->len - off) : 0;
+
+    if (here) {
+        sg_copy_from(sg_slice(sg, 0, here), im->p + off);
+    }
+    sg_zero(sg_slice(sg, here, sg.len - here));
+    return 0;
+}
+
+/* A change of contents, from its issue to its completion. */
+static int
+change(struct file *file, enum disk_op_kind kind, uint64_t off, uint64_t len,
+       struct sg sg)
+{
+    struct sim *sim = sim_of(file->loop);
+    struct inode *inode = file_of(file)->inode;
+    int r = io_begin(sim);
+    uint64_t end = kind == OP_TRUNCATE ? off : off + len;
+
+    if (!file_of(file)->writable) {
+        return -EBADF;
+    }
+    if (!r && kind != OP_PUNCH && sim->disk->capacity &&
+        end > inode->now.len &&
+        sim_disk_used(sim->disk) + end - inode->now.len > sim->disk->capacity) {
+        r = -ENOSPC;
+    }
+    if (r) {
+        delay(sim);
+        return r;
+    }
+    struct disk_op *op = inode_begin(inode, kind, off, len);
+
+    if (kind == OP_WRITE) {
+        sg_copy_to(sg, op->data);
+    }
+    durable_event(sim);
+    delay(sim);
+    inode_complete(inode, op);
+    return 0;
+}
+
+static int
+world_write(struct file *file, uint64_t off, struct sg sg, unsigned flags)
+{
+    return sg.len ? change(file, OP_WRITE, off, sg.len, sg) : 0;
+}
+
+static int
+world_punch(struct file *file, uint64_t off, uint64_t len)
+{
+    return change(file, OP_PUNCH, off, len, (struct sg){0});
+}
+
+static int
+world_zero(struct file *file, uint64_t off, uint64_t len, bool may_punch)
+{
+    struct inode *inode = file_of(file)->inode;
+    int r = world_punch(file, off, len);
+
+    if (!r && off + len > inode->now.len) {
+        struct iovec iov = {(void *)(uintptr_t) "", 1};
+
+        r = change(file, OP_WRITE, off + len - 1, 1, sg_one(&iov));
+    }
+    return r;
+}
+
+static int
+world_truncate(struct file *file, uint64_t size)
+{
+    return change(file, OP_TRUNCATE, size, 0, (struct sg){0});
+}
+
+static int
+world_sync(struct file *file)
+{
+    struct sim *sim = sim_of(file->loop);
+    struct inode *inode = file_of(file)->inode;
+    uint64_t covered = inode->n_synced + inode->n_logged;
+    int r = io_begin(sim);
+    bool dropped = ++sim->n_syncs == sim->o.drop_sync_at;
+
+    delay(sim);
+    if (r) {
+        return r;
+    }
+    if (!dropped) {
+        /* Another fsync may have made some of it durable meanwhile. */
+        while (inode->n_synced < covered) {
+            inode_sync_first(inode);
+        }
+    }
+    durable_event(sim);
+    return 0;
+}
+
+static int
+world_size(struct file *file, uint64_t *ret)
+{
+    *ret = file_of(file)->inode->now.len;
+    return 0;
+}
+
+static int
+world_extent(struct file *file, uint64_t off, uint64_t len, bool *ret_data,
+             uint64_t *ret_len)
+{
+    struct bytes_image *im = &file_of(file)->inode->now;
+    uint64_t end = off + len;
+
+    delay(sim_of(file->loop));
+    *ret_data = off < im->len &&
+                !bytes_are_zero(im->p + off,
+                                min_u64(SIM_SECTOR, im->len - off));
+    for (*ret_len = 0; off < end; off += SIM_SECTOR) {
+        bool data = off < im->len &&
+                    !bytes_are_zero(im->p + off,
+                                    min_u64(SIM_SECTOR, im->len - off));
+
+        if (data != *ret_data) {
+            break;
+        }
+        *ret_len += min_u64(SIM_SECTOR, end - off);
+    }
+    return 0;
+}
+
+static int
+world_lock(struct file *file, uint64_t off, uint64_t len, int mode)
+{
+    struct sim_file *sf = file_of(file);
+
+    list_for_each_safe(it, &sf->inode->locks)
+    {
+        struct sim_lock *l = container_of(it, struct sim_lock, link);
+        bool overlap = l->off < off + len && off < l->off + l->len;
+
+        if (overlap && l->owner == sf && mode != FILE_LOCK_TEST) {
+            list_remove(it);
+            free(l);
+        } else if (overlap && l->owner != sf && mode != FILE_UNLOCK &&
+                   (l->exclusive || mode != FILE_LOCK_SHARED)) {
+            return -EAGAIN;
+        }
+    }
+    if (mode == FILE_LOCK_SHARED || mode == FILE_LOCK_EXCLUSIVE) {
+        struct sim_lock *l = xzalloc(sizeof(*l));
+
+        *l = (struct sim_lock){.owner = sf,
+                               .off = off,
+                               .len = len,
+                               .exclusive = mode == FILE_LOCK_EXCLUSIVE};
+        list_push(&sf->inode->locks, &l->link);
+    }
+    return 0;
+}
+
+static void
+world_close(struct file *file)
+{
+    struct sim_file *sf = file_of(file);
+
+    list_for_each_safe(it, &sf->inode->locks)
+    {
+        struct sim_lock *l = container_of(it, struct sim_lock, link);
+
+        if (l->owner == sf) {
+            list_remove(it);
+            free(l);
+        }
+    }
+    sf->inode->refs--;
+    free(sf);
+}
+
+static const struct file_ops world_file_ops = {
+    .read = world_read,
+    .write = world_write,
+    .sync = world_sync,
+    .punch = world_punch,
+    .zero = world_zero,
+    .truncate = world_truncate,
+    .size = world_size,
+    .allocated = world_size,
+    .extent = world_extent,
+    .lock = world_lock,
+    .close = world_close,
+};
+
+static int
+world_open(struct loop *loop, const char *path, unsigned flags,
+           struct file **ret)
+{
+    struct sim *sim = sim_of(loop);
+    struct inode *inode = disk_lookup(sim->disk, path);
+
+    delay(sim);
+    if (!inode && !(flags & FILE_CREATE)) {
+        return -ENOENT;
+    }
+    if (inode && (flags & FILE_EXCLUSIVE)) {
+        return -EEXIST;
+    }
+    if (!inode) {
+        int r = io_begin(sim);
+
+        if (r) {
+            return r;
+        }
+        durable_event(sim);
+        inode = disk_create(sim->disk, path);
+    }
+    struct sim_file *sf = xzalloc(sizeof(*sf));
+
+    sf->f = (struct file){.ops = &world_file_ops,
+                          .loop = loop,
+                          .dev = 1,
+                          .ino = inode->id + 1,
+                          .align = flags & FILE_DIRECT ? SIM_SECTOR : 1};
+    sf->inode = inode;
+    sf->writable = flags & FILE_WRITE;
+    inode->refs++;
+    *ret = &sf->f;
+    return flags & FILE_TRUNCATE ? world_truncate(&sf->f, 0) : 0;
+}
+
+static int
+world_rename(struct loop *loop, const char *from, const char *to)
+{
+    struct sim *sim = sim_of(loop);
+    int r = io_begin(sim);
+
+    delay(sim);
+    if (!r) {
+        durable_event(sim);
+        r = disk_rename(sim->disk, from, to);
+    }
+    return r;
+}
+
+static int
+world_unlink(struct loop *loop, const char *path)
+{
+    struct sim *sim = sim_of(loop);
+    int r = io_begin(sim);
+
+    delay(sim);
+    if (!r) {
+        durable_event(sim);
+        r = disk_unlink(sim->disk, path);
+    }
+    return r;
+}
+
+static int
+world_sync_folder(struct loop *loop, const char *path)
+{
+    struct sim *sim = sim_of(loop);
+    int r = io_begin(sim);
+
+    delay(sim);
+    if (!r) {
+        disk_sync_names(sim->disk);
+        durable_event(sim);
+    }
+    return r;
+}
+
+static void
+world_destroy(struct loop *loop)
+{
+    loop_fini(loop);
+    free(sim_of(loop));
+}
+
+static const struct loop_ops world_ops = {
+    .now = world_now,
+    .wall_now = world_now,
+    .random = world_random,
+    .wait = world_wait,
+    .pick = world_pick,
+    .flush = world_flush,
+    .destroy = world_destroy,
+    .offload = world_offload,
+    .file_open = world_open,
+    .rename = world_rename,
+    .unlink = world_unlink,
+    .sync_folder = world_sync_folder,
+};
+
+struct sim *
+sim_new(struct sim_disk *disk, const struct sim_options *options)
+{
+    struct sim *sim = xzalloc(sizeof(*sim));
+
+    loop_init(&sim->loop, &world_ops);
+    sim->disk = disk;
+    sim->o = *options;
+    sim->rng = options->seed;
+    sim->now = 1;
+    return sim;
+}
+
+void
+sim_free(struct sim *sim)
+{
+    loop_free(&sim->loop);
+}
+
+struct loop *
+sim_loop(struct sim *sim)
+{
+    return &sim->loop;
+}
+
+struct sim_disk *
+sim_world_disk(struct sim *sim)
+{
+    return sim->disk;
+}
+
+uint64_t
+sim_n_io(const struct sim *sim)
+{
+    return sim->n_io;
+}
+
+uint64_t
+sim_n_events(const struct sim *sim)
+{
+    return sim->n_events;
+}
+
+uint64_t
+sim_n_syncs(const struct sim *sim)
+{
+    return sim->n_syncs;
+}
+
+uint64_t
+sim_n_switches(const struct sim *sim)
+{
+    return sim->loop.n_switches;
+}

@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* Coroutines, timers, waiting and real files, with io_uring and without. */
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "base/bytes.h"
+#include "run/file.h"
+#include "run/real.h"
+#include "run/stream.h"
+#include "tap.h"
+
+static struct loop *
+new_loop(bool no_io_uring)
+{
+    struct real_loop_options o = {.no_io_uring = no_io_uring};
+    struct loop *loop = NULL;
+
+    CHECK_INT(real_loop_new(&o, &loop, NULL), 0);
+    return loop;
+}
+
+struct order {
+    char text[32];
+    struct waitq q;
+    struct comutex m;
+};
+
+static void
+waiter_a(void *arg)
+{
+    struct order *o = arg;
+
+    waitq_wait(&o->q);
+    strcat(o->text, "a");
+}
+
+static void
+waiter_b(void *arg)
+{
+    struct order *o = arg;
+    uint64_t soon = loop_now(loop_current()) + NS_PER_MS;
+
+    strcat(o->text, waitq_wait_until(&o->q, soon) ? "B" : "b");
+}
+
+static void
+queue_main(void *arg)
+{
+    struct order *o = arg;
+
+    coro_start(loop_current(), waiter_a, o);
+    coro_start(loop_current(), waiter_b, o);
+    coro_sleep(20 * NS_PER_MS);
+    CHECK(waitq_wake_one(&o->q));
+    CHECK(!waitq_wake_one(&o->q));
+    coro_relax();
+    strcat(o->text, ".");
+}
+
+static void
+a_wait_ends_by_a_wake_or_in_time(void)
+{
+    struct loop *loop = new_loop(false);
+    struct order o = {0};
+
+    waitq_init(&o.q);
+    CHECK(loop_run_main(loop, queue_main, &o));
+    CHECK_STR(o.text, "ba.");
+    loop_free(loop);
+}
+
+static void
+mutex_user(void *arg)
+{
+    struct order *o = arg;
+
+    comutex_lock(&o->m);
+    strcat(o->text, "(");
+    coro_sleep(NS_PER_MS / 10);
+    strcat(o->text, ")");
+    comutex_unlock(&o->m);
+}
+
+static void
+mutex_main(void *arg)
+{
+    struct order *o = arg;
+
+    for (int i = 0; i < 5; i++) {
+        coro_start(loop_current(), mutex_user, o);
+    }
+    coro_relax();
+    comutex_lock(&o->m);
+    comutex_unlock(&o->m);
+}
+
+static void
+a_mutex_excludes(void)
+{
+    struct loop *loop = new_loop(false);
+    struct order o = {0};
+
+    comutex_init(&o.m);
+    CHECK(loop_run_main(loop, mutex_main, &o));
+    CHECK_STR(o.text, "()()()()()");
+    loop_free(loop);
+}
+
+static char folder[] = "/tmp/sluice-unit-XXXXXX";
+
+static void
+file_main(void *arg)
+{
+    struct loop *loop = loop_current();
+    auto_free char *path = xasprintf("%s/f", (char *)arg);
+    auto_free char *other = xasprintf("%s/g", (char *)arg);
+    unsigned char buf[10000], back[10000];
+    struct file *f = NULL, *second = NULL;
+    uint64_t size = 0, len = 0;
+    bool data = false;
+
+    CHECK_INT(file_open(loop, path, 0, &f), -ENOENT);
+    CHECK_INT(file_open(loop, path, FILE_WRITE | FILE_CREATE, &f), 0);
+    CHECK_INT(file_open(loop, path, FILE_CREATE | FILE_EXCLUSIVE, &second),
+              -EEXIST);
+    CHECK_INT(file_open(loop, arg, 0, &second), -EISDIR);
+    memset(buf, 7, sizeof(buf));
+    CHECK_INT(file_write_buf(f, 5, buf, sizeof(buf)), 0);
+    CHECK_INT(file_size(f, &size), 0);
+    CHECK_INT(size, sizeof(buf) + 5);
+    memset(back, 1, sizeof(back));
+    CHECK_INT(file_read_buf(f, 10, back, sizeof(back)), 0);
+    CHECK(!memcmp(buf, back, sizeof(buf) - 5));
+    CHECK(bytes_are_zero(back + sizeof(buf) - 5, 5));
+    struct iovec iov[3] = {{back, 3}, {back + 3, 0}, {back + 3, 100}};
+    struct sg sg = {.iov = iov, .len = 103};
+
+    CHECK_INT(file_read(f, 0, sg, FILE_IO_BACKGROUND), 0);
+    CHECK(bytes_are_zero(back, 5) && back[5] == 7 && back[102] == 7);
+    CHECK_INT(file_sync(f), 0);
+    CHECK_INT(file_zero(f, 4096, 8192, true), 0);
+    CHECK_INT(file_size(f, &size), 0);
+    CHECK_INT(size, 12288);
+    CHECK_INT(file_read_buf(f, 4000, back, 8000), 0);
+    CHECK(back[95] == 7 && bytes_are_zero(back + 96, 7904));
+    CHECK_INT(file_truncate(f, 100), 0);
+    CHECK_INT(file_truncate(f, 1 << 20), 0);
+    CHECK_INT(file_extent(f, 1 << 19, 1 << 19, &data, &len), 0);
+    CHECK(!data);
+    CHECK_INT(len, 1 << 19);
+    CHECK_INT(file_open(loop, path, FILE_WRITE, &second), 0);
+    CHECK_INT(file_lock(f, 100, 1, FILE_LOCK_SHARED), 0);
+    CHECK_INT(file_lock(second, 100, 1, FILE_LOCK_TEST), -EAGAIN);
+    CHECK_INT(file_lock(second, 100, 1, FILE_LOCK_EXCLUSIVE), -EAGAIN);
+    CHECK_INT(file_lock(f, 100, 1, FILE_UNLOCK), 0);
+    CHECK_INT(file_lock(second, 100, 1, FILE_LOCK_EXCLUSIVE), 0);
+    file_close(second);
+    file_close(f);
+    CHECK_INT(file_rename(loop, path, other), 0);
+    CHECK_INT(folder_sync(loop, other), 0);
+    CHECK_INT(file_unlink(loop, path), -ENOENT);
+    CHECK_INT(file_unlink(loop, other), 0);
+}
+
+static void
+files_work(bool no_io_uring, const char *in)
+{
+    char *dir = xasprintf("%s/sluice-unit-XXXXXX", in);
+    struct loop *loop = new_loop(no_io_uring);
+
+    CHECK(mkdtemp(dir) != NULL);
+    CHECK(loop_run_main(loop, file_main, dir));
+    loop_free(loop);
+    rmdir(dir);
+    free(dir);
+}
+
+static void
+files_work_with_io_uring(void)
+{
+    files_work(false, "/tmp");
+}
+
+static void
+files_work_with_threads(void)
+{
+    files_work(true, "/tmp");
+}
+
+static void
+files_work_on_tmpfs(void)
+{
+    files_work(false, "/dev/shm");
+}
+
+/* Streams: an echo over a Unix socket, more than a socket buffer. */
+enum { ECHO = 3 << 20 };
+
+static void
+echo_server(void *arg)
+{
+    struct listener *l = arg;
+    struct stream *s = NULL;
+    unsigned char *buf = xmalloc(65536);
+    ssize_t n;
+
+    CHECK_INT(listener_accept(l, &s), 0);
+    while ((n = stream_read(s, buf, 65536)) > 0) {
+        CHECK_INT(stream_write_buf(s, buf, (size_t)n), 0);
+    }
+    CHECK_INT(n, 0);
+    stream_close(s);
+    free(buf);
+    CHECK_INT(listener_accept(l, &s), -ESHUTDOWN);
+    listener_close(l);
+}
+
+static void
+echo_writer(void *arg)
+{
+    unsigned char *buf = xmalloc(ECHO);
+
+    for (int i = 0; i < ECHO; i++) {
+        buf[i] = (unsigned char)(i * 7 >> 3);
+    }
+    CHECK_INT(stream_write_buf(arg, buf, ECHO), 0);
+    free(buf);
+}
+
+static void
+stream_main(void *arg)
+{
+    struct address a = {.kind = ADDRESS_UNIX, .path = arg};
+    struct listener *l = NULL;
+    struct stream *s = NULL;
+    unsigned char *buf = xmalloc(ECHO);
+    int bad = 0;
+
+    CHECK_INT(stream_listen(loop_current(), &a, &l, NULL), 0);
+    coro_start(loop_current(), echo_server, l);
+    CHECK_INT(stream_connect(loop_current(), &a, &s, NULL), 0);
+    coro_start(loop_current(), echo_writer, s);
+    CHECK_INT(stream_read_full(s, buf, ECHO), 0);
+    for (int i = 0; i < ECHO; i++) {
+        bad += buf[i] != (unsigned char)(i * 7 >> 3);
+    }
+    CHECK_INT(bad, 0);
+    stream_shutdown(s);
+    CHECK_INT(stream_read(s, buf, 1), -ESHUTDOWN);
+    coro_sleep(5 * NS_PER_MS);
+    stream_close(s);
+    listener_shutdown(l);
+    coro_sleep(5 * NS_PER_MS);
+    free(buf);
+}
+
+static void
+streams_carry_everything(void)
+{
+    struct loop *loop = new_loop(false);
+    char *dir = xstrdup(folder);
+
+    CHECK(mkdtemp(dir) != NULL);
+    char *path = xasprintf("%s/sock", dir);
+
+    CHECK(loop_run_main(loop, stream_main, path));
+    CHECK(access(path, F_OK) != 0);
+    loop_free(loop);
+    rmdir(dir);
+    free(path);
+    free(dir);
+}
+
+int
+main(void)
+{
+    tap_run("a wait ends by a wake or in time",
+            a_wait_ends_by_a_wake_or_in_time);
+    tap_run("a mutex excludes", a_mutex_excludes);
+    tap_run("files work with io_uring", files_work_with_io_uring);
+    tap_run("files work with threads", files_work_with_threads);
+    tap_run("files work on tmpfs", files_work_on_tmpfs);
+    tap_run("streams carry everything", streams_carry_everything);
+    return tap_done();
+}
