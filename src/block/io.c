@@ -163,6 +163,9 @@ node_read(struct node *node, uint64_t off, struct sg sg, unsigned flags)
         uint64_t len = 0;
         int r = read_chain(node, off, sg, flags, &len);
 
+        if (r == -EAGAIN) {
+            continue; /* it moved between the look-up and the read */
+        }
         if (r) {
             return r;
         }

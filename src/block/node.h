@@ -187,6 +187,13 @@ int node_add(struct graph *graph, const json_t *options, struct node **ret,
 int node_del(struct graph *graph, const char *name, struct err *err);
 
 /*
+ * A node by name (json string) or by definition (object); the caller owns the
+ * reference.
+ */
+int node_open_ref(struct graph *graph, const json_t *def, struct node **ret,
+                  struct err *err);
+
+/*
  * The path that node->header_backing.filename means, relative to the image's
  * folder; the caller frees it.  -EPERM where a header may not point there: a
  * driver must not look at such a file.  Does not yield.

@@ -420,6 +420,18 @@ node_open(struct graph *graph, const json_t *options, struct node **ret,
 }
 
 int
+node_open_ref(struct graph *graph, const json_t *def, struct node **ret,
+              struct err *err)
+{
+    if (!def) {
+        return err_set(err, -EINVAL, "Parameter 'file' is missing");
+    }
+    return json_is_string(def)
+               ? find_by_name(graph, json_string_value(def), ret, err)
+               : node_open(graph, def, ret, err);
+}
+
+int
 node_add(struct graph *graph, const json_t *options, struct node **ret,
          struct err *err)
 {

@@ -5,6 +5,7 @@
 #include "block/node.h"
 
 const struct driver *const all_drivers[] = {
-    &driver_file, &driver_host_device, &driver_raw,  &driver_qed,
-    &driver_mem,  &driver_null,        NULL,
+    &driver_file, &driver_host_device, &driver_raw,
+    &driver_qcow2, &driver_qed, &driver_mem, &driver_null,
+    NULL,
 };

@@ -149,20 +149,9 @@ open_file(struct graph *graph, json_t *options, struct node **ret,
 
     if (!def && filename) {
         r = create_file(graph, filename, &def, err);
-    } else if (!def) {
-        r = err_set(err, -EINVAL, "Parameter 'file' is missing");
     }
-    if (!r && json_is_string(def)) {
-        *ret = graph_find(graph, json_string_value(def));
-        r = *ret ? 0
-                 : err_set(err, -ENOENT,
-                           "Cannot find device='' nor node-name='%s'",
-                           json_string_value(def));
-        if (!r) {
-            node_ref(*ret);
-        }
-    } else if (!r) {
-        r = node_open(graph, def, ret, err);
+    if (!r) {
+        r = node_open_ref(graph, def, ret, err);
     }
     json_decref(def);
     return r;

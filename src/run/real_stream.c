@@ -3,7 +3,9 @@
  * Sockets.  A descriptor is registered once, edge-triggered: `readable` and
  * `writable` say that a call may succeed, and are cleared when one did less
  * than it was asked (epoll(7): the next edge comes when that changes), so that
- * a busy socket costs one system call per read and no epoll_ctl().
+ * a busy socket costs one system call per read and no epoll_ctl().  The end of
+ * a stream has no edge of its own where it came together with the last data,
+ * so once it was seen a short read clears nothing.
  */
 #include <errno.h>
 #include <netdb.h>
@@ -23,6 +25,7 @@ struct real_stream {
     struct watch watch;
     int fd;
     bool readable, writable, shut;
+    bool ending; /* the peer hung up: what is left may be read to the end */
     struct waitq readers, writers;
 };
 
@@ -39,6 +42,7 @@ stream_event(struct watch *watch, unsigned events)
 
     if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) {
         rs->readable = true;
+        rs->ending |= (events & ~(unsigned)(EPOLLIN | EPOLLOUT)) != 0;
         waitq_wake_all(&rs->readers);
     }
     if (events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) {
@@ -63,7 +67,7 @@ real_stream_read(struct stream *s, void *buf, size_t len)
         ssize_t n = recv(rs->fd, buf, len, MSG_DONTWAIT);
 
         if (n >= 0) {
-            rs->readable = n == 0 || (size_t)n == len;
+            rs->readable = n == 0 || (size_t)n == len || rs->ending;
             return n;
         }
         if (errno == EAGAIN) {
@@ -356,7 +360,8 @@ real_listen(struct loop *loop, const struct address *address,
             struct listener **ret, struct err *err)
 {
     struct real_listener *rl = xzalloc(sizeof(*rl));
-    struct epoll_event ev = {.events = EPOLLIN, .data.ptr = &rl->watch};
+    struct epoll_event ev = {.events = EPOLLIN | EPOLLET,
+                             .data.ptr = &rl->watch};
     int r = 0;
 
     switch (address->kind) {

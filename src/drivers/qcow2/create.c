@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * New qcow2 images, version 3, laid out as
+ *
+ *   header | refcount table | refcount block(s) | L1 table
+ *
+ * They are as small as the format allows: L1 lies behind the end of the file
+ * as a hole, and the file ends in its last cluster.  Nothing names the image
+ * before its header is written, last.
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "block/limits.h"
+#include "drivers/qcow2/qcow2.h"
+
+#define DEFAULT_CLUSTER_SIZE (64 * KIB)
+
+struct layout {
+    uint64_t cluster_size, size;
+    unsigned cluster_bits, refcount_order;
+    uint64_t table_clusters, blocks, l1_clusters, l1_entries;
+    unsigned compression;
+    bool lazy_refcounts;
+    const char *backing, *backing_format;
+};
+
+static int
+plan(struct layout *l, struct err *err)
+{
+    uint64_t entries_per_l2 = l->cluster_size / 8;
+    uint64_t per_block = l->cluster_size * 8 >> l->refcount_order;
+
+    l->cluster_bits = (unsigned)__builtin_ctzll(l->cluster_size);
+    l->l1_entries = div_up(l->size, l->cluster_size * entries_per_l2);
+    if (l->l1_entries * 8 > LIMIT_TABLE_BYTES || l->size > LIMIT_IMAGE_SIZE) {
+        int r = err_set(err, -EFBIG,
+                        "The image size is too large for cluster size %llu",
+                        (unsigned long long)l->cluster_size);
+
+        err_hint(err, "take larger clusters");
+        return r;
+    }
+    l->l1_clusters =
+        max_u64(div_up(l->l1_entries * 8, l->cluster_size), 1);
+    l->table_clusters = 1;
+    l->blocks = 1;
+    /* The blocks and the table count themselves, too. */
+    for (;;) {
+        uint64_t all = 1 + l->table_clusters + l->blocks + l->l1_clusters;
+        uint64_t blocks = div_up(all, per_block);
+        uint64_t table = div_up(blocks * 8, l->cluster_size);
+
+        if (blocks == l->blocks && table == l->table_clusters) {
+            return 0;
+        }
+        l->blocks = blocks;
+        l->table_clusters = table;
+    }
+}
+
+static uint64_t
+put_extension(unsigned char *head, uint64_t at, uint32_t type, const void *data,
+              uint32_t len)
+{
+    st_be32(head + at, type);
+    st_be32(head + at + 4, len);
+    memcpy(head + at + 8, data, len);
+    return align_up(at + 8 + len, 8);
+}
+
+static void
+fill_header(const struct layout *l, unsigned char *head)
+{
+    uint64_t at = HEADER_OURS;
+
+    st_be32(head + H_MAGIC, QCOW2_MAGIC);
+    st_be32(head + H_VERSION, 3);
+    st_be32(head + H_CLUSTER_BITS, l->cluster_bits);
+    st_be64(head + H_SIZE, l->size);
+    st_be32(head + H_L1_SIZE, (uint32_t)l->l1_entries);
+    st_be64(head + H_L1_OFF,
+            (1 + l->table_clusters + l->blocks) << l->cluster_bits);
+    st_be64(head + H_REFTABLE_OFF, l->cluster_size);
+    st_be32(head + H_REFTABLE_CLUSTERS, (uint32_t)l->table_clusters);
+    st_be32(head + H_REFCOUNT_ORDER, l->refcount_order);
+    st_be32(head + H_LENGTH, HEADER_OURS);
+    if (l->compression) {
+        st_be64(head + H_INCOMPATIBLE, INCOMPAT_COMPRESSION);
+        head[H_COMPRESSION] = (unsigned char)l->compression;
+    }
+    if (l->lazy_refcounts) {
+        st_be64(head + H_COMPATIBLE, COMPAT_LAZY_REFCOUNTS);
+    }
+    if (l->backing_format) {
+        at = put_extension(head, at, EXT_BACKING_FORMAT, l->backing_format,
+                           (uint32_t)strlen(l->backing_format));
+    }
+    at += 8; /* the end of the extensions: zeroes */
+    if (l->backing) {
+        memcpy(head + at, l->backing, strlen(l->backing));
+        st_be64(head + H_BACKING_OFF, at);
+        st_be32(head + H_BACKING_LEN, (uint32_t)strlen(l->backing));
+    }
+}
+
+static void
+set_bit_count(unsigned char *blocks, uint64_t i, unsigned order)
+{
+    uint64_t bit = i << order;
+
+    if (order >= 3) {
+        blocks[bit / 8 + (1u << (order - 3)) - 1] = 1; /* big-endian */
+    } else {
+        blocks[bit / 8] |= (unsigned char)(1u << bit % 8);
+    }
+}
+
+static int
+write_image(struct node *file, const struct layout *l)
+{
+    uint64_t tables = l->table_clusters + l->blocks;
+    uint64_t all = 1 + tables + l->l1_clusters;
+    uint64_t bytes = tables << l->cluster_bits;
+    auto_free unsigned char *buf = try_alloc(max_u64(bytes, l->cluster_size));
+
+    if (!buf) {
+        return -ENOMEM;
+    }
+    memset(buf, 0, bytes);
+    for (uint64_t i = 0; i < l->blocks; i++) {
+        st_be64(buf + i * 8, (1 + l->table_clusters + i) << l->cluster_bits);
+    }
+    for (uint64_t i = 0; i < all; i++) {
+        set_bit_count(buf + (l->table_clusters << l->cluster_bits), i,
+                      l->refcount_order);
+    }
+    int r = node_write_buf(file, l->cluster_size, buf, bytes);
+
+    if (!r) {
+        r = node_zero(file, (1 + tables) << l->cluster_bits,
+                      l->l1_clusters << l->cluster_bits, REQ_MAY_UNMAP, NULL);
+    }
+    if (!r) {
+        r = node_flush(file);
+    }
+    if (!r) {
+        memset(buf, 0, l->cluster_size);
+        fill_header(l, buf);
+        r = node_write_buf(file, 0, buf, l->cluster_size);
+    }
+    return r ? r : node_flush(file);
+}
+
+static int
+read_options(json_t *o, struct layout *l, struct err *err)
+{
+    const char *compression = opt_str(o, "compression-type");
+    const char *version = opt_str(o, "version");
+    uint64_t bits = opt_u64(o, "refcount-bits", 16);
+
+    l->size = opt_u64(o, "size", 0);
+    l->cluster_size = opt_u64(o, "cluster-size", DEFAULT_CLUSTER_SIZE);
+    l->backing = opt_str(o, "backing-file");
+    l->backing_format = opt_str(o, "backing-fmt");
+    l->lazy_refcounts = opt_bool(o, "lazy-refcounts", false);
+    if (!is_pow2(l->cluster_size) ||
+        l->cluster_size < 1u << CLUSTER_BITS_MIN ||
+        l->cluster_size > 1u << CLUSTER_BITS_MAX) {
+        return err_set(err, -EINVAL,
+                       "Cluster size must be a power of two between 512 and "
+                       "2048k");
+    }
+    if (!is_pow2(bits) || bits > 64) {
+        return err_set(err, -EINVAL,
+                       "Refcount width must be a power of two and may not "
+                       "exceed 64 bits");
+    }
+    l->refcount_order = (unsigned)__builtin_ctzll(bits);
+    if (version && strcmp(version, "v3")) {
+        return err_set(err, -ENOTSUP, "Only version v3 can be created");
+    }
+    if (opt_bool(o, "extended-l2", false) || json_object_get(o, "data-file") ||
+        json_object_get(o, "encrypt")) {
+        return err_set(err, -ENOTSUP,
+                       "Subclusters, external data files and encryption are "
+                       "not supported yet");
+    }
+    if (json_object_get(o, "preallocation") &&
+        strcmp(opt_str(o, "preallocation"), "off")) {
+        return err_set(err, -ENOTSUP, "Preallocation is not supported yet");
+    }
+    l->compression = compression && !strcmp(compression, "zstd");
+    if (l->backing && !l->backing_format) {
+        return err_set(err, -EINVAL,
+                       "Backing format must be stated with the backing file");
+    }
+    if (l->backing &&
+        (strlen(l->backing) > LIMIT_BACKING_NAME ||
+         HEADER_OURS + 24 + 8 + strlen(l->backing) > l->cluster_size)) {
+        return err_set(err, -ENAMETOOLONG,
+                       "The backing file name is too long for the header");
+    }
+    return 0;
+}
+
+int
+qcow2_create(struct graph *graph, json_t *options, struct err *err)
+{
+    struct layout l = {0};
+    struct node *file;
+    int r = read_options(options, &l, err);
+
+    if (!r) {
+        r = plan(&l, err);
+    }
+    if (!r) {
+        r = node_open_ref(graph, json_object_get(options, "file"), &file, err);
+    }
+    if (r) {
+        return r;
+    }
+    r = claim_check(file, CLAIM_WRITE, "blockdev-create", err);
+    if (!r) {
+        r = write_image(file, &l);
+        if (r) {
+            err_set_errno(err, r, "Could not write the image '%s'",
+                          file->filename ? file->filename : file->name);
+        }
+    }
+    node_unref(file);
+    return r;
+}

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * Changes of the header.
+ *
+ * All fields that matter lie in sector 0, which a disk writes whole or not at
+ * all, so every change is one write of it, and durable on return.  A new
+ * backing name is stored first, in bytes that the old header does not name.
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "block/limits.h"
+#include "drivers/qcow2/qcow2.h"
+
+static int
+write_sector0(struct qcow2 *q, const unsigned char *sector)
+{
+    struct node *file = q->node->file->child;
+    int r = node_write_buf(file, 0, sector, SECTOR);
+
+    return r ? r : node_flush(file);
+}
+
+int
+qcow2_update_header(struct qcow2 *q, const struct header_field *fields,
+                    unsigned n)
+{
+    unsigned char sector[SECTOR];
+    int r = node_read_buf(q->node->file->child, 0, sector, SECTOR);
+
+    if (r) {
+        return r;
+    }
+    for (unsigned i = 0; i < n; i++) {
+        if (fields[i].size == 8) {
+            st_be64(sector + fields[i].at, fields[i].value);
+        } else {
+            st_be32(sector + fields[i].at, (uint32_t)fields[i].value);
+        }
+    }
+    return write_sector0(q, sector);
+}
+
+/* Header extensions, as they lie in the first cluster. */
+struct ext {
+    uint32_t type, len;
+    uint64_t at; /* of its data */
+};
+
+/* Finds an extension and the end of all; false where the area is broken. */
+static bool
+find_ext(const unsigned char *head, uint64_t size, uint32_t type,
+         struct ext *ret, uint64_t *ret_end)
+{
+    uint64_t at = ld_be32(head + H_VERSION) >= 3 ? ld_be32(head + H_LENGTH)
+                                                 : HEADER_V2;
+
+    *ret = (struct ext){0};
+    while (at + 8 <= size) {
+        struct ext e = {ld_be32(head + at), ld_be32(head + at + 4), at + 8};
+
+        if (e.type == EXT_END) {
+            *ret_end = at;
+            return true;
+        }
+        if (e.len > size - e.at) {
+            return false;
+        }
+        if (e.type == type) {
+            *ret = e;
+        }
+        at = align_up(e.at + e.len, 8);
+    }
+    return false;
+}
+
+/*
+ * A place for a name in the first cluster that neither the extensions nor the
+ * old name use; 0 where there is none.
+ */
+static uint64_t
+place_for_name(const unsigned char *head, uint64_t size, uint64_t ext_end,
+               uint64_t len)
+{
+    uint64_t old = ld_be64(head + H_BACKING_OFF);
+    uint64_t old_len = old ? ld_be32(head + H_BACKING_LEN) : 0;
+    uint64_t at = max_u64(ext_end + 8, SECTOR);
+
+    if (!old || at + len <= old) {
+        return at + len <= size ? at : 0;
+    }
+    at = max_u64(at, align_up(old + old_len, 8));
+    return at + len <= size ? at : 0;
+}
+
+/* The format's name, in the extension that is there, by sector 0 alone. */
+static int
+put_format(unsigned char *head, const struct ext *ext, const char *format,
+           struct err *err)
+{
+    size_t len = strlen(format);
+
+    if (ext->type && ext->at + ext->len <= SECTOR &&
+        len <= align_up(ext->len, 8)) {
+        memset(head + ext->at, 0, align_up(ext->len, 8));
+        memcpy(head + ext->at, format, len);
+        st_be32(head + ext->at - 4, (uint32_t)len);
+        return 0;
+    }
+    int r = err_set(err, -ENOTSUP,
+                    "The header has no room to state the backing format '%s'",
+                    format);
+
+    err_hint(err, "rewrite it offline with 'qemu-img rebase -u'");
+    return r;
+}
+
+static int
+change_backing(struct qcow2 *q, unsigned char *head, const char *filename,
+               const char *format, struct err *err)
+{
+    uint64_t len = filename ? strlen(filename) : 0, end, at = 0;
+    struct node *file = q->node->file->child;
+    struct ext ext;
+    int r = 0;
+
+    if (!find_ext(head, q->cluster_size, EXT_BACKING_FORMAT, &ext, &end)) {
+        return err_set(err, -EIO, "The header extensions are damaged");
+    }
+    if (filename) {
+        at = place_for_name(head, q->cluster_size, end, len);
+        if (!at || len > LIMIT_BACKING_NAME) {
+            return err_set(err, -ENAMETOOLONG,
+                           "The header has no room for the backing file "
+                           "name '%s'",
+                           filename);
+        }
+        r = node_write_buf(file, at, filename, len);
+        if (!r) {
+            r = node_flush(file);
+        }
+        if (r) {
+            return err_set_errno(err, r, "Could not store the name");
+        }
+        r = format ? put_format(head, &ext, format, err) : 0;
+        if (r) {
+            return r;
+        }
+    }
+    st_be64(head + H_BACKING_OFF, at);
+    st_be32(head + H_BACKING_LEN, (uint32_t)len);
+    r = write_sector0(q, head);
+    return r ? err_set_errno(err, r, "Could not write the header") : 0;
+}
+
+int
+qcow2_set_backing(struct node *node, const char *filename, const char *format,
+                  struct err *err)
+{
+    struct qcow2 *q = qcow2_of(node);
+    auto_free unsigned char *head = xmalloc(q->cluster_size);
+    auto_err inner = ERR_INIT;
+    int r = node_read_buf(node->file->child, 0, head, q->cluster_size);
+
+    if (r) {
+        err_set_errno(&inner, r, "Could not read the header");
+    } else {
+        r = change_backing(q, head, filename, format, &inner);
+    }
+    if (r) {
+        err_prefix(&inner, "Changing the backing file of '%s'", node->filename);
+        return err_propagate(err, &inner);
+    }
+    free(node->header_backing.filename);
+    free(node->header_backing.format);
+    node->header_backing.filename = filename ? xstrdup(filename) : NULL;
+    node->header_backing.format = format ? xstrdup(format) : NULL;
+    return 0;
+}
+
+/* A longer L1 table, in fresh clusters; durable before the header names it. */
+static int
+grow_l1(struct qcow2 *q, uint64_t entries)
+{
+    uint64_t clusters = div_up(entries * 8, q->cluster_size);
+    uint64_t off, old = q->l1_off;
+    uint64_t old_clusters = div_up(q->l1_size * 8ULL, q->cluster_size);
+    struct node *file = q->node->file->child;
+    int r = meta_commit(q->meta);
+
+    if (!r) {
+        r = qcow2_alloc_exact(q, clusters, &off);
+    }
+    if (r) {
+        return r;
+    }
+    auto_free unsigned char *table = try_alloc(clusters * q->cluster_size);
+
+    if (!table) {
+        return -ENOMEM;
+    }
+    memset(table, 0, clusters * q->cluster_size);
+    r = node_read_buf(file, old, table, q->l1_size * 8ULL);
+    if (!r) {
+        r = node_write_buf(file, off, table, clusters * q->cluster_size);
+    }
+    if (!r) {
+        r = meta_commit(q->meta); /* the new clusters' counts */
+    }
+    if (!r) {
+        r = node_flush(file);
+    }
+    if (!r) {
+        struct header_field f[] = {{H_L1_OFF, 8, off}, {H_L1_SIZE, 4, entries}};
+
+        r = qcow2_update_header(q, f, 2);
+    }
+    if (!r) {
+        meta_free_later(q->meta, old, old_clusters * q->cluster_size);
+        q->l1_off = off;
+        q->l1_size = (uint32_t)entries;
+    }
+    return r;
+}
+
+int
+qcow2_truncate(struct node *node, uint64_t size, struct err *err)
+{
+    struct qcow2 *q = qcow2_of(node);
+    uint64_t entries = div_up(size, q->cluster_size << q->l2_bits);
+    struct header_field f = {H_SIZE, 8, size};
+    struct range_hold all;
+    int r = 0;
+
+    if (size < node->size) {
+        return err_set(err, -ENOTSUP,
+                       "Cannot shrink the qcow2 image '%s' from %llu to %llu "
+                       "bytes",
+                       node->filename, (unsigned long long)node->size,
+                       (unsigned long long)size);
+    }
+    if (entries * 8 > LIMIT_TABLE_BYTES) {
+        return err_set(err, -EFBIG,
+                       "'%s' cannot grow to %llu bytes: its L1 table would be "
+                       "larger than %llu bytes",
+                       node->filename, (unsigned long long)size,
+                       (unsigned long long)LIMIT_TABLE_BYTES);
+    }
+    /* No write may change L1 while it is copied. */
+    range_lock_take(&node->ranges, &all, 0, UINT64_MAX, RANGE_EXCLUSIVE);
+    if (entries > q->l1_size) {
+        r = grow_l1(q, entries);
+    }
+    if (!r) {
+        r = qcow2_update_header(q, &f, 1);
+    }
+    if (!r) {
+        node->size = size;
+    }
+    range_lock_release(&node->ranges, &all);
+    return r ? err_set_errno(err, r, "Could not resize '%s'", node->filename)
+             : 0;
+}
