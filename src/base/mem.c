@@ -73,6 +73,12 @@ try_alloc(size_t size)
 }
 
 void *
+try_zalloc(size_t size)
+{
+    return calloc(1, size ? size : 1);
+}
+
+void *
 try_alloc_aligned(size_t align, size_t size)
 {
     void *p = NULL;

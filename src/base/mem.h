@@ -23,6 +23,7 @@ char *xvasprintf(const char *fmt, va_list ap)
 
 /* May return NULL: for sizes that come from outside. */
 void *try_alloc(size_t size);
+void *try_zalloc(size_t size);
 /* Aligned to @align (a power of two); free() releases it; may return NULL. */
 void *try_alloc_aligned(size_t align, size_t size);
 

@@ -13,5 +13,6 @@
 #define LIMIT_BACKING_NAME 1023             /* qcow2 spec, header */
 #define LIMIT_HEADER_EXTENSION (64 * KIB)   /* one qcow2 extension */
 #define LIMIT_TABLE_BYTES (32 * MIB)        /* L1 and refcount table, as QEMU */
+#define LIMIT_CHECK_CLUSTERS (1ULL << 31)   /* of a QED file: a bit each */
 
 #endif

@@ -198,6 +198,12 @@ int node_del(struct graph *graph, const char *name, struct err *err);
 int node_open_ref(struct graph *graph, const json_t *def, struct node **ret,
                   struct err *err);
 
+/*
+ * The path that node->header_backing.filename means, relative to the image's
+ * folder; the caller frees it.  -EPERM where a header may not point there: a
+ * driver must not look at such a file.  Does not yield.
+ */
+int node_backing_path(struct node *node, char **ret, struct err *err);
 /* For drivers: opens or refers to the child in options[key] (required). */
 int node_open_file(struct node *node, json_t *options, struct err *err);
 

@@ -266,13 +266,27 @@ check_backing_policy(struct node *node, const char *path, struct err *err)
     return 0;
 }
 
+int
+node_backing_path(struct node *node, char **ret, struct err *err)
+{
+    char *path = resolve_backing(node);
+    int r = check_backing_policy(node, path, err);
+
+    if (r) {
+        free(path);
+        return r;
+    }
+    *ret = path;
+    return 0;
+}
+
 /* Options for the backing file that @node's header names. */
 static int
 header_backing_options(struct node *node, json_t **ret, struct err *err)
 {
-    auto_free char *path = resolve_backing(node);
+    auto_free char *path = NULL;
     const char *format = node->header_backing.format;
-    int r = check_backing_policy(node, path, err);
+    int r = node_backing_path(node, &path, err);
 
     if (r) {
         return r;

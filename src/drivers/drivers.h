@@ -9,6 +9,7 @@ extern const struct driver driver_file;
 extern const struct driver driver_host_device;
 extern const struct driver driver_raw;
 extern const struct driver driver_qcow2;
+extern const struct driver driver_qed;
 extern const struct driver driver_mem;
 extern const struct driver driver_null;
 
