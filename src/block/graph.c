@@ -75,11 +75,23 @@ graph_find(struct graph *graph, const char *node_name)
     {
         struct node *node = container_of(it, struct node, link);
 
-        if (!strcmp(node->name, node_name)) {
+        if (node->visible && !strcmp(node->name, node_name)) {
             return node;
         }
     }
     return NULL;
+}
+
+bool
+graph_name_taken(struct graph *graph, const char *name)
+{
+    list_for_each(it, &graph->nodes)
+    {
+        if (!strcmp(container_of(it, struct node, link)->name, name)) {
+            return true;
+        }
+    }
+    return false;
 }
 
 void
@@ -88,7 +100,11 @@ graph_each(struct graph *graph, void (*fn)(struct node *node, void *arg),
 {
     list_for_each(it, &graph->nodes)
     {
-        fn(container_of(it, struct node, link), arg);
+        struct node *node = container_of(it, struct node, link);
+
+        if (node->visible) {
+            fn(node, arg);
+        }
     }
 }
 
@@ -162,6 +178,7 @@ node_close(struct node *node)
 {
     struct node *backing = NULL;
 
+    node->visible = false; /* closing yields: nobody may find it */
     if (node->drv && node->drv->close) {
         node->drv->close(node);
     }
