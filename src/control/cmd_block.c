@@ -1,0 +1,337 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * Nodes: adding, removing, creating images, snapshots, and block-stream.
+ *
+ * A handler that yields holds a reference to every node it goes on with, since
+ * another session may remove the node meanwhile.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "block/edit.h"
+#include "control/control_internal.h"
+#include "schema_dispatch.h"
+#include "transfer/transfer.h"
+
+int
+cmd_blockdev_add(struct control *ctl, const struct args_blockdev_add *args,
+                 json_t **ret, struct err *err)
+{
+    return node_add(ctl->graph, args->json, NULL, err);
+}
+
+int
+cmd_blockdev_del(struct control *ctl, const struct args_blockdev_del *args,
+                 json_t **ret, struct err *err)
+{
+    return node_del(ctl->graph, args->node_name, err);
+}
+
+/* Snapshots. */
+
+static bool
+is_backing_of(const struct node *node, const struct node **ret_parent)
+{
+    list_for_each(it, &node->parents)
+    {
+        const struct edge *edge = container_of(it, struct edge, link);
+
+        if (edge->role == EDGE_BACKING) {
+            *ret_parent = edge->parent;
+            return true;
+        }
+    }
+    return false;
+}
+
+static int
+check_snapshot(struct node *node, struct node *overlay, struct err *err)
+{
+    if (overlay->backing) {
+        return err_set(err, -EINVAL, "The overlay already has a backing image");
+    }
+    if (!list_empty(&overlay->parents) || !list_empty(&overlay->roots)) {
+        return err_set(err, -EBUSY, "The overlay is already in use");
+    }
+    if (!overlay->drv->set_backing) {
+        return err_set(err, -ENOTSUP,
+                       "The overlay does not support backing images");
+    }
+    if (overlay->read_only && !node->read_only) {
+        return err_set(err, -EACCES, "The overlay is read-only");
+    }
+    if (node == overlay) {
+        return err_set(err, -ELOOP,
+                       "Making '%s' the backing file of '%s' would create a "
+                       "cycle",
+                       node->name, overlay->name);
+    }
+    return 0;
+}
+
+/*
+ * The old node is flushed beforehand, so that next to nothing is left to be
+ * written when the guest's first flush on the overlay reaches both.
+ */
+static int
+snapshot(struct control *ctl, struct node *node, struct node *overlay,
+         struct err *err)
+{
+    const struct edit edits[] = {
+        {.kind = EDIT_BACKING, .node = overlay, .to = node},
+        {.kind = EDIT_REPLACE, .node = node, .to = overlay},
+    };
+    struct edit_options options = {
+        .deadline_ns =
+            loop_now(ctl->loop) + CONTROL_DRAIN_SECONDS * NS_PER_S,
+    };
+    int r = node_flush(node);
+
+    if (r) {
+        return err_set_errno(err, r, "Could not flush node '%s'", node->name);
+    }
+    /* Another session may have used the time. */
+    r = check_snapshot(node, overlay, err);
+    return r ? r : graph_edit(ctl->graph, edits, 2, &options, NULL, err);
+}
+
+int
+cmd_blockdev_snapshot(struct control *ctl,
+                      const struct args_blockdev_snapshot *args, json_t **ret,
+                      struct err *err)
+{
+    struct node *node, *overlay;
+    const struct node *parent;
+    int r = control_find_node(ctl, args->node, true, &node, err);
+
+    if (!r && is_backing_of(node, &parent)) {
+        r = err_set(err, -EBUSY,
+                    "Node '%s' is busy: node is used as backing hd of '%s'",
+                    node->name, parent->name);
+    }
+    if (!r) {
+        r = control_find_node(ctl, args->overlay, true, &overlay, err);
+    }
+    if (!r) {
+        r = check_snapshot(node, overlay, err);
+    }
+    if (r) {
+        return r;
+    }
+    node_ref(node);
+    node_ref(overlay);
+    r = snapshot(ctl, node, overlay, err);
+    node_unref(overlay);
+    node_unref(node);
+    return r;
+}
+
+/* Creating images. */
+
+struct create_job {
+    struct job job;
+    struct graph *graph;
+    const struct driver *drv;
+    json_t *options;
+};
+
+static int
+create_run(struct job *job, struct err *err)
+{
+    struct create_job *c = container_of(job, struct create_job, job);
+    int r = c->drv->create(c->graph, c->options, err);
+
+    job->current = 1;
+    return r;
+}
+
+static void
+create_clean(struct job *job, bool success)
+{
+}
+
+static void
+create_free(struct job *job)
+{
+    struct create_job *c = container_of(job, struct create_job, job);
+
+    json_decref(c->options);
+    free(c);
+}
+
+static const struct job_driver create_driver = {
+    .type = "create",
+    .run = create_run,
+    .clean = create_clean,
+};
+
+int
+cmd_blockdev_create(struct control *ctl,
+                    const struct args_blockdev_create *args, json_t **ret,
+                    struct err *err)
+{
+    const char *name =
+        json_string_value(json_object_get(args->options, "driver"));
+    const struct driver *drv = graph_driver(ctl->graph, name);
+
+    if (!drv || !drv->create) {
+        return err_set(err, -ENOTSUP, "Driver does not support blockdev-create");
+    }
+    int r = job_check_id(ctl->jobs, args->job_id, err);
+
+    if (r) {
+        return r;
+    }
+    struct create_job *c = xzalloc(sizeof(*c));
+
+    c->graph = ctl->graph;
+    c->drv = drv;
+    c->options = json_deep_copy(args->options);
+    c->job.driver = &create_driver;
+    c->job.free = create_free;
+    c->job.auto_finalize = true;
+    c->job.total = 1;
+    job_start(ctl->jobs, &c->job, args->job_id);
+    return 0;
+}
+
+/* Streaming. */
+
+static bool
+chain_contains(struct node *top, const struct node *node)
+{
+    for (struct node *n = top; n; n = n->backing ? n->backing->child : NULL) {
+        if (n == node) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* By file name: as the header above has it, or in full. */
+static int
+find_backing_file(struct node *top, const char *filename, struct node **ret,
+                  struct err *err)
+{
+    for (struct node *n = top; n->backing; n = n->backing->child) {
+        struct node *below = n->backing->child;
+        const char *stated = n->header_backing.filename;
+
+        if ((stated && !strcmp(stated, filename)) ||
+            (below->filename && !strcmp(below->filename, filename))) {
+            *ret = below;
+            return 0;
+        }
+    }
+    return err_set(err, -ENOENT, "Can't find '%s' in the backing chain",
+                   filename);
+}
+
+static int
+check_exclusive(const struct args_block_stream *args, struct err *err)
+{
+    static const char fmt[] =
+        "'%s' and '%s' cannot be specified at the same time";
+
+    if (args->base && args->base_node) {
+        return err_set(err, -EINVAL, fmt, "base", "base-node");
+    }
+    if (args->base && args->bottom) {
+        return err_set(err, -EINVAL, fmt, "base", "bottom");
+    }
+    if (args->bottom && args->base_node) {
+        return err_set(err, -EINVAL, fmt, "bottom", "base-node");
+    }
+    return 0;
+}
+
+/* The node to stop at: *ret is NULL where the whole chain is meant. */
+static int
+find_base(struct control *ctl, const struct args_block_stream *args,
+          struct node *device, struct node **ret, struct err *err)
+{
+    struct node *node;
+    int r = 0;
+
+    *ret = NULL;
+    if (args->base) {
+        r = find_backing_file(device, args->base, ret, err);
+    } else if (args->base_node) {
+        r = control_find_node(ctl, args->base_node, false, &node, err);
+        if (!r && (node == device || !chain_contains(device, node))) {
+            r = err_set(err, -EINVAL,
+                        "Node '%s' is not a backing image of '%s'",
+                        args->base_node, device->name);
+        }
+        *ret = r ? NULL : node;
+    } else if (args->bottom) {
+        r = control_find_node(ctl, args->bottom, false, &node, err);
+        if (!r && !chain_contains(device, node)) {
+            r = err_set(err, -EINVAL,
+                        "Node '%s' is not in a chain starting from '%s'",
+                        args->bottom, device->name);
+        }
+        *ret = r || !node->backing ? NULL : node->backing->child;
+    }
+    return r;
+}
+
+static enum on_error
+on_error_of(const struct args_block_stream *args)
+{
+    switch (args->has_on_error ? args->on_error
+                               : QMP_BLOCKDEV_ON_ERROR_REPORT) {
+    case QMP_BLOCKDEV_ON_ERROR_IGNORE:
+        return ON_ERROR_IGNORE;
+    case QMP_BLOCKDEV_ON_ERROR_STOP:
+        return ON_ERROR_STOP;
+    case QMP_BLOCKDEV_ON_ERROR_ENOSPC:
+    case QMP_BLOCKDEV_ON_ERROR_AUTO:
+        return ON_ERROR_ENOSPC;
+    default:
+        return ON_ERROR_REPORT;
+    }
+}
+
+int
+cmd_block_stream(struct control *ctl, const struct args_block_stream *args,
+                 json_t **ret, struct err *err)
+{
+    struct node *device, *base;
+    int r = check_exclusive(args, err);
+
+    if (!r) {
+        r = control_find_node(ctl, args->device, true, &device, err);
+    }
+    if (!r) {
+        r = find_base(ctl, args, device, &base, err);
+    }
+    if (!r && !base && args->backing_file) {
+        r = err_set(err, -EINVAL,
+                    "backing file specified, but streaming the entire chain");
+    }
+    if (!r) {
+        /* There is no device here whose name could be the default. */
+        r = job_check_id(ctl->jobs, args->job_id ? args->job_id : "", err);
+    }
+    if (!r && args->speed < 0) {
+        r = err_set(err, -EINVAL,
+                    "Parameter 'speed' expects a non-negative value");
+    }
+    if (r) {
+        return r;
+    }
+    return stream_start(
+        ctl->jobs,
+        &(struct transfer_options){
+            .job_id = args->job_id,
+            .device = device,
+            .base = base,
+            .backing_file = args->backing_file,
+            .speed = (uint64_t)args->speed,
+            .on_error = on_error_of(args),
+            .auto_finalize = !args->has_auto_finalize || args->auto_finalize,
+            .auto_dismiss = !args->has_auto_dismiss || args->auto_dismiss,
+        },
+        err);
+}

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* Shared by control.c and the handlers (cmd_*.c) only. */
+#ifndef SLUICE_CONTROL_INTERNAL_H
+#define SLUICE_CONTROL_INTERNAL_H
+
+#include <stdbool.h>
+
+#include "block/node.h"
+#include "control/control.h"
+#include "export/nbd_server.h"
+#include "run/loop.h"
+#include "transfer/job.h"
+
+struct control {
+    struct loop *loop;
+    struct control_options options;
+    struct graph *graph;
+    struct jobs *jobs;
+    struct list listeners; /* of struct control_listener.link */
+    struct list exports;   /* of struct control_export.link */
+    struct waitq exports_changed;
+    struct nbd_server *nbd; /* NULL: none, or it is being stopped */
+    bool nbd_stopping;
+    bool ready;
+    json_t *objects; /* by id */
+};
+
+/*
+ * An export under its identifier.  It stays in the list, and its identifier
+ * taken, until its last request is over.
+ */
+struct control_export {
+    struct list link;
+    struct control *ctl;
+    char *id;
+    char *node_name;         /* once it is shutting down */
+    struct root *root;       /* nbd's */
+    struct nbd_export *nbd;
+    bool shutting_down;
+};
+
+enum {
+    CONTROL_STRING_MAX = 4096,  /* NBD export names and descriptions */
+    CONTROL_NESTING_MAX = 256,  /* backing images in one another's `image` */
+    CONTROL_DRAIN_SECONDS = 30, /* for requests in flight at a snapshot */
+};
+
+/* Sends an event to all listeners; @data is consumed. */
+void control_event(struct control *ctl, const char *name, json_t *data);
+
+/*
+ * The node called @name, borrowed.  @device says how the error's text has it:
+ * QEMU looks some names up as a device's, too.
+ */
+int control_find_node(struct control *ctl, const char *name, bool device,
+                      struct node **ret, struct err *err);
+
+/* QEMU's rule for identifiers: a letter, then letters, digits and "-._". */
+bool control_id_ok(const char *id);
+
+/* Removes all exports and stops the server; yields. */
+void control_stop_nbd(struct control *ctl);
+
+/* jobs_new()'s callback. */
+void control_job_event(void *ctl, const struct job_event *ev);
+
+#endif
