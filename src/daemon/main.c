@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * sluiced: the storage daemon.
+ *
+ * The process is one event loop.  Its main coroutine
+ *
+ *   processes the options -> writes the pid file -> goes into the background
+ *     -> lets clients in -> waits for a signal or `quit`
+ *     -> stops taking commands -> removes exports, ends jobs, closes images
+ *     -> sends the last events -> removes the pid file
+ *
+ * An error in an option goes the same way down from where it happened.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "control/control.h"
+#include "daemon/daemon.h"
+#include "run/real.h"
+
+static void
+on_quit(void *arg)
+{
+    struct daemon *d = arg;
+
+    pollable_ring(&d->signals);
+}
+
+static int
+watch_signals(struct daemon *d, struct err *err)
+{
+    sigset_t set;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGHUP);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    d->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (d->signal_fd < 0) {
+        return err_set_errno(err, -errno, "Could not watch signals");
+    }
+    int r = pollable_init(&d->signals, d->loop, d->signal_fd, POLLIN);
+
+    return r ? err_set_errno(err, r, "Could not watch signals") : 0;
+}
+
+/* A signal came, or `quit`. */
+static void
+wait_for_end(struct daemon *d)
+{
+    struct signalfd_siginfo info;
+
+    while (pollable_wait(&d->signals) &&
+           read(d->signal_fd, &info, sizeof(info)) != sizeof(info)) {
+    }
+}
+
+/* Everything between the options and the first client. */
+static int
+become_ready(struct daemon *d, struct err *err)
+{
+    int r = 0;
+
+    if (d->options.pidfile) {
+        r = pidfile_create(&d->pidfile, d->options.pidfile, err);
+        if (r) {
+            err_prefix(err, "cannot create PID file");
+        }
+    }
+    if (!r && d->ready_fd >= 0) {
+        r = service_detach(d->ready_fd, err);
+        d->ready_fd = -1;
+    }
+    return r;
+}
+
+static void
+serve(struct daemon *d)
+{
+    auto_err err = ERR_INIT;
+
+    if (!options_second_pass(d)) {
+        return;
+    }
+    chardev_default_monitor(d);
+    if (become_ready(d, &err)) {
+        fprintf(stderr, "%s: %s\n", d->argv[0], err.msg);
+        return;
+    }
+    d->status = 0;
+    chardev_serve(d);
+    control_ready(d->ctl);
+    service_notify("READY=1");
+    wait_for_end(d);
+    service_notify("STOPPING=1");
+}
+
+static void
+daemon_main(void *arg)
+{
+    struct daemon *d = arg;
+    struct control_options options = {
+        .backing_paths =
+            d->options.untrusted ? "" : d->options.backing_paths,
+        .on_quit = on_quit,
+        .arg = d,
+    };
+
+    d->ctl = control_new(d->loop, &options);
+    monitors_init(&d->monitors, d->loop, d->ctl);
+    serve(d);
+    /* The sockets that are removed were named relative to that folder. */
+    if (d->start_dir >= 0 && fchdir(d->start_dir)) {
+        log_warn("the folder that sluiced was started in is gone: its sockets "
+                 "stay");
+    }
+    monitors_stop(&d->monitors);
+    control_close(d->ctl);
+    monitors_fini(&d->monitors);
+    control_free(d->ctl);
+    chardev_fini(d);
+    pidfile_remove(&d->pidfile);
+}
+
+static int
+run(struct daemon *d, struct err *err)
+{
+    int r = real_loop_new(&(struct real_loop_options){0}, &d->loop, err);
+
+    if (r) {
+        return r;
+    }
+    r = watch_signals(d, err);
+    if (!r) {
+        loop_run_main(d->loop, daemon_main, d);
+        pollable_fini(&d->signals);
+    }
+    loop_free(d->loop);
+    return r;
+}
+
+int
+main(int argc, char **argv)
+{
+    auto_err err = ERR_INIT;
+    struct daemon d = {.argc = argc,
+                       .argv = argv,
+                       .ready_fd = -1,
+                       .start_dir = -1,
+                       .status = 1};
+    int status = options_first_pass(argc, argv, &d.options);
+
+    if (status >= 0) {
+        return status;
+    }
+    list_init(&d.chardevs);
+    list_init(&d.pending_monitors);
+    if (d.options.daemonize) {
+        d.start_dir = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    }
+    if ((d.options.daemonize && service_daemonize(&d.ready_fd, &err)) ||
+        run(&d, &err)) {
+        fprintf(stderr, "%s: %s\n", argv[0], err.msg);
+        return 1;
+    }
+    return d.status;
+}
