@@ -152,7 +152,7 @@ peek64(const char *file, uint64_t off)
 }
 
 /* A temporary folder as the working folder; false without QEMU's tools. */
-static char image_folder[] = "/tmp/sluice-format-XXXXXX";
+static char image_folder[] = "/dev/shm/sluice-format-XXXXXX";
 
 static inline bool
 image_setup(void)
