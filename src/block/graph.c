@@ -83,12 +83,14 @@ graph_find(struct graph *graph, const char *node_name)
 }
 
 void
-graph_each(struct graph *graph, void (*fn)(struct node *node, void *arg),
-           void *arg)
+graph_hold_all(struct graph *graph, struct node ***ret, size_t *ret_n)
 {
+    *ret = NULL;
+    *ret_n = 0;
     list_for_each(it, &graph->nodes)
     {
-        fn(container_of(it, struct node, link), arg);
+        *ret = xrealloc(*ret, (*ret_n + 1) * sizeof(**ret));
+        (*ret)[(*ret_n)++] = node_ref(container_of(it, struct node, link));
     }
 }
 

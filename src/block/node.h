@@ -165,9 +165,8 @@ struct loop *graph_loop(const struct graph *graph);
 const struct driver *graph_driver(struct graph *graph, const char *name);
 /* NULL where there is none. */
 struct node *graph_find(struct graph *graph, const char *node_name);
-/* Calls @fn for every node; @fn must not yield. */
-void graph_each(struct graph *graph, void (*fn)(struct node *node, void *arg),
-                void *arg);
+/* A reference to every node, in an array that the caller frees.  No yield. */
+void graph_hold_all(struct graph *graph, struct node ***ret, size_t *ret_n);
 /*
  * What the guests of @node did so far: the sum over all roots that are not
  * pinned and lead to it directly.  Does not yield.

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * The control context: what commands work on.  It owns the block graph, the
+ * jobs, the NBD server with its exports, and the monitors to which events go.
+ * Several can live in one process.
+ */
+#ifndef SLUICE_CONTROL_H
+#define SLUICE_CONTROL_H
+
+#include <jansson.h>
+#include <stdbool.h>
+
+#include "base/err.h"
+
+struct control;
+struct graph;
+struct jobs;
+struct loop;
+struct listener;
+struct stream;
+
+struct control_options {
+    /* Where headers may name backing files: see graph_options. */
+    const char *backing_paths;
+};
+
+struct control *control_new(struct loop *loop,
+                            const struct control_options *options);
+/*
+ * Closes the monitors, stops the exports, cancels the jobs, closes the graph.
+ * Yields.
+ */
+void control_free(struct control *ctl);
+
+/* Yields until `quit` or control_quit(). */
+void control_wait_quit(struct control *ctl);
+void control_quit(struct control *ctl);
+
+/* Serves QMP on every connection of the listener, which is taken over. */
+void control_listen(struct control *ctl, struct listener *listener,
+                    bool pretty);
+/* Serves QMP on one connected stream, which is taken over. */
+void control_serve(struct control *ctl, struct stream *stream, bool pretty);
+
+/*
+ * Where the control socket is when nobody says otherwise; the caller frees it.
+ * /run/sluice/control.sock, or without root in $XDG_RUNTIME_DIR.
+ */
+char *control_default_socket(void);
+
+/* Sends an event to every monitor; takes @data.  Does not yield. */
+void control_event(struct control *ctl, const char *name, json_t *data);
+
+#endif
