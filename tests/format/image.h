@@ -18,6 +18,9 @@
 #include "tap.h"
 
 /* Runs a shell command; its exit status.  What it says goes to "log". */
+static inline int sh(const char *fmt, ...)
+    __attribute__((format(printf, 1, 2)));
+
 static inline int
 sh(const char *fmt, ...)
 {
