@@ -67,6 +67,17 @@ int root_new(struct node *node, enum claim claim, const char *owner,
              struct root **ret, struct err *err);
 /* Waits for the root's requests in flight, then frees it.  Yields. */
 void root_free(struct root *root);
+/* It stays with its node in a pivot: a job's hold, not a disk's.  No yield. */
+void root_pin(struct root *root);
+
+/* What the governor and statistics look at; does not yield. */
+struct root_stats {
+    uint64_t requests; /* that ended */
+    uint64_t busy_ns;  /* sum of their times in the graph */
+    unsigned in_flight;
+};
+void root_get_stats(const struct root *root, struct root_stats *ret);
+
 struct node *root_node(const struct root *root);
 struct loop *root_loop(const struct root *root);
 bool root_writable(const struct root *root);

@@ -188,6 +188,9 @@ do_replace(struct node *node, struct node *to, struct done *done)
     {
         struct root *root = container_of(it, struct root, link);
 
+        if (root->pinned) {
+            continue;
+        }
         done->roots = xrealloc(done->roots, (done->n_roots + 1) *
                                                 sizeof(*done->roots));
         done->roots[done->n_roots++] = root;

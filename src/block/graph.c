@@ -99,6 +99,22 @@ graph_unpark(struct graph *graph)
     waitq_wake_all(&graph->parked);
 }
 
+void
+node_guest_stats(const struct node *node, struct root_stats *ret)
+{
+    *ret = (struct root_stats){0};
+    list_for_each(it, &node->roots)
+    {
+        struct root *root = container_of(it, struct root, link);
+
+        if (!root->pinned) {
+            ret->requests += root->stats.requests;
+            ret->busy_ns += root->stats.busy_ns;
+            ret->in_flight += root->in_flight;
+        }
+    }
+}
+
 /* Nodes. */
 
 struct node *

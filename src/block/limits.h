@@ -8,6 +8,7 @@
 #define LIMIT_CHAIN_DEPTH 4096              /* images in one chain */
 #define LIMIT_NODE_NAME 31                  /* characters, as QEMU */
 #define LIMIT_REQUEST (64 * MIB)            /* one request */
+#define LIMIT_COPY (16 * MIB)               /* one piece of a copy */
 #define LIMIT_IMAGE_SIZE (1ULL << 62)       /* virtual size */
 #define LIMIT_BACKING_NAME 1023             /* qcow2 spec, header */
 #define LIMIT_HEADER_EXTENSION (64 * KIB)   /* one qcow2 extension */

@@ -168,6 +168,11 @@ struct node *graph_find(struct graph *graph, const char *node_name);
 /* Calls @fn for every node; @fn must not yield. */
 void graph_each(struct graph *graph, void (*fn)(struct node *node, void *arg),
                 void *arg);
+/*
+ * What the guests of @node did so far: the sum over all roots that are not
+ * pinned and lead to it directly.  Does not yield.
+ */
+void node_guest_stats(const struct node *node, struct root_stats *ret);
 /* Requests that were parked (-ERESTART) try again; does not yield. */
 void graph_unpark(struct graph *graph);
 

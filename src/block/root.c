@@ -12,9 +12,20 @@
 #include <errno.h>
 
 #include "base/bytes.h"
+#include "block/copy.h"
 #include "block/graph_internal.h"
 
-enum request_op { OP_READ, OP_WRITE, OP_ZERO, OP_DISCARD, OP_FLUSH, OP_STATUS };
+enum { POPULATE_PIECE = 1 << 20 };
+
+enum request_op {
+    OP_READ,
+    OP_WRITE,
+    OP_ZERO,
+    OP_DISCARD,
+    OP_FLUSH,
+    OP_STATUS,
+    OP_POPULATE,
+};
 
 struct request {
     enum request_op op;
@@ -92,6 +103,31 @@ root_limits(const struct root *root, struct block_limits *ret)
     *ret = root->node->limits;
 }
 
+/* Fills the top layer from below, piece by piece, where it can be written. */
+static int
+populate(struct node *node, uint64_t off, uint64_t len)
+{
+    struct copy_result result;
+
+    if (!node->backing || node->read_only) {
+        return 0;
+    }
+    struct copy copy = {.source = node->backing->child,
+                        .target = node,
+                        .fill = true,
+                        .flags = REQ_BACKGROUND};
+
+    for (uint64_t end = off + len; off < end; off += POPULATE_PIECE) {
+        int r = copy_range(&copy, off, min_u64(end - off, POPULATE_PIECE),
+                           &result);
+
+        if (r) {
+            return r;
+        }
+    }
+    return 0;
+}
+
 static int
 dispatch(struct node *node, struct request *rq)
 {
@@ -107,8 +143,10 @@ dispatch(struct node *node, struct request *rq)
     case OP_FLUSH:
         return node_flush(node);
     case OP_STATUS:
-        return chain_status(node, NULL, rq->off, rq->len, false, rq->extent,
+        return chain_status(node, NULL, rq->off, rq->len, true, rq->extent,
                             NULL);
+    case OP_POPULATE:
+        return populate(node, rq->off, rq->len);
     }
     return -EINVAL;
 }
@@ -161,9 +199,12 @@ enter_and_run(struct root *root, struct request *rq)
         return r;
     }
     unsigned token = grace_enter(&root->requests);
+    uint64_t start = loop_now(root->graph->loop);
 
     root->in_flight++;
     r = dispatch(root->node, rq);
+    root->stats.requests++;
+    root->stats.busy_ns += loop_now(root->graph->loop) - start;
     grace_leave(&root->requests, token);
     if (--root->in_flight == 0 && !waitq_idle(&root->idle)) {
         waitq_wake_all(&root->idle);
@@ -233,4 +274,28 @@ root_status(struct root *root, uint64_t off, uint64_t len, struct extent *ret)
 {
     return run(root, &(struct request){
                          .op = OP_STATUS, .off = off, .len = len, .extent = ret});
+}
+
+int
+root_populate(struct root *root, uint64_t off, uint64_t len)
+{
+    /* A read-only export asks for nothing that it may not have. */
+    if (!root_writable(root)) {
+        return 0;
+    }
+    return run(root,
+               &(struct request){.op = OP_POPULATE, .off = off, .len = len});
+}
+
+void
+root_pin(struct root *root)
+{
+    root->pinned = true;
+}
+
+void
+root_get_stats(const struct root *root, struct root_stats *ret)
+{
+    *ret = root->stats;
+    ret->in_flight = root->in_flight;
 }

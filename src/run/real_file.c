@@ -315,7 +315,7 @@ real_allocated(struct file *file, uint64_t *ret)
 static int
 extend_to(struct file *file, uint64_t end)
 {
-    uint64_t size;
+    uint64_t size = 0;
     int r = real_size(file, &size);
 
     if (r || size >= end) {

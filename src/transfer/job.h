@@ -111,6 +111,7 @@ struct jobs *jobs_new(struct loop *loop,
                       void *arg);
 /* Cancels all, waits until they have ended, frees.  Yields. */
 void jobs_free(struct jobs *jobs);
+struct loop *jobs_loop(const struct jobs *jobs);
 struct list *jobs_list(struct jobs *jobs); /* of struct job.link */
 struct job *jobs_find(struct jobs *jobs, const char *id);
 

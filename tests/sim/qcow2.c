@@ -118,9 +118,20 @@ every_failing_io_leaves_a_right_image(void)
     }
 }
 
+/* The judges themselves: a dropped flush must show, in most places. */
+static void
+an_fsync_that_lies_is_noticed(void)
+{
+    unsigned noticed = sweep_lies(&setups[0], 1, 10);
+
+    printf("# %u of 10 lies noticed\n", noticed);
+    CHECK(noticed >= 5);
+}
+
 int
 main(void)
 {
+    tap_run("an fsync that lies is noticed", an_fsync_that_lies_is_noticed);
     tap_run("every read is right", every_read_is_right);
     tap_run("every crash leaves a right image",
             every_crash_leaves_a_right_image);

@@ -18,7 +18,7 @@ sweep_fail(struct sweep *s, const char *fmt, ...)
 {
     va_list ap;
 
-    if (s->failures++ >= FAILURES_MAX) {
+    if (s->failures++ >= FAILURES_MAX || s->quiet) {
         return;
     }
     printf("# %s seed %llu event %llu: ", s->setup->name,
@@ -260,7 +260,7 @@ judge_check(struct judge *j, struct node *node)
     if (node->drv->check(node, 0, &report, &err)) {
         sweep_fail(j->s, "after %s the check fails: %s", j->what, err.msg);
     } else if (report.corruptions) {
-        report.say = say;
+        report.say = j->s->quiet ? NULL : say;
         node->drv->check(node, 0, &report, &err);
         sweep_fail(j->s, "after %s the image is corrupt", j->what);
     }
@@ -396,6 +396,26 @@ run_main(void *arg)
     graph_free(s->graph);
 }
 
+static void
+act_main(void *arg)
+{
+    struct sweep *s = arg;
+
+    s->act(s);
+    s->running--;
+}
+
+static void
+on_switch(void *arg, struct sim *sim)
+{
+    struct sweep *s = arg;
+
+    if (s->running) { /* else there is nothing to disturb any more */
+        s->running++;
+        coro_start(sim_loop(sim), act_main, s);
+    }
+}
+
 /* One world from beginning to end; returns the number of its I/Os. */
 static uint64_t
 run_once(struct sweep *s, struct sim_options o)
@@ -409,12 +429,14 @@ run_once(struct sweep *s, struct sim_options o)
     disk = prepare(s);
     o.seed = s->seed;
     o.on_event = on_event;
+    o.on_switch = on_switch;
     o.arg = s;
     s->sim = sim_new(disk, &o);
     if (!loop_run_main(sim_loop(s->sim), run_main, s)) {
         sweep_fail(s, "the run hangs");
     } else {
         n = sim_n_io(s->sim);
+        s->switches = max_u64(s->switches, sim_n_switches(s->sim));
         sim_free(s->sim);
         s->sim = NULL;
         judge_disk(s, disk, "closing");
@@ -458,6 +480,21 @@ sweep_crashes(const struct sweep_setup *setup, uint64_t first)
 }
 
 unsigned
+sweep_lies(const struct sweep_setup *setup, uint64_t seed, unsigned max)
+{
+    unsigned noticed = 0;
+
+    for (unsigned n = 1; n <= max; n++) {
+        struct sweep s = {
+            .setup = setup, .seed = seed, .crashes = true, .quiet = true};
+
+        run_once(&s, (struct sim_options){.drop_sync_at = n});
+        noticed += s.failures != 0;
+    }
+    return noticed;
+}
+
+unsigned
 sweep_failures(const struct sweep_setup *setup, uint64_t seed)
 {
     static const int codes[] = {EIO, ENOSPC};
@@ -481,6 +518,27 @@ sweep_failures(const struct sweep_setup *setup, uint64_t seed)
     }
     printf("# %s: %llu runs with a failing I/O, of %llu I/Os\n", setup->name,
            (unsigned long long)runs, (unsigned long long)total);
+    return s.failures;
+}
+
+unsigned
+sweep_switches(const struct sweep_setup *setup, uint64_t seed,
+               void (*act)(struct sweep *s))
+{
+    struct sweep s = {.setup = setup, .seed = seed, .act = act};
+    double end = seconds() + budget();
+    uint64_t runs = 0;
+
+    run_once(&s, (struct sim_options){0});
+    for (uint64_t n = 1; n <= s.switches && !s.failures; n++) {
+        if (seconds() > end) {
+            n += s.switches / 50;
+        }
+        run_once(&s, (struct sim_options){.switch_at = n});
+        runs++;
+    }
+    printf("# %s: %llu runs disturbed at one of %llu switches\n", setup->name,
+           (unsigned long long)runs, (unsigned long long)s.switches);
     return s.failures;
 }
 

@@ -49,11 +49,14 @@ struct sweep {
     struct oracle *oracle;
     uint64_t seed, rng, next_tag;
     unsigned running;
+    bool quiet;        /* failures are wanted: do not print them */
     bool may_fail;     /* an I/O of this run fails: requests may, too */
     bool crashes;      /* judge the crash states */
     uint64_t states;   /* judged so far */
+    uint64_t switches; /* the most that a run had */
     unsigned failures; /* what was found wrong */
     void *op;          /* the operation's own */
+    void (*act)(struct sweep *s);
 };
 
 /*
@@ -62,8 +65,17 @@ struct sweep {
  * the failures; prints states and seeds as TAP comments.
  */
 unsigned sweep_crashes(const struct sweep_setup *setup, uint64_t first);
+/*
+ * The n-th fsync lies, for n up to @max: the number of these that the judges
+ * notice.  A sweep that notices none is worth nothing.
+ */
+unsigned sweep_lies(const struct sweep_setup *setup, uint64_t seed,
+                    unsigned max);
 /* The n-th I/O fails, for every n, with EIO and with ENOSPC. */
 unsigned sweep_failures(const struct sweep_setup *setup, uint64_t seed);
+/* @act is called in a coroutine at the n-th switch of coroutines, for every n. */
+unsigned sweep_switches(const struct sweep_setup *setup, uint64_t seed,
+                        void (*act)(struct sweep *s));
 /* One run without failures and crashes: reads are judged. */
 unsigned sweep_plain(const struct sweep_setup *setup, uint64_t first,
                      unsigned runs);

@@ -75,8 +75,9 @@ find_ext(const unsigned char *head, uint64_t size, uint32_t type,
 }
 
 /*
- * A place for a name in the first cluster that neither the extensions nor the
- * old name use; 0 where there is none.
+ * A place for a name in the first cluster, behind the extensions: in sector 0,
+ * which is replaced as a whole, or where the old name is not; 0 where there is
+ * none.
  */
 static uint64_t
 place_for_name(const unsigned char *head, uint64_t size, uint64_t ext_end,
@@ -84,8 +85,12 @@ place_for_name(const unsigned char *head, uint64_t size, uint64_t ext_end,
 {
     uint64_t old = ld_be64(head + H_BACKING_OFF);
     uint64_t old_len = old ? ld_be32(head + H_BACKING_LEN) : 0;
-    uint64_t at = max_u64(ext_end + 8, SECTOR);
+    uint64_t at = ext_end + 8;
 
+    if (at + len <= SECTOR) {
+        return at;
+    }
+    at = max_u64(at, SECTOR);
     if (!old || at + len <= old) {
         return at + len <= size ? at : 0;
     }
@@ -135,7 +140,11 @@ change_backing(struct qcow2 *q, unsigned char *head, const char *filename,
                            "name '%s'",
                            filename);
         }
-        r = node_write_buf(file, at, filename, len);
+        if (at + len <= SECTOR) {
+            memcpy(head + at, filename, len);
+        } else {
+            r = node_write_buf(file, at, filename, len);
+        }
         if (!r) {
             r = node_flush(file);
         }

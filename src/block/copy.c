@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* See copy.h: read -> hold the target's range -> write what is missing. */
+#include "block/copy.h"
+
+#include <assert.h>
+#include <errno.h>
+
+#include "block/limits.h"
+
+/* One buffer and where it belongs. */
+struct piece {
+    const struct copy *copy;
+    uint64_t off, len;
+    unsigned char *data; /* NULL: zeroes */
+    struct range_hold hold;
+    struct copy_result *result;
+};
+
+static int
+read_source(const struct copy *copy, struct piece *p)
+{
+    struct node *source = copy->source;
+    uint64_t here =
+        p->off < source->size ? min_u64(p->len, source->size - p->off) : 0;
+    struct iovec iov;
+
+    if (copy->known_zero || !here) {
+        return 0;
+    }
+    p->data = try_alloc_aligned(4096, p->len);
+    if (!p->data) {
+        return -ENOMEM;
+    }
+    memset(p->data + here, 0, p->len - here);
+    iov = (struct iovec){p->data, here};
+    int r = node_read(source, p->off, sg_one(&iov), copy->flags);
+
+    p->result->read_failed = r != 0;
+    return r;
+}
+
+static int
+put_zeroes(struct piece *p, uint64_t off, uint64_t len)
+{
+    p->result->zeroed += len;
+    return node_zero(p->copy->target, off, len,
+                     p->copy->flags | REQ_MAY_UNMAP, &p->hold);
+}
+
+static int
+put_data(struct piece *p, uint64_t off, uint64_t len)
+{
+    struct iovec iov = {p->data + (off - p->off), len};
+
+    p->result->copied += len;
+    return node_write(p->copy->target, off, sg_one(&iov), p->copy->flags,
+                      &p->hold);
+}
+
+/* Writes a missing part, cut into runs of clusters that are zero or not. */
+static int
+put_part(struct piece *p, uint64_t off, uint64_t len)
+{
+    uint64_t unit = max_u64(p->copy->target->cluster_size, 4096);
+    uint64_t end = off + len;
+
+    if (!p->data) {
+        return put_zeroes(p, off, len);
+    }
+    while (off < end) {
+        uint64_t at = off;
+        bool zero = false;
+
+        do {
+            uint64_t next = min_u64(align_down(at, unit) + unit, end);
+            bool is_zero = bytes_are_zero(p->data + (at - p->off), next - at);
+
+            if (at == off) {
+                zero = is_zero;
+            } else if (is_zero != zero) {
+                break;
+            }
+            at = next;
+        } while (at < end);
+        int r = zero ? put_zeroes(p, off, at - off) : put_data(p, off, at - off);
+
+        if (r) {
+            return r;
+        }
+        off = at;
+    }
+    return 0;
+}
+
+/* Only what the target still lacks: a guest may have been faster. */
+static int
+put_missing(struct piece *p)
+{
+    struct node *target = p->copy->target;
+    uint64_t off = p->off, end = p->off + p->len;
+
+    while (off < end) {
+        struct extent ext;
+        int r = node_status(target, off, end - off, false, &ext);
+
+        if (!r && ext.kind == EXTENT_UNALLOCATED) {
+            r = put_part(p, off, ext.len);
+        } else if (!r) {
+            p->result->skipped += ext.len;
+        }
+        if (r) {
+            return r;
+        }
+        off += ext.len;
+    }
+    return 0;
+}
+
+int
+copy_range(const struct copy *copy, uint64_t off, uint64_t len,
+           struct copy_result *ret)
+{
+    struct node *target = copy->target;
+    struct piece p = {.copy = copy, .off = off, .result = ret};
+
+    *ret = (struct copy_result){0};
+    assert(len <= LIMIT_COPY && off <= target->size);
+    p.len = min_u64(len, target->size - off);
+    if (!p.len) {
+        return 0;
+    }
+    int r = read_source(copy, &p);
+
+    if (!r) {
+        uint64_t unit = target->cluster_size;
+
+        range_lock_take(&target->ranges, &p.hold, align_down(off, unit),
+                        align_up(off + p.len, unit), RANGE_EXCLUSIVE);
+        r = copy->fill ? put_missing(&p) : put_part(&p, off, p.len);
+        range_lock_release(&target->ranges, &p.hold);
+    }
+    free(p.data);
+    return r;
+}

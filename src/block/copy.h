@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * Copying one range from one node into another: the only place that does it.
+ * The transfer engine runs many of these at once; copy-on-read and NBD's CACHE
+ * run one.
+ *
+ * The source must not change under it (a layer below with a stable claim), so
+ * it is read without a lock: a slow source never holds up the guest.  Then the
+ * target's range is held exclusively while what is still missing is written.
+ */
+#ifndef SLUICE_BLOCK_COPY_H
+#define SLUICE_BLOCK_COPY_H
+
+#include "block/node.h"
+
+struct copy {
+    struct node *source, *target;
+    bool fill;       /* only where the target's own layer has nothing */
+    bool known_zero; /* the source reads zero: do not read it */
+    unsigned flags;  /* REQ_BACKGROUND */
+};
+
+struct copy_result {
+    uint64_t copied, zeroed, skipped; /* bytes of the target */
+    bool read_failed; /* an error came from the source, not the target */
+};
+
+/*
+ * Copies [off, off + len), at most LIMIT_COPY, cut to the target's size; what
+ * lies behind the source's end is zero.  Whole clusters of zeroes are written
+ * as such.  Yields; 0 or -errno (-ERESTART where the source must be waited
+ * for).
+ */
+int copy_range(const struct copy *copy, uint64_t off, uint64_t len,
+               struct copy_result *ret);
+
+#endif

@@ -1,0 +1,422 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * The engine's loop.
+ *
+ * The job's coroutine is the dispatcher: it looks for the next missing piece
+ * and starts a worker for it, while the bytes in flight, the governor's depth
+ * and the rate allow.  A worker copies its piece (block/copy.h) and goes.
+ *
+ * A piece that fails by a policy that stops is tried again after the resume; a
+ * source that must be waited for (-ERESTART) is tried again with a back-off,
+ * so that a cancel is heard meanwhile.
+ *
+ * Epochs (rule 4): after EPOCH_BYTES or EPOCH_NS the target is flushed beside
+ * the copying; what was written since the flush began belongs to the next one.
+ */
+#include "transfer/engine.h"
+
+#include <errno.h>
+
+enum {
+    SCAN_STEP_SHIFT = 30, /* look at most 1 GiB ahead before a pause point */
+    RETRY_MS = 100,
+};
+#define DEFAULT_IN_FLIGHT (16 * MIB)
+#define DEFAULT_PIECE MIB
+#define EPOCH_BYTES (256 * MIB)
+#define EPOCH_NS NS_PER_S
+
+static struct loop *
+loop_of(const struct transfer *t)
+{
+    return jobs_loop(t->job.jobs);
+}
+
+/* Workers. */
+
+struct worker {
+    struct list link;
+    struct transfer *t;
+    struct copy copy;
+    uint64_t off, len;
+    bool hot; /* out of turn: the sequential pass counts it as progress */
+};
+
+/* False where the piece is to be tried again. */
+static bool
+handle_error(struct transfer *t, int r, bool is_read)
+{
+    if (r == -ERESTART) {
+        job_sleep(&t->job, RETRY_MS * NS_PER_MS);
+        return job_cancelled(&t->job);
+    }
+    switch (job_error(&t->job, t->on_error, is_read, r)) {
+    case ON_ERROR_IGNORE:
+        t->ignored = r;
+        return true;
+    case ON_ERROR_STOP:
+        while (t->job.pauses && !job_cancelled(&t->job)) {
+            waitq_wait(&t->job.wake);
+        }
+        return job_cancelled(&t->job);
+    case ON_ERROR_REPORT:
+    case ON_ERROR_ENOSPC:
+        break;
+    }
+    if (!t->error) {
+        t->error = r;
+        t->error_on_read = is_read;
+    }
+    return true;
+}
+
+static void
+worker_main(void *arg)
+{
+    struct worker *w = arg;
+    struct transfer *t = w->t;
+    struct copy_result res;
+    bool done = false;
+
+    while (!done && !t->error && !job_cancelled(&t->job)) {
+        int r = copy_range(&w->copy, w->off, w->len, &res);
+
+        t->report.bytes_moved += res.copied;
+        t->report.bytes_zeroed += res.zeroed;
+        t->report.bytes_skipped += res.skipped;
+        t->epoch_bytes += res.copied;
+        done = !r || handle_error(t, r, res.read_failed);
+    }
+    t->job.current += w->hot ? 0 : w->len;
+    list_remove(&w->link);
+    t->in_flight -= w->len;
+    t->workers--;
+    waitq_wake_all(&t->worker_done);
+    free(w);
+}
+
+static void
+start_worker(struct transfer *t, const struct missing *m, bool hot)
+{
+    struct worker *w = xzalloc(sizeof(*w));
+
+    *w = (struct worker){
+        .t = t, .copy = t->copy, .off = m->off, .len = m->len, .hot = hot};
+    w->copy.known_zero = m->zero;
+    list_push(&t->active, &w->link);
+    t->workers++;
+    t->in_flight += m->len;
+    coro_start(loop_of(t), worker_main, w);
+}
+
+/* Epochs. */
+
+static void
+flush_main(void *arg)
+{
+    struct transfer *t = arg;
+
+    /*
+     * A failure shows again at the last flush, which decides; a failed fsync
+     * has made the node fail for good by then.
+     */
+    node_flush(t->copy.target);
+    t->flushing = false;
+    waitq_wake_all(&t->worker_done);
+}
+
+static void
+close_epoch(struct transfer *t)
+{
+    uint64_t now = loop_now(loop_of(t));
+
+    if (t->flushing || !t->epoch_bytes ||
+        (t->epoch_bytes < EPOCH_BYTES && now - t->epoch_start_ns < EPOCH_NS)) {
+        return;
+    }
+    t->flushing = true;
+    t->epoch_bytes = 0;
+    t->epoch_start_ns = now;
+    coro_start(loop_of(t), flush_main, t);
+}
+
+/* What the next piece waits for. */
+
+static bool
+has_room(struct transfer *t, uint64_t len)
+{
+    return !t->workers || (t->workers < t->governor.depth &&
+                           t->in_flight + len <= t->max_in_flight);
+}
+
+static void
+wait_for_room(struct transfer *t, uint64_t len)
+{
+    struct root_stats guests;
+
+    for (;;) {
+        node_guest_stats(t->copy.target, &guests);
+        governor_update(&t->governor, loop_now(loop_of(t)), &guests);
+        if (has_room(t, len) || job_cancelled(&t->job)) {
+            return;
+        }
+        waitq_wait(&t->worker_done);
+    }
+}
+
+/* Leaves @speed bytes a second on average, without a burst after a pause. */
+static void
+wait_for_rate(struct transfer *t, uint64_t len)
+{
+    uint64_t now = loop_now(loop_of(t));
+
+    while (t->job.speed && t->budget_ns > now && !job_cancelled(&t->job) &&
+           !t->job.pauses) {
+        job_sleep(&t->job, t->budget_ns - now);
+        now = loop_now(loop_of(t));
+    }
+    if (!t->job.speed) {
+        t->budget_ns = 0;
+        return;
+    }
+    t->budget_ns = max_u64(t->budget_ns, now) + len * NS_PER_S / t->job.speed;
+}
+
+/* The order. */
+
+static void
+saw_read(struct tap *tap, uint64_t off, uint64_t len)
+{
+    struct transfer *t = container_of(tap, struct transfer, tap);
+    uint64_t piece = align_down(off, t->piece);
+
+    if (t->hot_n && t->hot[(t->hot_head + t->hot_n - 1) % HOT_MAX] == piece) {
+        return;
+    }
+    if (t->hot_n < HOT_MAX) {
+        t->hot[(t->hot_head + t->hot_n++) % HOT_MAX] = piece;
+    }
+}
+
+static bool
+is_active(const struct transfer *t, uint64_t off, uint64_t len)
+{
+    list_for_each(it, &t->active)
+    {
+        const struct worker *w = container_of(it, struct worker, link);
+
+        if (w->off < off + len && off < w->off + w->len) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* A piece that a guest has read lately and that is still missing. */
+static int
+next_hot(struct transfer *t, struct missing *ret)
+{
+    ret->len = 0;
+    while (t->hot_n && !ret->len) {
+        uint64_t off = t->hot[t->hot_head];
+
+        t->hot_head = (t->hot_head + 1) % HOT_MAX;
+        t->hot_n--;
+        if (off < t->copy.target->size && !is_active(t, off, t->piece)) {
+            int r = t->recipe->next(t, off, t->piece, ret);
+
+            if (r) {
+                return r;
+            }
+        }
+    }
+    return 0;
+}
+
+static int
+next_piece(struct transfer *t, uint64_t *pos, struct missing *ret, bool *ret_hot)
+{
+    uint64_t size = t->copy.target->size;
+    int r = next_hot(t, ret);
+
+    *ret_hot = ret->len != 0;
+    if (r || ret->len) {
+        return r;
+    }
+    uint64_t limit = min_u64(size - *pos, 1ULL << SCAN_STEP_SHIFT);
+
+    r = t->recipe->next(t, *pos, limit, ret);
+    if (r) {
+        return r;
+    }
+    if (!ret->len) {
+        t->job.current += ret->off - *pos;
+        *pos = ret->off;
+        return 0;
+    }
+    t->job.current += ret->off - *pos;
+    /* Pieces end at multiples of their size, so that clusters stay whole. */
+    uint64_t end = align_down(ret->off, t->piece) + t->piece;
+
+    ret->len = min_u64(ret->len, end - ret->off);
+    *pos = ret->off + ret->len;
+    return 0;
+}
+
+static int
+dispatch(struct transfer *t)
+{
+    uint64_t pos = 0;
+
+    while (pos < t->copy.target->size && !t->error) {
+        struct missing m;
+        bool hot;
+
+        job_pause_point(&t->job);
+        if (job_cancelled(&t->job)) {
+            return -ECANCELED;
+        }
+        int r = next_piece(t, &pos, &m, &hot);
+
+        if (r == -ERESTART) {
+            job_sleep(&t->job, RETRY_MS * NS_PER_MS);
+            continue;
+        }
+        if (r) {
+            t->error = r;
+            t->error_on_read = true;
+            break;
+        }
+        if (!m.len) {
+            coro_relax();
+            continue;
+        }
+        wait_for_room(t, m.len);
+        wait_for_rate(t, m.len);
+        start_worker(t, &m, hot);
+        close_epoch(t);
+    }
+    return t->error;
+}
+
+int
+transfer_run(struct job *job, struct err *err)
+{
+    struct transfer *t = transfer_of(job);
+    struct node *target = t->copy.target;
+
+    t->start_ns = t->epoch_start_ns = loop_now(loop_of(t));
+    job->total = target->size;
+    governor_init(&t->governor);
+    t->tap = (struct tap){.order = TAP_AFTER, .on_read = saw_read};
+    tap_attach(target, &t->tap);
+    int r = dispatch(t);
+
+    while (t->workers || t->flushing) {
+        waitq_wait(&t->worker_done);
+    }
+    tap_detach(&t->tap);
+    if (!r) {
+        r = t->error ? t->error : t->ignored;
+    }
+    if (job_cancelled(job)) {
+        return -ECANCELED;
+    }
+    if (!r) {
+        job->current = job->total;
+        r = node_flush(target);
+        t->error_on_read = false;
+    }
+    t->report.elapsed_ns = loop_now(loop_of(t)) - t->start_ns;
+    if (r) {
+        err_set_errno(err, r, "%s",
+                      t->error_on_read ? "Reading the source failed"
+                                       : "Writing the target failed");
+    }
+    return r;
+}
+
+/* Birth and death. */
+
+struct transfer *
+transfer_new(const struct transfer_recipe *recipe,
+             const struct transfer_options *options)
+{
+    struct transfer *t = xzalloc(sizeof(*t));
+
+    t->recipe = recipe;
+    t->on_error = options->on_error;
+    t->max_in_flight =
+        options->max_in_flight ? options->max_in_flight : DEFAULT_IN_FLIGHT;
+    t->piece = options->piece ? options->piece : DEFAULT_PIECE;
+    waitq_init(&t->worker_done);
+    list_init(&t->active);
+    list_init(&t->tap.link);
+    return t;
+}
+
+static void
+let_go(struct transfer *t)
+{
+    if (t->root) {
+        root_free(take_ptr(t->root));
+    }
+    if (t->source_root) {
+        root_free(take_ptr(t->source_root));
+    }
+    if (t->base) {
+        node_unref(take_ptr(t->base));
+    }
+}
+
+static void
+transfer_free(struct job *job)
+{
+    struct transfer *t = transfer_of(job);
+
+    free(t->backing_file);
+    free(t);
+}
+
+void
+transfer_discard(struct transfer *t)
+{
+    let_go(t);
+    transfer_free(&t->job);
+}
+
+void
+transfer_clean(struct job *job, bool success)
+{
+    let_go(transfer_of(job));
+}
+
+void
+transfer_launch(struct transfer *t, struct jobs *jobs,
+                const struct transfer_options *options)
+{
+    t->job.driver = &t->recipe->driver;
+    t->job.free = transfer_free;
+    t->job.auto_finalize = options->auto_finalize;
+    t->job.auto_dismiss = options->auto_dismiss;
+    t->job.speed = options->speed;
+    job_start(jobs, &t->job, options->job_id);
+}
+
+bool
+transfer_report(const struct job *job, struct transfer_report *ret)
+{
+    if (job->driver->run != transfer_run) {
+        return false;
+    }
+    const struct transfer *t = container_of(job, struct transfer, job);
+    uint64_t ns = t->report.elapsed_ns;
+
+    *ret = t->report;
+    if (!ns && t->start_ns) {
+        ret->elapsed_ns = ns = loop_now(loop_of(t)) - t->start_ns;
+    }
+    ret->rate_bps =
+        ns ? (uint64_t)((double)ret->bytes_moved * 1e9 / (double)ns) : 0;
+    return true;
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * The one engine: next missing range -> copy -> account -> epoch.
+ *
+ * A recipe says what is missing and between which nodes; everything else is
+ * here: pieces of 1 MiB in parallel, the rate limit, pause and cancel, error
+ * policies, the governor, epochs, progress, and the order (what a guest reads
+ * goes first).
+ */
+#ifndef SLUICE_TRANSFER_ENGINE_H
+#define SLUICE_TRANSFER_ENGINE_H
+
+#include "base/bytes.h"
+#include "block/copy.h"
+#include "transfer/governor.h"
+#include "transfer/transfer.h"
+
+struct transfer;
+
+/* A part of what is missing. */
+struct missing {
+    uint64_t off, len;
+    bool zero; /* the source reads zero there */
+};
+
+struct transfer_recipe {
+    struct job_driver driver; /* its `run` is transfer_run */
+    /*
+     * The first missing part at or behind @off, within @limit bytes; *ret->len
+     * 0 where nothing is missing there, then *ret->off says how far that goes.
+     * Yields.
+     */
+    int (*next)(struct transfer *t, uint64_t off, uint64_t limit,
+                struct missing *ret);
+};
+
+enum { HOT_MAX = 64 };
+
+struct transfer {
+    struct job job;
+    const struct transfer_recipe *recipe;
+    struct copy copy;
+    struct node *base; /* stream */
+    char *backing_file;
+    struct root *root; /* the claim on the target */
+    struct root *source_root; /* and on the source, where it has none */
+    enum on_error on_error;
+    uint64_t max_in_flight, piece;
+
+    unsigned workers;       /* pieces in flight */
+    struct list active;     /* of struct worker.link */
+    uint64_t in_flight;     /* their bytes */
+    int error;              /* the first that ends the job */
+    bool error_on_read;
+    struct waitq worker_done;
+    int ignored; /* policy ignore: fails at the end */
+
+    uint64_t epoch_bytes, epoch_start_ns;
+    bool flushing;
+    uint64_t budget_ns; /* rate limit: when the next piece may start */
+    struct governor governor;
+
+    struct tap tap; /* sees the guest's reads */
+    uint64_t hot[HOT_MAX];
+    unsigned hot_head, hot_n;
+
+    struct transfer_report report;
+    uint64_t start_ns;
+};
+
+/* Allocates; the recipe fills in the rest and calls transfer_launch(). */
+struct transfer *transfer_new(const struct transfer_recipe *recipe,
+                              const struct transfer_options *options);
+/* Frees one that was never launched.  Yields. */
+void transfer_discard(struct transfer *t);
+void transfer_launch(struct transfer *t, struct jobs *jobs,
+                     const struct transfer_options *options);
+/* job_driver.run and .clean of every recipe. */
+int transfer_run(struct job *job, struct err *err);
+void transfer_clean(struct job *job, bool success);
+
+static inline struct transfer *
+transfer_of(struct job *job)
+{
+    return container_of(job, struct transfer, job);
+}
+
+#endif

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * stream (S1): fill a layer from those below it, then drop them.
+ *
+ *   source   the node below the device; stable, so it is read without a lock
+ *   missing  allocated below, down to the base, and not in the device; and
+ *            what lies past the end of a dropped layer shorter than the base
+ *   on_write fill: the device's own driver does it, as for any overlay
+ *   finish   the header's backing file := the base, then the graph's
+ *
+ * Progress is the device's allocation: a stream that was cancelled or killed
+ * goes on where it was.  The header changes after the last flush, and both
+ * chains read alike, so no gate is closed.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "block/edit.h"
+#include "transfer/engine.h"
+
+static int
+stream_next(struct transfer *t, uint64_t off, uint64_t limit,
+            struct missing *ret)
+{
+    uint64_t end = min_u64(off + limit, t->copy.target->size);
+
+    while (off < end) {
+        struct extent own, below;
+        struct node *layer = NULL;
+        int r = node_status(t->copy.target, off, end - off, false, &own);
+
+        if (r) {
+            return r;
+        }
+        if (own.kind != EXTENT_UNALLOCATED) {
+            off += own.len;
+            continue;
+        }
+        r = chain_status(t->copy.source, t->base, off, own.len, true, &below,
+                         &layer);
+        if (r) {
+            return r;
+        }
+        bool zero = below.kind == EXTENT_ZERO;
+
+        /* Without a base, what is unallocated reads zero in the end anyway. */
+        if (layer && !(zero && !t->base)) {
+            *ret = (struct missing){off, below.len, zero};
+            return 0;
+        }
+        off += below.len;
+    }
+    *ret = (struct missing){.off = end};
+    return 0;
+}
+
+/* The base's name as the device's header should state it. */
+static char *
+name_for_header(const struct node *device, const struct node *base)
+{
+    const char *ds = strrchr(device->filename, '/');
+    const char *bs = strrchr(base->filename, '/');
+    size_t dn = ds ? (size_t)(ds - device->filename) : 0;
+    size_t bn = bs ? (size_t)(bs - base->filename) : 0;
+
+    if (!ds == !bs && dn == bn && !strncmp(device->filename, base->filename, dn)) {
+        return xstrdup(bs ? bs + 1 : base->filename);
+    }
+    char *real = realpath(base->filename, NULL);
+
+    return real ? real : xstrdup(base->filename);
+}
+
+static int
+stream_prepare(struct job *job, struct err *err)
+{
+    struct transfer *t = transfer_of(job);
+    struct node *device = t->copy.target;
+    struct edit edit = {EDIT_BACKING, device, t->base};
+    struct edit_options options = {.alike = true};
+    struct edit_report report;
+    auto_free char *made = NULL;
+    const char *name = t->backing_file;
+    int r = node_flush(device);
+
+    if (r) {
+        return err_set_errno(err, r, "Flushing '%s' failed", device->name);
+    }
+    if (t->base && !name && t->base->filename) {
+        name = made = name_for_header(device, t->base);
+    }
+    r = device->drv->set_backing(device, t->base ? name : NULL,
+                                 t->base ? t->base->drv->name : NULL, err);
+    if (!r) {
+        r = graph_edit(device->graph, &edit, 1, &options, &report, err);
+        t->report.pause_ns = report.pause_ns;
+        t->report.held = report.held;
+    }
+    return r;
+}
+
+static const struct transfer_recipe recipe = {
+    .driver = {.type = "stream",
+               .is_block_job = true,
+               .run = transfer_run,
+               .prepare = stream_prepare,
+               .clean = transfer_clean},
+    .next = stream_next,
+};
+
+static bool
+is_below(struct node *node, struct node *top)
+{
+    while (top && top != node) {
+        top = top->backing ? top->backing->child : NULL;
+    }
+    return top != NULL;
+}
+
+static int
+check(const struct transfer_options *o, struct err *err)
+{
+    struct node *device = o->device;
+
+    if (!device->backing) {
+        return err_set(err, -EINVAL,
+                       "Node '%s' has no backing file: there is nothing to "
+                       "stream",
+                       device->name);
+    }
+    if (o->base && (o->base == device || !is_below(o->base, device))) {
+        return err_set(err, -EINVAL,
+                       "Node '%s' is not a backing image of '%s'",
+                       o->base->name, device->name);
+    }
+    if (!device->drv->set_backing) {
+        return err_set(err, -ENOTSUP,
+                       "Driver '%s' of node '%s' does not support changing "
+                       "its backing file",
+                       device->drv->name, device->name);
+    }
+    return 0;
+}
+
+int
+stream_start(struct jobs *jobs, const struct transfer_options *o,
+             struct err *err)
+{
+    auto_free char *owner = xasprintf("job '%s'", o->job_id);
+    int r = job_check_id(jobs, o->job_id, err);
+
+    if (!r) {
+        r = check(o, err);
+    }
+    if (r) {
+        return r;
+    }
+    struct transfer *t = transfer_new(&recipe, o);
+
+    r = root_new(o->device, CLAIM_WRITE, owner, &t->root, err);
+    if (r) {
+        transfer_discard(t);
+        return r;
+    }
+    root_pin(t->root);
+    t->copy = (struct copy){.source = o->device->backing->child,
+                            .target = o->device,
+                            .fill = true,
+                            .flags = REQ_BACKGROUND};
+    t->base = o->base ? node_ref(o->base) : NULL;
+    t->backing_file = o->backing_file ? xstrdup(o->backing_file) : NULL;
+    transfer_launch(t, jobs, o);
+    return 0;
+}

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * The sweeps over block-stream under a guest that writes: power failures and
+ * kills at every durable event, a failing I/O, and a cancel, a pause at every
+ * switch of coroutines.
+ */
+#include <errno.h>
+
+#include "sim/sweep.h"
+#include "tap.h"
+#include "transfer/transfer.h"
+
+enum { SIZE = 40 * 1024 };
+
+#define TOP                                                                    \
+    "{\"driver\":\"qcow2\",\"node-name\":\"top\",\"discard\":\"unmap\","       \
+    "\"file\":{\"driver\":\"file\",\"filename\":\"top\"}}"
+
+static void
+create(struct graph *graph, const char *name, const char *more, uint64_t size)
+{
+    auto_free char *file = xasprintf("{\"filename\":\"%s\",\"size\":0}", name);
+    auto_free char *image = xasprintf(
+        "{\"file\":{\"driver\":\"file\",\"filename\":\"%s\"},\"size\":%llu%s}",
+        name, (unsigned long long)size, more);
+
+    sweep_create(graph, "file", file);
+    sweep_create(graph, "qcow2", image);
+}
+
+static void
+fill(struct graph *graph, struct oracle *o, const char *name, uint64_t sector,
+     uint64_t n, uint64_t tag)
+{
+    json_t *options =
+        json_pack("{s:s, s:s, s:{s:s, s:s}}", "driver", "qcow2", "node-name",
+                  "fill", "file", "driver", "file", "filename", name);
+    struct node *node;
+
+    if (node_add(graph, options, &node, NULL)) {
+        abort();
+    }
+    sweep_fill(node, o, sector, n, tag);
+    json_decref(options);
+    node_del(graph, "fill", NULL);
+}
+
+/* base (raw data in most of it) <- middle, shorter than both <- top. */
+static void
+prepare_three(struct graph *graph, struct oracle *o, uint64_t seed)
+{
+    create(graph, "base", ",\"cluster-size\":1024", SIZE);
+    fill(graph, o, "base", 5, 60, 1);
+    create(graph, "middle",
+           ",\"cluster-size\":512,\"backing-file\":\"base\","
+           "\"backing-fmt\":\"qcow2\"",
+           SIZE / 2);
+    fill(graph, o, "middle", 10, 7, 1001);
+    for (uint64_t i = SIZE / 2 / 512; i < SIZE / 512; i++) {
+        oracle_init(o, i, 0); /* the short middle hides the rest of the base */
+    }
+    create(graph, "top",
+           ",\"cluster-size\":2048,\"backing-file\":\"middle\","
+           "\"backing-fmt\":\"qcow2\"",
+           SIZE);
+    fill(graph, o, "top", 30, 3, 2001);
+}
+
+static struct node *
+backing_of(struct node *node)
+{
+    return node->backing ? node->backing->child : NULL;
+}
+
+struct plan {
+    bool to_base; /* stop above the base */
+};
+
+static const struct plan whole = {false}, partly = {true};
+
+static void
+stream(struct sweep *s, const struct plan *plan)
+{
+    struct jobs *jobs = jobs_new(sim_loop(s->sim), NULL, NULL);
+    struct node *base = plan->to_base ? backing_of(backing_of(s->top)) : NULL;
+    struct transfer_options o = {.job_id = "j",
+                                 .device = s->top,
+                                 .base = base,
+                                 .piece = 4096,
+                                 .max_in_flight = 16384,
+                                 .auto_finalize = true};
+    auto_err err = ERR_INIT;
+
+    s->op = jobs;
+    if (stream_start(jobs, &o, &err)) {
+        sweep_fail(s, "the stream does not start: %s", err.msg);
+        jobs_free(jobs);
+        s->op = NULL;
+        return;
+    }
+    struct job *job = jobs_find(jobs, "j");
+
+    while (job->status != JOB_CONCLUDED) {
+        waitq_wait(&job->changed);
+    }
+    if (!job->err.code && !job->cancelled && backing_of(s->top) != base) {
+        sweep_fail(s, "the stream ended, but the chain is as it was");
+    }
+    if (job->err.code && !s->may_fail) {
+        sweep_fail(s, "the stream failed: %s", job->err.msg);
+    }
+    s->op = NULL;
+    jobs_free(jobs);
+}
+
+static void
+stream_all(struct sweep *s)
+{
+    stream(s, &whole);
+}
+
+static void
+stream_to_base(struct sweep *s)
+{
+    stream(s, &partly);
+}
+
+static const struct sweep_setup setups[] = {
+    {.name = "stream-all",
+     .options = TOP,
+     .size = SIZE,
+     .prepare = prepare_three,
+     .operation = stream_all,
+     .guests = 2,
+     .ops = 10,
+     .max_states = 32},
+    {.name = "stream-to-base",
+     .options = TOP,
+     .size = SIZE,
+     .prepare = prepare_three,
+     .operation = stream_to_base,
+     .guests = 2,
+     .ops = 10,
+     .max_states = 32},
+};
+
+static void
+every_read_is_right(void)
+{
+    for (size_t i = 0; i < ARRAY_LEN(setups); i++) {
+        CHECK_INT(sweep_plain(&setups[i], 1, 300), 0);
+    }
+}
+
+static void
+every_crash_leaves_a_right_disk(void)
+{
+    for (size_t i = 0; i < ARRAY_LEN(setups); i++) {
+        CHECK_INT(sweep_crashes(&setups[i], 1), 0);
+    }
+}
+
+static void
+every_failing_io_leaves_a_right_disk(void)
+{
+    for (size_t i = 0; i < ARRAY_LEN(setups); i++) {
+        CHECK_INT(sweep_failures(&setups[i], 1), 0);
+    }
+}
+
+/* Cancel, or pause and resume, at the n-th switch. */
+static void
+cancel_it(struct sweep *s)
+{
+    struct job *job = s->op ? jobs_find(s->op, "j") : NULL;
+
+    if (job) {
+        job_cancel(job, true, NULL);
+    }
+}
+
+static void
+pause_it(struct sweep *s)
+{
+    struct job *job = s->op ? jobs_find(s->op, "j") : NULL;
+
+    if (job && !job_pause(job, NULL)) {
+        coro_sleep(NS_PER_MS);
+        job = s->op ? jobs_find(s->op, "j") : NULL;
+        if (job) {
+            job_resume(job, NULL);
+        }
+    }
+}
+
+static void
+a_cancel_at_any_moment_leaves_a_right_disk(void)
+{
+    CHECK_INT(sweep_switches(&setups[0], 1, cancel_it), 0);
+    CHECK_INT(sweep_switches(&setups[1], 2, cancel_it), 0);
+}
+
+static void
+a_pause_at_any_moment_loses_nothing(void)
+{
+    CHECK_INT(sweep_switches(&setups[0], 3, pause_it), 0);
+}
+
+int
+main(void)
+{
+    tap_run("every read is right", every_read_is_right);
+    tap_run("every crash leaves a right disk", every_crash_leaves_a_right_disk);
+    tap_run("every failing I/O leaves a right disk",
+            every_failing_io_leaves_a_right_disk);
+    tap_run("a cancel at any moment leaves a right disk",
+            a_cancel_at_any_moment_leaves_a_right_disk);
+    tap_run("a pause at any moment loses nothing",
+            a_pause_at_any_moment_loses_nothing);
+    return tap_done();
+}
