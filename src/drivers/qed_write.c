@@ -11,9 +11,9 @@
  *
  * Zeroes.  QED cannot record free clusters, so that a cluster which is given
  * up is lost to every later run unless this one uses it again.  Therefore a
- * zero request gives up an allocated cluster only where it says that the
- * blocks may go (REQ_MAY_UNMAP); else the cluster is zeroed where it is, if
- * the file can do that without writing zeroes out.
+ * zero request keeps an allocated cluster and zeroes it where it is, as a hole
+ * where the blocks may go (REQ_MAY_UNMAP); only where the file cannot do that
+ * without writing zeroes out, the entry changes instead.
  */
 #include <errno.h>
 
@@ -207,9 +207,11 @@ zero_extent(struct qed *q, uint64_t off, const struct extent *ext,
 {
     int r = -ENOTSUP;
 
-    if (ext->kind == EXTENT_DATA && !(flags & REQ_MAY_UNMAP)) {
+    if (ext->kind == EXTENT_DATA) {
         r = node_zero(qed_file(q), ext->host_off, ext->len,
-                      (flags & REQ_BACKGROUND) | REQ_NO_FALLBACK, NULL);
+                      (flags & (REQ_BACKGROUND | REQ_MAY_UNMAP)) |
+                          REQ_NO_FALLBACK,
+                      NULL);
     }
     return r == -ENOTSUP ? set_extent(q, off, ext->len, QED_ZERO) : r;
 }

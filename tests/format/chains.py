@@ -8,7 +8,8 @@ are a multiple of 512 and of nothing else; backing files shorter and longer than
 their overlays, in the middle too; compressed and zero clusters; writes, zeroes,
 discards, streams.  After each chain qemu-img's check must be clean and its
 reading equal to the model.  (QEMU's own QED driver loses part of some unaligned
-zero writes, so QED images are made without them.)
+zero writes, so QED images are made without them; nor can it open what it made
+with a table size of 1.)
 """
 import json
 import os
@@ -70,7 +71,7 @@ class Chain:
         elif fmt == "qed":
             cluster = rng.choice([4096, 65536])
             cmd += ["-o", f"cluster_size={cluster},"
-                    f"table_size={rng.choice([1, 2, 16])}"]
+                    f"table_size={rng.choice([2, 16])}"]
         if self.images:
             back, back_fmt = self.images[-1]
             cmd += ["-b", os.path.basename(back), "-F", back_fmt]
@@ -192,7 +193,7 @@ def one(seed, folder):
     rng = random.Random(seed)
     chain = Chain(rng, folder)
     depth = rng.randrange(1, 9)
-    formats = ["qcow2"]
+    formats = ["qcow2", "qcow2", "qed"]
     chain.add("raw" if rng.random() < 0.4 else rng.choice(formats))
     for _ in range(1, depth):
         chain.add(rng.choice(formats))
@@ -220,7 +221,9 @@ def main():
     failed = 0
     print(f"1..{COUNT}")
     for i in range(COUNT):
-        folder = tempfile.mkdtemp(prefix="sluice-chain-")
+        # Mostly in memory, since this waits for every flush of the disk.
+        where = "/dev/shm" if i % 5 and os.path.isdir("/dev/shm") else None
+        folder = tempfile.mkdtemp(prefix="sluice-chain-", dir=where)
         try:
             one(SEED + i, folder)
             print(f"ok {i + 1} - chain with seed {SEED + i}")
