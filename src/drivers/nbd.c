@@ -55,8 +55,8 @@ finish(struct nbd_link *link, struct call *call, int64_t cookie)
     if (cookie == -1 && !call->done) {
         call->error = nbd_get_errno();
         call->done = true;
-        /* A handle that broke in this very call has not told its pump. */
     }
+    /* It may have to be sent, or to notice that the connection broke. */
     nbd_link_pump(link);
     while (!call->done) {
         coro_yield();
@@ -68,6 +68,7 @@ finish(struct nbd_link *link, struct call *call, int64_t cookie)
         /* Connected again already: once more from the start. */
         return r ? r : link->o.reconnect_delay_ns ? -ERESTART : -EIO;
     }
+    link->progress |= !call->error;
     return -call->error;
 }
 

@@ -43,6 +43,9 @@ struct nbd_link {
     bool closing, pumping;
     bool wanted;         /* a request came while there was no connection */
     uint64_t lost_ns;    /* when it was lost */
+    uint64_t up_ns;      /* when it was made */
+    bool progress;       /* a request has succeeded on it */
+    bool flapping;       /* it broke at once: pause before the next attempt */
     struct timer expiry; /* parked requests give up */
     struct waitq kick;   /* the pump, between two attempts */
     struct waitq ended;

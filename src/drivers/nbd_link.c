@@ -214,9 +214,14 @@ static void
 lost(struct nbd_link *link)
 {
     struct nbd_handle *h = link->h;
+    uint64_t now = loop_now(loop_of(link));
 
+    /* A server that dies of every connection is not there: no new delay. */
+    link->flapping = !link->progress && now - link->up_ns < NS_PER_S;
+    if (!link->flapping || !link->lost_ns) {
+        link->lost_ns = now;
+    }
     link->h = NULL;
-    link->lost_ns = loop_now(loop_of(link));
     link->wanted = false;
     drop(link, h);
     if (link->o.reconnect_delay_ns && !link->closing) {
@@ -243,6 +248,8 @@ reconnect(struct nbd_link *link)
     }
     link->export = ex;
     link->h = h;
+    link->up_ns = loop_now(loop_of(link));
+    link->progress = false;
     timer_cancel(&link->expiry);
     graph_unpark(link->node->graph);
     return true;
@@ -253,6 +260,9 @@ connect_again(struct nbd_link *link)
 {
     uint64_t pause = PAUSE_MIN;
 
+    if (link->flapping) {
+        waitq_wait_until(&link->kick, loop_now(loop_of(link)) + pause);
+    }
     while (!link->closing) {
         while (!link->o.reconnect_delay_ns && !link->wanted && !link->closing) {
             waitq_wait(&link->kick);
@@ -305,6 +315,7 @@ nbd_link_start(struct nbd_link *link, struct err *err)
         return err_propagate(err, &inner);
     }
     link->pumping = true;
+    link->up_ns = loop_now(loop_of(link));
     coro_start(loop_of(link), pump_main, link);
     return 0;
 }
