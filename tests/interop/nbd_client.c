@@ -14,10 +14,10 @@ static pid_t server;
 
 /* Starts nbdkit and waits until it says that it listens (its pid file). */
 static void
-start_server(const char *args)
+start_server_at(const char *where, const char *args)
 {
     auto_free char *cmd =
-        xasprintf("exec nbdkit -f -U s.sock -P s.pid %s >>log 2>&1", args);
+        xasprintf("exec nbdkit -f %s -P s.pid %s >>log 2>&1", where, args);
 
     unlink("s.pid");
     unlink("s.sock");
@@ -29,6 +29,12 @@ start_server(const char *args)
     while (access("s.pid", F_OK)) {
         usleep(1000);
     }
+}
+
+static void
+start_server(const char *args)
+{
+    start_server_at("-U s.sock", args);
 }
 
 static void
@@ -127,6 +133,39 @@ a_server_that_is_not_there_is_reported(void)
     in_loop((struct image_case){.fn = fail_to_open, .arg = socket});
     start_server("-r memory 1M");
     in_loop((struct image_case){.fn = fail_to_open, .arg = ro});
+    kill_server();
+}
+
+/* By name, so that it is resolved; an export by name, too. */
+static void
+use_tcp(struct image_case *c)
+{
+    json_t *options = json_pack("{s:s, s:s, s:{s:s, s:s, s:s}}", "driver",
+                                "nbd", "export", "e", "server", "type", "inet",
+                                "host", "localhost", "port", c->arg);
+    struct node *node = NULL;
+    auto_err err = ERR_INIT;
+    char text[4] = "";
+
+    CHECK_INT(node_open(c->graph, options, &node, &err), 0);
+    CHECK_STR(err.msg ? err.msg : "", "");
+    if (node) {
+        CHECK_INT(node_write_buf(node, 100, "abc", 3), 0);
+        CHECK_INT(node_read_buf(node, 100, text, 3), 0);
+        CHECK_STR(text, "abc");
+        node_unref(node);
+    }
+    json_decref(options);
+}
+
+static void
+a_server_is_reached_by_tcp(void)
+{
+    auto_free char *port = xasprintf("%d", 20000 + (int)(getpid() % 20000));
+    auto_free char *where = xasprintf("-e e -p %s", port);
+
+    start_server_at(where, "memory 1M");
+    in_loop((struct image_case){.fn = use_tcp, .arg = port});
     kill_server();
 }
 
@@ -274,6 +313,7 @@ main(void)
     tap_run("requests reach the server", requests_reach_the_server);
     tap_run("a server that is not there is reported",
             a_server_that_is_not_there_is_reported);
+    tap_run("a server is reached by TCP", a_server_is_reached_by_tcp);
     tap_run("requests wait for a lost server", requests_wait_for_a_lost_server);
     tap_run("requests fail without a delay, and after it",
             requests_fail_without_a_delay_and_after_it);
