@@ -171,7 +171,6 @@ go_back_and_forth(const struct shape *s)
 
     write_by_qemu(s, 512);
     in_loop(both);
-    /* 3: leaks only, which zeroes that give clusters up may leave. */
     CHECK_SH("qemu-img check -f qed t.qed");
     CHECK_SH("qemu-img compare -f qed -F raw t.qed t.raw");
     write_by_qemu(s, s->cluster);
@@ -229,10 +228,10 @@ static void
 create_it(struct image_case *c)
 {
     const struct shape *s = c->arg;
-    json_t *o = json_pack("{s:s, s:I, s:I, s:I}", "filename", "t.qed", "size",
-                          (json_int_t)s->size, "cluster-size",
-                          (json_int_t)s->cluster, "table-size",
-                          (json_int_t)s->table);
+    json_t *o =
+        json_pack("{s:s, s:I, s:I, s:I}", "filename", "t.qed", "size",
+                  (json_int_t)s->size, "cluster-size", (json_int_t)s->cluster,
+                  "table-size", (json_int_t)s->table);
     auto_err err = ERR_INIT;
 
     if (graph_driver(c->graph, "qed")->create(c->graph, o, &err)) {
@@ -248,8 +247,8 @@ images_of_ours_are_good_for_qemu(void)
     for (size_t i = 0; i < ARRAY_LEN(shapes); i++) {
         const struct shape *s = &shapes[i];
 
-        in_loop((struct image_case){.fn = create_it,
-                                    .arg = (void *)(uintptr_t)s});
+        in_loop(
+            (struct image_case){.fn = create_it, .arg = (void *)(uintptr_t)s});
         CHECK_SH("rm -f t.raw && truncate -s %llu t.raw",
                  (unsigned long long)s->size);
         CHECK_SH("qemu-img check -f qed t.qed");
