@@ -183,7 +183,7 @@ image_open_for_check(struct cli *cli, const char *path, const char *format,
 {
     json_t *o = json_pack("{s:s, s:s, s:b, s:b, s:n, s:{s:s, s:s}}", "driver",
                           format, "node-name", "image", "read-only", (int)!fix,
-                          "x-repair", (int)(fix != 0), "backing", "file",
+                          "for-check", (int)(fix != 0), "backing", "file",
                           "driver", "file", "filename", path);
     struct node *node = NULL;
 
