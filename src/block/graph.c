@@ -95,15 +95,17 @@ graph_name_taken(struct graph *graph, const char *name)
 }
 
 void
-graph_each(struct graph *graph, void (*fn)(struct node *node, void *arg),
-           void *arg)
+graph_hold_all(struct graph *graph, struct node ***ret, size_t *ret_n)
 {
+    *ret = NULL;
+    *ret_n = 0;
     list_for_each(it, &graph->nodes)
     {
         struct node *node = container_of(it, struct node, link);
 
         if (node->visible) {
-            fn(node, arg);
+            *ret = xrealloc(*ret, (*ret_n + 1) * sizeof(**ret));
+            (*ret)[(*ret_n)++] = node_ref(node);
         }
     }
 }

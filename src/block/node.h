@@ -56,7 +56,7 @@ struct node {
     struct list link; /* graph's nodes */
     char *name;       /* unique; "#block..." where it was not given */
     bool named;       /* held by its name: blockdev-add */
-    bool visible;     /* open as a whole: graph_find() and graph_each() see it */
+    bool visible;     /* open as a whole: graph_find() sees it */
     char *filename;   /* for messages: the file that it shows; may be NULL */
     struct backing_ref header_backing;
     unsigned refs;
@@ -166,9 +166,8 @@ struct loop *graph_loop(const struct graph *graph);
 const struct driver *graph_driver(struct graph *graph, const char *name);
 /* NULL where there is none. */
 struct node *graph_find(struct graph *graph, const char *node_name);
-/* Calls @fn for every node; @fn must not yield. */
-void graph_each(struct graph *graph, void (*fn)(struct node *node, void *arg),
-                void *arg);
+/* A reference to every node, in an array that the caller frees.  No yield. */
+void graph_hold_all(struct graph *graph, struct node ***ret, size_t *ret_n);
 /*
  * What the guests of @node did so far: the sum over all roots that are not
  * pinned and lead to it directly.  Does not yield.

@@ -158,6 +158,8 @@ find_by_name(struct graph *graph, const char *name, struct node **ret,
     return 0;
 }
 
+static int open_chain(struct node *top, struct err *err);
+
 int
 node_open_file(struct node *node, json_t *options, struct err *err)
 {
@@ -172,6 +174,13 @@ node_open_file(struct node *node, json_t *options, struct err *err)
         r = find_by_name(node->graph, json_string_value(def), &child, err);
     } else {
         r = open_child_options(node, def, node->read_only, &child, err);
+        if (!r) {
+            /* A format as a file has a chain of its own. */
+            r = open_chain(child, err);
+            if (r) {
+                node_unref(child);
+            }
+        }
         if (!r && !json_object_get(def, "discard")) {
             child->unmap = true; /* the parent decides what is discarded */
         }

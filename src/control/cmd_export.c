@@ -155,7 +155,7 @@ cmd_nbd_server_start(struct control *ctl,
             ctl->loop,
             &(struct nbd_server_options){
                 .address = &address,
-                .held = !ctl->ready,
+                .held = ctl->held,
                 .max_connections = args->has_max_connections
                                        ? args->max_connections
                                        : NBD_DEFAULT_MAX_CONNECTIONS,

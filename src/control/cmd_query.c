@@ -22,22 +22,13 @@ struct entry {
 
 struct entries {
     struct entry *v;
-    unsigned n;
+    size_t n;
 };
-
-static void
-collect(struct node *node, void *arg)
-{
-    struct entries *all = arg;
-
-    all->v = xrealloc(all->v, (all->n + 1) * sizeof(*all->v));
-    all->v[all->n++] = (struct entry){.node = node_ref(node)};
-}
 
 static struct entry *
 entry_of(struct entries *all, const struct node *node)
 {
-    for (unsigned i = 0; i < all->n; i++) {
+    for (size_t i = 0; i < all->n; i++) {
         if (all->v[i].node == node) {
             return &all->v[i];
         }
@@ -252,18 +243,24 @@ cmd_query_named_block_nodes(struct control *ctl,
                             const struct args_query_named_block_nodes *args,
                             json_t **ret, struct err *err)
 {
-    struct entries all = {0};
+    struct entries all;
+    struct node **nodes;
 
     /* References: making the images yields. */
-    graph_each(ctl->graph, collect, &all);
-    for (unsigned i = 0; i < all.n; i++) {
+    graph_hold_all(ctl->graph, &nodes, &all.n);
+    all.v = xzalloc((all.n + 1) * sizeof(*all.v));
+    for (size_t i = 0; i < all.n; i++) {
+        all.v[i].node = nodes[i];
+    }
+    free(nodes);
+    for (size_t i = 0; i < all.n; i++) {
         make_images(&all, all.v[i].node, args->flat);
     }
     *ret = json_array();
-    for (unsigned i = all.n; i--;) { /* the newest comes first, as in QEMU */
+    for (size_t i = all.n; i--;) { /* the newest comes first, as in QEMU */
         json_array_append_new(*ret, node_info(&all.v[i], args->flat));
     }
-    for (unsigned i = 0; i < all.n; i++) {
+    for (size_t i = 0; i < all.n; i++) {
         json_decref(all.v[i].image);
         node_unref(all.v[i].node);
     }

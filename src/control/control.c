@@ -2,13 +2,11 @@
 /* The control context: see control.h.  The commands are in cmd_*.c. */
 #include "control/control.h"
 
-#include <assert.h>
 #include <ctype.h>
 #include <errno.h>
 #include <string.h>
 
 #include "control/control_internal.h"
-#include "control/qmp_dispatch.h"
 #include "drivers/drivers.h"
 #include "schema_dispatch.h"
 
@@ -18,72 +16,59 @@ control_new(struct loop *loop, const struct control_options *options)
     struct control *ctl = xzalloc(sizeof(*ctl));
 
     ctl->loop = loop;
-    ctl->options = *options;
+    ctl->held = options->hold_clients;
     ctl->graph = graph_new(
         loop, &(struct graph_options){.drivers = all_drivers,
                                       .backing_paths = options->backing_paths});
     ctl->jobs = jobs_new(loop, control_job_event, ctl);
     ctl->objects = json_object();
-    list_init(&ctl->listeners);
+    list_init(&ctl->clients);
+    list_init(&ctl->acceptors);
     list_init(&ctl->exports);
+    waitq_init(&ctl->monitors_changed);
     waitq_init(&ctl->exports_changed);
+    waitq_init(&ctl->quit);
     return ctl;
 }
 
 /*
- * The exports first, so that no guest writes any more when jobs end and images
- * are closed.
+ * The exports end first, so that no guest writes any more when jobs end and
+ * images are closed.
  */
-void
-control_close(struct control *ctl)
-{
-    control_stop_nbd(ctl);
-    jobs_free(take_ptr(ctl->jobs));
-    graph_free(take_ptr(ctl->graph));
-}
-
 void
 control_free(struct control *ctl)
 {
-    assert(!ctl->graph && list_empty(&ctl->listeners));
+    monitors_stop(ctl);
+    control_stop_nbd(ctl);
+    jobs_free(ctl->jobs);
+    graph_free(ctl->graph);
+    monitors_close(ctl);
     json_decref(ctl->objects);
     free(ctl);
 }
 
 void
+control_wait_quit(struct control *ctl)
+{
+    while (!ctl->quitting) {
+        waitq_wait(&ctl->quit);
+    }
+}
+
+void
+control_quit(struct control *ctl)
+{
+    ctl->quitting = true;
+    waitq_wake_all(&ctl->quit);
+}
+
+void
 control_ready(struct control *ctl)
 {
-    ctl->ready = true;
+    ctl->held = false;
     if (ctl->nbd) {
         nbd_server_release(ctl->nbd);
     }
-}
-
-void
-control_listen(struct control *ctl, struct control_listener *listener)
-{
-    list_push(&ctl->listeners, &listener->link);
-}
-
-void
-control_unlisten(struct control_listener *listener)
-{
-    list_remove(&listener->link);
-}
-
-void
-control_event(struct control *ctl, const char *name, json_t *data)
-{
-    json_t *event = qmp_event(name, data, loop_wall_now(ctl->loop));
-
-    list_for_each(it, &ctl->listeners)
-    {
-        struct control_listener *listener =
-            container_of(it, struct control_listener, link);
-
-        listener->on_event(listener, event);
-    }
-    json_decref(event);
 }
 
 int
@@ -145,8 +130,6 @@ int
 cmd_quit(struct control *ctl, const struct args_quit *args, json_t **ret,
          struct err *err)
 {
-    if (ctl->options.on_quit) {
-        ctl->options.on_quit(ctl->options.arg);
-    }
+    control_quit(ctl);
     return 0;
 }

@@ -1,55 +1,63 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /*
- * A control context: everything that the commands of one daemon work on.  It
- * owns the graph of nodes, the jobs, the NBD server, the exports and the
- * objects, and knows the sessions that events go to.
- *
- * Commands are run by qmp_session_execute() or qmp_dispatch(), in a coroutine
- * of the context's loop; any number of them at once, one per session.
+ * The control context: what commands work on.  It owns the block graph, the
+ * jobs, the NBD server with its exports, and the monitors to which events go.
+ * Several can live in one process.
  */
-#ifndef SLUICE_CONTROL_CONTROL_H
-#define SLUICE_CONTROL_CONTROL_H
+#ifndef SLUICE_CONTROL_H
+#define SLUICE_CONTROL_H
 
 #include <jansson.h>
+#include <stdbool.h>
 
 #include "base/err.h"
-#include "base/list.h"
 
 struct control;
+struct graph;
+struct jobs;
 struct loop;
+struct listener;
+struct stream;
 
 struct control_options {
-    const char *backing_paths; /* as in struct graph_options */
-    /* `quit` was said; must not yield.  May be NULL. */
-    void (*on_quit)(void *arg);
-    void *arg;
+    /* Where headers may name backing files: see graph_options. */
+    const char *backing_paths;
+    /* NBD clients wait until control_ready(). */
+    bool hold_clients;
 };
 
 struct control *control_new(struct loop *loop,
                             const struct control_options *options);
 /*
- * Removes the exports, stops the NBD server, cancels the jobs and closes the
- * graph, each with its events.  No command may be running, nor be run later.
- * Yields.
+ * Takes no further command, waits for those that run, removes the exports,
+ * cancels the jobs, closes the graph, and then the monitors, which get the
+ * events of all that.  Yields.
  */
-void control_close(struct control *ctl);
-/* After control_close(); nobody may listen any more.  Does not yield. */
 void control_free(struct control *ctl);
 
-/* NBD clients are let in from now on, when all options are known. */
+/* Yields until `quit` or control_quit(). */
+void control_wait_quit(struct control *ctl);
+void control_quit(struct control *ctl);
+
+/* Lets NBD clients in, where they were held.  Does not yield. */
 void control_ready(struct control *ctl);
 
 /* --object, decoded (borrowed).  Does not yield. */
 int control_add_object(struct control *ctl, json_t *object, struct err *err);
 
-/* Who gets events.  Embedded; neither function yields. */
-struct control_listener {
-    struct list link;
-    /* @event is borrowed; must not yield, nor remove the listener. */
-    void (*on_event)(struct control_listener *listener, const json_t *event);
-};
+/* Serves QMP on every connection of the listener, which is taken over. */
+void control_listen(struct control *ctl, struct listener *listener,
+                    bool pretty);
+/* Serves QMP on one connected stream, which is taken over. */
+void control_serve(struct control *ctl, struct stream *stream, bool pretty);
 
-void control_listen(struct control *ctl, struct control_listener *listener);
-void control_unlisten(struct control_listener *listener);
+/*
+ * Where the control socket is when nobody says otherwise; the caller frees it.
+ * /run/sluice/control.sock, or without root in $XDG_RUNTIME_DIR.
+ */
+char *control_default_socket(void);
+
+/* Sends an event to every monitor; takes @data.  Does not yield. */
+void control_event(struct control *ctl, const char *name, json_t *data);
 
 #endif

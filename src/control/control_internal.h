@@ -13,15 +13,20 @@
 
 struct control {
     struct loop *loop;
-    struct control_options options;
     struct graph *graph;
     struct jobs *jobs;
-    struct list listeners; /* of struct control_listener.link */
+    struct list clients;   /* of the monitors: struct client.link */
+    struct list acceptors; /* of the monitors: struct acceptor.link */
+    unsigned running;      /* commands of the monitors */
+    bool stopping;         /* take no client and no command */
+    struct waitq monitors_changed;
+    bool quitting;
+    struct waitq quit;
     struct list exports;   /* of struct control_export.link */
     struct waitq exports_changed;
     struct nbd_server *nbd; /* NULL: none, or it is being stopped */
     bool nbd_stopping;
-    bool ready;
+    bool held; /* see control_options.hold_clients */
     json_t *objects; /* by id */
 };
 
@@ -45,9 +50,6 @@ enum {
     CONTROL_DRAIN_SECONDS = 30, /* for requests in flight at a snapshot */
 };
 
-/* Sends an event to all listeners; @data is consumed. */
-void control_event(struct control *ctl, const char *name, json_t *data);
-
 /*
  * The node called @name, borrowed.  @device says how the error's text has it:
  * QEMU looks some names up as a device's, too.
@@ -60,6 +62,11 @@ bool control_id_ok(const char *id);
 
 /* Removes all exports and stops the server; yields. */
 void control_stop_nbd(struct control *ctl);
+
+/* Waits for the commands that run; no other will.  Yields. */
+void monitors_stop(struct control *ctl);
+/* Sends what is queued, as far as clients take it soon.  Yields. */
+void monitors_close(struct control *ctl);
 
 /* jobs_new()'s callback. */
 void control_job_event(void *ctl, const struct job_event *ev);

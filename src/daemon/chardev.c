@@ -10,8 +10,10 @@
 #include <sys/socket.h>
 
 #include "base/log.h"
+#include "control/control.h"
 #include "control/options.h"
 #include "daemon/daemon.h"
+#include "daemon/stdio_stream.h"
 #include "run/stream.h"
 
 static struct chardev *
@@ -50,10 +52,9 @@ open_stdio(struct daemon *d, struct chardev *c, struct err *err)
     if (d->options.daemonize) {
         return err_set(err, -EINVAL, "cannot use stdio with -daemonize");
     }
-    int r = stdio_stream_new(d->loop, &c->stream);
-
-    c->stdio = !r;
-    return r ? err_set_errno(err, r, "Could not use standard input") : 0;
+    c->stream = stdio_stream_new(d->loop);
+    c->stdio = true;
+    return 0;
 }
 
 /* A descriptor that was passed says itself whether it listens. */
@@ -177,14 +178,14 @@ chardev_monitor(struct daemon *d, const char *text, struct err *err)
 void
 chardev_default_monitor(struct daemon *d)
 {
-    auto_free char *path = NULL;
+    auto_free char *path = control_default_socket();
     auto_err err = ERR_INIT;
 
     if (!list_empty(&d->pending_monitors)) {
         return;
     }
     struct chardev *c = chardev_new(d, "default control socket");
-    int r = service_socket_path(&path, &err);
+    int r = service_make_folder_of(path, &err);
 
     if (!r) {
         struct address address = {.kind = ADDRESS_UNIX, .path = path};
@@ -208,12 +209,10 @@ chardev_serve(struct daemon *d)
             container_of(it, struct pending_monitor, link);
 
         if (m->chardev->stream) {
-            monitors_serve(&d->monitors, take_ptr(m->chardev->stream),
-                           m->pretty);
+            control_serve(d->ctl, take_ptr(m->chardev->stream), m->pretty);
         }
         if (m->chardev->listener) {
-            monitors_accept(&d->monitors, take_ptr(m->chardev->listener),
-                            m->pretty);
+            control_listen(d->ctl, take_ptr(m->chardev->listener), m->pretty);
         }
         list_remove(it);
         free(m);

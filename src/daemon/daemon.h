@@ -5,9 +5,8 @@
 
 #include "base/err.h"
 #include "base/list.h"
-#include "daemon/monitor.h"
-#include "daemon/pollable.h"
 #include "daemon/service.h"
+#include "run/wait.h"
 
 /* What the first pass over the command line finds. */
 struct daemon_options {
@@ -37,14 +36,15 @@ struct daemon {
     struct daemon_options options;
     struct loop *loop;
     struct control *ctl;
-    struct monitors monitors;
     struct list chardevs;         /* of struct chardev.link */
     struct list pending_monitors; /* of struct pending_monitor.link */
     struct pidfile pidfile;
     int ready_fd;  /* the waiting parent's; -1: none */
     int start_dir; /* relative names on the command line mean this one */
     int signal_fd;
-    struct pollable signals; /* also rung by `quit` */
+    bool ending;
+    bool watching; /* for signals: the coroutine is alive */
+    struct waitq watcher_gone;
     int status; /* exit code */
 };
 

@@ -16,6 +16,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
@@ -25,16 +26,9 @@
 #include "daemon/daemon.h"
 #include "run/real.h"
 
-static void
-on_quit(void *arg)
-{
-    struct daemon *d = arg;
-
-    pollable_ring(&d->signals);
-}
-
+/* Before there are threads, so that only the descriptor gets them. */
 static int
-watch_signals(struct daemon *d, struct err *err)
+open_signals(struct daemon *d, struct err *err)
 {
     sigset_t set;
 
@@ -45,22 +39,33 @@ watch_signals(struct daemon *d, struct err *err)
     sigprocmask(SIG_BLOCK, &set, NULL);
     signal(SIGPIPE, SIG_IGN);
     d->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-    if (d->signal_fd < 0) {
-        return err_set_errno(err, -errno, "Could not watch signals");
-    }
-    int r = pollable_init(&d->signals, d->loop, d->signal_fd, POLLIN);
-
-    return r ? err_set_errno(err, r, "Could not watch signals") : 0;
+    return d->signal_fd < 0
+               ? err_set_errno(err, -errno, "Could not watch signals")
+               : 0;
 }
 
-/* A signal came, or `quit`. */
+/* A coroutine; it ends at the first signal, or when main is through. */
 static void
-wait_for_end(struct daemon *d)
+watch_signals(void *arg)
 {
+    struct daemon *d = arg;
     struct signalfd_siginfo info;
 
-    while (pollable_wait(&d->signals) &&
-           read(d->signal_fd, &info, sizeof(info)) != sizeof(info)) {
+    while (!d->ending && read(d->signal_fd, &info, sizeof(info)) < 0) {
+        fd_wait(d->loop, d->signal_fd, POLLIN, NEVER);
+    }
+    control_quit(d->ctl);
+    d->watching = false;
+    waitq_wake_all(&d->watcher_gone);
+}
+
+static void
+end_watching(struct daemon *d)
+{
+    d->ending = true;
+    fd_wake(d->loop, d->signal_fd);
+    while (d->watching) {
+        waitq_wait(&d->watcher_gone);
     }
 }
 
@@ -100,7 +105,7 @@ serve(struct daemon *d)
     chardev_serve(d);
     control_ready(d->ctl);
     service_notify("READY=1");
-    wait_for_end(d);
+    control_wait_quit(d->ctl);
     service_notify("STOPPING=1");
 }
 
@@ -111,21 +116,19 @@ daemon_main(void *arg)
     struct control_options options = {
         .backing_paths =
             d->options.untrusted ? "" : d->options.backing_paths,
-        .on_quit = on_quit,
-        .arg = d,
+        .hold_clients = true,
     };
 
     d->ctl = control_new(d->loop, &options);
-    monitors_init(&d->monitors, d->loop, d->ctl);
+    d->watching = true;
+    coro_start(d->loop, watch_signals, d);
     serve(d);
+    end_watching(d);
     /* The sockets that are removed were named relative to that folder. */
     if (d->start_dir >= 0 && fchdir(d->start_dir)) {
         log_warn("the folder that sluiced was started in is gone: its sockets "
                  "stay");
     }
-    monitors_stop(&d->monitors);
-    control_close(d->ctl);
-    monitors_fini(&d->monitors);
     control_free(d->ctl);
     chardev_fini(d);
     pidfile_remove(&d->pidfile);
@@ -134,17 +137,18 @@ daemon_main(void *arg)
 static int
 run(struct daemon *d, struct err *err)
 {
-    int r = real_loop_new(&(struct real_loop_options){0}, &d->loop, err);
+    struct real_loop_options options = {
+        .no_io_uring = getenv("SLUICE_NO_IO_URING") != NULL,
+    };
+    int r = open_signals(d, err);
 
-    if (r) {
-        return r;
+    if (!r) {
+        r = real_loop_new(&options, &d->loop, err);
     }
-    r = watch_signals(d, err);
     if (!r) {
         loop_run_main(d->loop, daemon_main, d);
-        pollable_fini(&d->signals);
+        loop_free(d->loop);
     }
-    loop_free(d->loop);
     return r;
 }
 
@@ -162,6 +166,7 @@ main(int argc, char **argv)
     if (status >= 0) {
         return status;
     }
+    waitq_init(&d.watcher_gone);
     list_init(&d.chardevs);
     list_init(&d.pending_monitors);
     if (d.options.daemonize) {

@@ -174,18 +174,14 @@ service_notify(const char *state)
 }
 
 int
-service_socket_path(char **ret, struct err *err)
+service_make_folder_of(const char *path, struct err *err)
 {
-    const char *base = geteuid() == 0 ? "/run" : getenv("XDG_RUNTIME_DIR");
+    const char *slash = strrchr(path, '/');
+    auto_free char *folder =
+        slash ? xstrndup(path, (size_t)(slash - path)) : NULL;
 
-    if (!base || !*base) {
-        return err_set(err, -ENOENT, "XDG_RUNTIME_DIR is not set");
-    }
-    auto_free char *folder = xasprintf("%s/sluice", base);
-
-    if (mkdir(folder, 0700) && errno != EEXIST) {
+    if (folder && mkdir(folder, 0700) && errno != EEXIST) {
         return err_set_errno(err, -errno, "Could not create '%s'", folder);
     }
-    *ret = xasprintf("%s/control.sock", folder);
     return 0;
 }

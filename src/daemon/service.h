@@ -33,10 +33,7 @@ void pidfile_remove(struct pidfile *p);
 /* Tells systemd, where it asked ($NOTIFY_SOCKET); @state as sd_notify(3). */
 void service_notify(const char *state);
 
-/*
- * The path of the default control socket, in a folder that exists afterwards;
- * the caller frees it.
- */
-int service_socket_path(char **ret, struct err *err);
+/* The folder that @path lies in, for this user alone, if there is none yet. */
+int service_make_folder_of(const char *path, struct err *err);
 
 #endif

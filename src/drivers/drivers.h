@@ -8,8 +8,10 @@ struct driver;
 extern const struct driver driver_file;
 extern const struct driver driver_host_device;
 extern const struct driver driver_raw;
+extern const struct driver driver_copy_on_read;
 extern const struct driver driver_qcow2;
 extern const struct driver driver_qed;
+extern const struct driver driver_nbd;
 extern const struct driver driver_mem;
 extern const struct driver driver_null;
 

@@ -232,12 +232,13 @@ check_before_use(struct qed *q, struct err *err)
         return r;
     }
     if (report.corruptions || report.check_errors) {
-        r = err_set(err, -EIO,
+        r = err_set(err, -EUCLEAN,
                     "The image was not closed properly and is damaged: %llu "
                     "bad entries, %llu errors while reading",
                     (unsigned long long)report.corruptions,
                     (unsigned long long)report.check_errors);
-        err_hint(err, "run a check with repair, or open it read-only");
+        err_hint(err, "repair it with 'sluice check --repair' or 'qemu-img "
+                      "check -r all', or open it read-only");
         return r;
     }
     uint64_t features = q->features & ~QED_F_NEED_CHECK;

@@ -59,6 +59,7 @@ struct loop_ops {
     /* Yields until @fd is ready for one of poll(2)'s @events or @deadline. */
     short (*fd_wait)(struct loop *loop, int fd, short events,
                      uint64_t deadline_ns);
+    void (*fd_wake)(struct loop *loop, int fd);
     int (*listen)(struct loop *loop, const struct address *address,
                   struct listener **ret, struct err *err);
     int (*connect)(struct loop *loop, const struct address *address,
@@ -138,6 +139,13 @@ static inline short
 fd_wait(struct loop *loop, int fd, short events, uint64_t deadline_ns)
 {
     return loop->ops->fd_wait(loop, fd, events, deadline_ns);
+}
+
+/* Ends the wait for @fd, if there is one; does not yield. */
+static inline void
+fd_wake(struct loop *loop, int fd)
+{
+    loop->ops->fd_wake(loop, fd);
 }
 
 /*

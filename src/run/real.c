@@ -299,6 +299,8 @@ real_pick(struct loop *loop, struct list *ready, unsigned n)
 
 struct fd_waiter {
     struct watch watch;
+    struct list link; /* of the loop */
+    int fd;
     struct waitq wait;
     unsigned events;
 };
@@ -316,7 +318,7 @@ static short
 real_fd_wait(struct loop *loop, int fd, short events, uint64_t deadline_ns)
 {
     struct real_loop *rl = real_of(loop);
-    struct fd_waiter w = {.watch.fn = fd_ready};
+    struct fd_waiter w = {.watch.fn = fd_ready, .fd = fd};
     /* poll(2)'s and epoll's bits have the same values. */
     struct epoll_event ev = {.events = (unsigned)events | EPOLLONESHOT,
                              .data.ptr = &w.watch};
@@ -325,9 +327,24 @@ real_fd_wait(struct loop *loop, int fd, short events, uint64_t deadline_ns)
     if (epoll_ctl(rl->epoll_fd, EPOLL_CTL_ADD, fd, &ev)) {
         return POLLERR;
     }
+    list_push(&rl->fd_waiters, &w.link);
     waitq_wait_until(&w.wait, deadline_ns);
+    list_remove(&w.link);
     epoll_ctl(rl->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
     return (short)w.events;
+}
+
+static void
+real_fd_wake(struct loop *loop, int fd)
+{
+    list_for_each(it, &real_of(loop)->fd_waiters)
+    {
+        struct fd_waiter *w = container_of(it, struct fd_waiter, link);
+
+        if (w->fd == fd) {
+            waitq_wake_all(&w->wait);
+        }
+    }
 }
 
 /* Birth and death. */
@@ -371,6 +388,7 @@ static const struct loop_ops real_ops = {
     .unlink = real_unlink,
     .sync_folder = real_sync_folder,
     .fd_wait = real_fd_wait,
+    .fd_wake = real_fd_wake,
     .listen = real_listen,
     .connect = real_connect,
 };
@@ -385,6 +403,7 @@ real_loop_new(const struct real_loop_options *options, struct loop **ret,
     loop_init(&rl->loop, &real_ops);
     pthread_mutex_init(&rl->lock, NULL);
     pthread_cond_init(&rl->work, NULL);
+    list_init(&rl->fd_waiters);
     list_init(&rl->jobs);
     list_init(&rl->posts);
     rl->threads = xzalloc(THREADS_MAX * sizeof(*rl->threads));

@@ -19,6 +19,7 @@ struct real_loop {
     bool have_ring;
     struct io_uring ring;
     unsigned to_submit;
+    struct list fd_waiters; /* in fd_wait() */
 
     pthread_mutex_t lock; /* covers everything below */
     pthread_cond_t work;

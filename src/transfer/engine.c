@@ -400,6 +400,7 @@ transfer_launch(struct transfer *t, struct jobs *jobs,
     t->job.auto_finalize = options->auto_finalize;
     t->job.auto_dismiss = options->auto_dismiss;
     t->job.speed = options->speed;
+    t->job.total = t->copy.target->size;
     job_start(jobs, &t->job, options->job_id);
 }
 

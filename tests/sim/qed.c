@@ -49,9 +49,9 @@ prepare_odd(struct graph *graph, struct oracle *o, uint64_t seed)
 static void
 prepare_backing(struct graph *graph, struct oracle *o, uint64_t seed)
 {
-    json_t *options = json_pack("{s:s, s:s, s:{s:s, s:s}}", "driver", "qed",
-                                "node-name", "base", "file", "driver", "file",
-                                "filename", "base");
+    json_t *options =
+        json_pack("{s:s, s:s, s:{s:s, s:s}}", "driver", "qed", "node-name",
+                  "base", "file", "driver", "file", "filename", "base");
     struct node *base;
 
     create(graph, "base", ",\"table-size\":1", SIZE / 2);
@@ -80,8 +80,7 @@ unallocate_one(struct sweep *s, uint64_t *rng)
     uint64_t n = min_u64(SECTORS, sectors - first);
 
     for (uint64_t i = 0; i < n; i++) {
-        ids[i] = oracle_begin(s->oracle, first + i, 1,
-                              tag_below(s, first + i));
+        ids[i] = oracle_begin(s->oracle, first + i, 1, tag_below(s, first + i));
     }
     int r = node_unallocate(root_node(s->root), first * 512, n * 512, NULL);
 
@@ -108,7 +107,11 @@ unallocate(struct sweep *s)
     .options = TOP, .operation = unallocate, .ops = 12, .max_states = 48
 
 static const struct sweep_setup setups[] = {
-    {.name = "qed", .size = SIZE, .prepare = prepare_plain, .guests = 3, COMMON},
+    {.name = "qed",
+     .size = SIZE,
+     .prepare = prepare_plain,
+     .guests = 3,
+     COMMON},
     {.name = "qed-odd",
      .size = ODD_SIZE,
      .prepare = prepare_odd,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /* Coroutines, timers, waiting and real files, with io_uring and without. */
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -22,6 +23,7 @@ new_loop(bool no_io_uring)
 
 struct order {
     char text[32];
+    int fd;
     struct waitq q;
     struct comutex m;
 };
@@ -104,6 +106,45 @@ a_mutex_excludes(void)
     comutex_init(&o.m);
     CHECK(loop_run_main(loop, mutex_main, &o));
     CHECK_STR(o.text, "()()()()()");
+    loop_free(loop);
+}
+
+static void
+fd_waiter(void *arg)
+{
+    struct order *o = arg;
+
+    strcat(o->text, fd_wait(loop_current(), o->fd, POLLIN, NEVER) ? "r" : "w");
+}
+
+static void
+fd_main(void *arg)
+{
+    struct order *o = arg;
+    int fds[2];
+
+    CHECK_INT(pipe(fds), 0);
+    o->fd = fds[0];
+    fd_wake(loop_current(), o->fd); /* nobody waits */
+    coro_start(loop_current(), fd_waiter, o);
+    coro_sleep(NS_PER_MS);
+    fd_wake(loop_current(), o->fd);
+    coro_sleep(NS_PER_MS);
+    coro_start(loop_current(), fd_waiter, o);
+    CHECK_INT(write(fds[1], "x", 1), 1);
+    coro_sleep(20 * NS_PER_MS);
+    close(fds[0]);
+    close(fds[1]);
+}
+
+static void
+a_wait_for_a_descriptor_can_be_ended(void)
+{
+    struct loop *loop = new_loop(false);
+    struct order o = {0};
+
+    CHECK(loop_run_main(loop, fd_main, &o));
+    CHECK_STR(o.text, "wr");
     loop_free(loop);
 }
 
@@ -277,6 +318,8 @@ main(void)
 {
     tap_run("a wait ends by a wake or in time",
             a_wait_ends_by_a_wake_or_in_time);
+    tap_run("a wait for a descriptor can be ended",
+            a_wait_for_a_descriptor_can_be_ended);
     tap_run("a mutex excludes", a_mutex_excludes);
     tap_run("files work with io_uring", files_work_with_io_uring);
     tap_run("files work with threads", files_work_with_threads);

@@ -47,7 +47,7 @@ check_features(struct node *node, const unsigned char *head, struct err *err)
                       self(node));
     }
     if ((q->incompatible & (INCOMPAT_CORRUPT | INCOMPAT_DIRTY)) &&
-        !node->read_only) {
+        !node->read_only && !opt_bool(node->options, "for-check", false)) {
         bool corrupt = q->incompatible & INCOMPAT_CORRUPT;
         int r = REFUSE(-EUCLEAN, "'%s' is marked %s; it can only be opened "
                                  "read-only",

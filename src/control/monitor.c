@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /*
+ * Monitors: the protocol's clients.  Commands of one client run in order;
+ * those of different clients do not wait for each other.
+ *
  * A client is three coroutines around one stream: the reader, which feeds the
  * session; the runner, which takes its commands one after the other; and the
  * writer, which sends answers and events in the order in which they were
@@ -13,12 +16,11 @@
  *   3. After `broken` nothing is sent or run any more; after `read_all` what
  *      was read is still run and answered.
  */
-#include "daemon/monitor.h"
-
 #include <string.h>
 
 #include "base/log.h"
-#include "control/control.h"
+#include "control/control_internal.h"
+#include "control/qmp_dispatch.h"
 #include "control/qmp_session.h"
 #include "run/stream.h"
 
@@ -37,10 +39,9 @@ struct text {
 
 struct client {
     struct list link;
-    struct monitors *monitors;
+    struct control *ctl;
     struct stream *stream;
     struct qmp_session *session;
-    struct control_listener listener;
     struct list out; /* of struct text.link */
     size_t out_bytes;
     bool read_all, broken;
@@ -51,7 +52,7 @@ struct client {
 
 struct acceptor {
     struct list link;
-    struct monitors *monitors;
+    struct control *ctl;
     struct listener *listener;
     bool pretty;
 };
@@ -89,25 +90,15 @@ client_send(struct client *c, char *s)
     waitq_wake_all(&c->to_send);
 }
 
-static void
-client_event(struct control_listener *listener, const json_t *event)
-{
-    struct client *c = container_of(listener, struct client, listener);
-
-    if (qmp_session_negotiated(c->session)) {
-        client_send(c, qmp_session_format(c->session, event));
-    }
-}
-
 /* The runner. */
 static void
 run_commands(void *arg)
 {
     struct client *c = arg;
-    struct monitors *m = c->monitors;
+    struct control *ctl = c->ctl;
     struct qmp_request *request;
 
-    while (!c->broken && !m->stopping) {
+    while (!c->broken && !ctl->stopping) {
         request = qmp_session_next(c->session);
         if (!request && c->read_all) {
             break;
@@ -117,10 +108,10 @@ run_commands(void *arg)
             continue;
         }
         waitq_wake_all(&c->room);
-        m->running++;
-        client_send(c, qmp_session_execute(c->session, m->ctl, request));
-        m->running--;
-        waitq_wake_all(&m->changed);
+        ctl->running++;
+        client_send(c, qmp_session_execute(c->session, ctl, request));
+        ctl->running--;
+        waitq_wake_all(&ctl->monitors_changed);
     }
     c->running = false;
     waitq_wake_all(&c->to_send);
@@ -150,13 +141,13 @@ send_texts(void *arg)
         c->out_bytes -= t->len;
         free(t->s);
         free(t);
-        if (c->monitors->stopping && !c->out_bytes) {
-            waitq_wake_all(&c->monitors->changed);
+        if (c->ctl->stopping && !c->out_bytes) {
+            waitq_wake_all(&c->ctl->monitors_changed);
         }
     }
     c->sending = false;
     waitq_wake_all(&c->room);
-    waitq_wake_all(&c->monitors->changed);
+    waitq_wake_all(&c->ctl->monitors_changed);
 }
 
 static void
@@ -183,11 +174,11 @@ static void
 serve(void *arg)
 {
     struct client *c = arg;
-    struct monitors *m = c->monitors;
+    struct control *ctl = c->ctl;
 
     client_send(c, qmp_session_greeting(c->session));
-    coro_start(m->loop, run_commands, c);
-    coro_start(m->loop, send_texts, c);
+    coro_start(ctl->loop, run_commands, c);
+    coro_start(ctl->loop, send_texts, c);
     read_commands(c);
     c->read_all = true;
     waitq_wake_all(&c->to_run);
@@ -195,107 +186,110 @@ serve(void *arg)
     while (c->running || c->sending) {
         waitq_wait(&c->room);
     }
-    control_unlisten(&c->listener);
     list_remove(&c->link);
     stream_close(c->stream);
     qmp_session_free(c->session);
     free(c);
-    waitq_wake_all(&m->changed);
+    waitq_wake_all(&ctl->monitors_changed);
 }
 
 void
-monitors_serve(struct monitors *m, struct stream *stream, bool pretty)
+control_serve(struct control *ctl, struct stream *stream, bool pretty)
 {
     struct client *c = xzalloc(sizeof(*c));
 
-    c->monitors = m;
+    c->ctl = ctl;
     c->stream = stream;
     c->session = qmp_session_new(pretty);
-    c->listener.on_event = client_event;
     c->running = c->sending = true;
     list_init(&c->out);
     waitq_init(&c->room);
     waitq_init(&c->to_run);
     waitq_init(&c->to_send);
-    control_listen(m->ctl, &c->listener);
-    list_push(&m->clients, &c->link);
-    coro_start(m->loop, serve, c);
+    list_push(&ctl->clients, &c->link);
+    coro_start(ctl->loop, serve, c);
 }
 
 static void
 accept_clients(void *arg)
 {
     struct acceptor *a = arg;
-    struct monitors *m = a->monitors;
+    struct control *ctl = a->ctl;
     bool failing = false;
 
-    while (!m->stopping) {
+    while (!ctl->stopping) {
         struct stream *stream;
         int r = listener_accept(a->listener, &stream);
 
-        if (!r && m->stopping) {
+        if (!r && ctl->stopping) {
             stream_close(stream);
         } else if (!r) {
             failing = false;
-            monitors_serve(m, stream, a->pretty);
-        } else if (!m->stopping) {
+            control_serve(ctl, stream, a->pretty);
+        } else if (!ctl->stopping) {
             if (!failing) {
                 log_warn("monitor on %s cannot accept a connection: %s; "
                          "trying again",
                          a->listener->bound, err_text(r));
             }
             failing = true;
-            waitq_wait_until(&m->changed,
-                             loop_now(m->loop) + ACCEPT_RETRY_MS * NS_PER_MS);
+            waitq_wait_until(&ctl->monitors_changed,
+                             loop_now(ctl->loop) + ACCEPT_RETRY_MS * NS_PER_MS);
         }
     }
     listener_close(a->listener);
     list_remove(&a->link);
     free(a);
-    waitq_wake_all(&m->changed);
+    waitq_wake_all(&ctl->monitors_changed);
 }
 
 void
-monitors_accept(struct monitors *m, struct listener *listener, bool pretty)
+control_listen(struct control *ctl, struct listener *listener, bool pretty)
 {
     struct acceptor *a = xzalloc(sizeof(*a));
 
-    *a = (struct acceptor){
-        .monitors = m, .listener = listener, .pretty = pretty};
-    list_push(&m->acceptors, &a->link);
-    coro_start(m->loop, accept_clients, a);
+    *a = (struct acceptor){.ctl = ctl, .listener = listener, .pretty = pretty};
+    list_push(&ctl->acceptors, &a->link);
+    coro_start(ctl->loop, accept_clients, a);
 }
 
 void
-monitors_init(struct monitors *m, struct loop *loop, struct control *ctl)
+control_event(struct control *ctl, const char *name, json_t *data)
 {
-    *m = (struct monitors){.loop = loop, .ctl = ctl};
-    list_init(&m->clients);
-    list_init(&m->acceptors);
-    waitq_init(&m->changed);
+    json_t *event = qmp_event(name, data, loop_wall_now(ctl->loop));
+
+    list_for_each(it, &ctl->clients)
+    {
+        struct client *c = container_of(it, struct client, link);
+
+        if (qmp_session_negotiated(c->session)) {
+            client_send(c, qmp_session_format(c->session, event));
+        }
+    }
+    json_decref(event);
 }
 
 void
-monitors_stop(struct monitors *m)
+monitors_stop(struct control *ctl)
 {
-    m->stopping = true;
-    list_for_each(it, &m->acceptors)
+    ctl->stopping = true;
+    list_for_each(it, &ctl->acceptors)
     {
         listener_shutdown(container_of(it, struct acceptor, link)->listener);
     }
-    list_for_each(it, &m->clients)
+    list_for_each(it, &ctl->clients)
     {
         waitq_wake_all(&container_of(it, struct client, link)->to_run);
     }
-    while (m->running || !list_empty(&m->acceptors)) {
-        waitq_wait(&m->changed);
+    while (ctl->running || !list_empty(&ctl->acceptors)) {
+        waitq_wait(&ctl->monitors_changed);
     }
 }
 
 static bool
-all_sent(struct monitors *m)
+all_sent(struct control *ctl)
 {
-    list_for_each(it, &m->clients)
+    list_for_each(it, &ctl->clients)
     {
         if (container_of(it, struct client, link)->out_bytes) {
             return false;
@@ -305,17 +299,18 @@ all_sent(struct monitors *m)
 }
 
 void
-monitors_fini(struct monitors *m)
+monitors_close(struct control *ctl)
 {
-    uint64_t deadline = loop_now(m->loop) + LINGER_MS * NS_PER_MS;
+    uint64_t deadline = loop_now(ctl->loop) + LINGER_MS * NS_PER_MS;
 
-    while (!all_sent(m) && waitq_wait_until(&m->changed, deadline)) {
+    while (!all_sent(ctl) &&
+           waitq_wait_until(&ctl->monitors_changed, deadline)) {
     }
-    list_for_each(it, &m->clients)
+    list_for_each(it, &ctl->clients)
     {
         client_break(container_of(it, struct client, link));
     }
-    while (!list_empty(&m->clients)) {
-        waitq_wait(&m->changed);
+    while (!list_empty(&ctl->clients)) {
+        waitq_wait(&ctl->monitors_changed);
     }
 }

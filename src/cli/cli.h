@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * The command: `sluice VERB ...`.
+ *
+ * A verb that names a disk of a daemon speaks QMP to it (qmp_client.h); a verb
+ * that names a file works on it in this process, with the same graph and the
+ * same engine.
+ */
+#ifndef SLUICE_CLI_H
+#define SLUICE_CLI_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "base/err.h"
+
+struct graph;
+struct jobs;
+struct node;
+struct loop;
+
+/* Exit codes: docs/man/sluice.1, "EXIT STATUS". */
+enum exit_code {
+    EXIT_OK = 0,
+    EXIT_FAILED = 1,
+    EXIT_USAGE = 2,
+    EXIT_NOT_FOUND = 4,
+    EXIT_CONFLICT = 6,
+    EXIT_NO_SPACE = 7,
+    EXIT_CANCELLED = 9,
+    EXIT_NO_DAEMON = 10,
+    EXIT_PERMISSION = 11,
+    EXIT_CORRUPT = 12,
+};
+
+struct cli {
+    const char *verb;
+    int argc;    /* arguments behind the verb; argv[0] is the verb */
+    char **argv;
+    bool json, dry_run;
+    const char *socket; /* --socket */
+
+    struct loop *loop; /* for verbs that work in this process */
+    struct graph *graph;
+    struct jobs *jobs;
+};
+
+struct verb {
+    const char *name, *usage, *summary;
+    /* An exit code.  Verbs with `local` run in a coroutine, with a graph. */
+    int (*run)(struct cli *cli);
+    bool local;
+};
+
+extern const struct verb cli_verbs[]; /* ends with a NULL name */
+
+/* Prints the error (and its hint), as text or JSON; returns its exit code. */
+int cli_error(const struct cli *cli, struct err *err);
+/* Says how the verb is called; returns EXIT_USAGE. */
+int cli_usage(const struct cli *cli, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+/* One JSON object on a line of its own; takes @object. */
+void cli_print_json(json_t *object);
+
+/*
+ * A size: bytes, or with a suffix K, M, G, T (1024), KiB ..., kB, MB ... (SI).
+ * False where it is none.
+ */
+bool cli_parse_size(const char *text, uint64_t *ret);
+/* "1.5 GiB"; the caller frees it. */
+char *cli_format_size(uint64_t bytes);
+
+/* Opens an image file in this process; NULL with the error printed. */
+struct node *cli_open(struct cli *cli, const char *path, const char *format,
+                      const char *node_name, bool read_only, struct err *err);
+
+/* A progress bar on a terminal, a line every 10 s elsewhere, JSON lines. */
+struct progress {
+    const struct cli *cli;
+    const char *what;
+    uint64_t start_ns, last_print_ns;
+    uint64_t first; /* bytes that were done at the start */
+    bool started, drawn;
+};
+void progress_update(struct progress *p, uint64_t done, uint64_t total);
+/* Ends the bar's line. */
+void progress_end(struct progress *p);
+uint64_t cli_now_ns(void);
+
+/* image.c */
+int verb_create(struct cli *cli);
+int verb_clone(struct cli *cli);
+int verb_info(struct cli *cli);
+int verb_check(struct cli *cli);
+/* data.c */
+int verb_map(struct cli *cli);
+int verb_compare(struct cli *cli);
+int verb_convert(struct cli *cli);
+/* jobs.c */
+int verb_stream(struct cli *cli);
+int verb_job(struct cli *cli);
+int verb_events(struct cli *cli);
+/* serve.c */
+int verb_serve(struct cli *cli);
+
+/* For verbs whose disk is a path: waits for the job with a bar. */
+int cli_follow_local(struct cli *cli, const char *job_id, const char *what);
+
+#endif

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* The entry: finds the verb, prepares what it needs, runs it. */
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "block/node.h"
+#include "cli/cli.h"
+#include "drivers/drivers.h"
+#include "run/real.h"
+#include "transfer/job.h"
+
+const struct verb cli_verbs[] = {
+    {"create", "create PATH SIZE -f FORMAT [-o NAME=VALUE,...] [-b BACKING -F FORMAT]",
+     "make an empty image", verb_create, true},
+    {"clone", "clone TEMPLATE PATH -F FORMAT [-f FORMAT] [--size SIZE]",
+     "make a disk on top of a template", verb_clone, true},
+    {"info", "info PATH -f FORMAT", "describe an image and its chain", verb_info,
+     true},
+    {"check", "check PATH -f FORMAT [--repair leaks|all]",
+     "check an image's consistency", verb_check, true},
+    {"map", "map PATH -f FORMAT", "show which layer holds which range",
+     verb_map, true},
+    {"compare", "compare PATH PATH -f FORMAT [-F FORMAT]",
+     "compare what two images read as", verb_compare, true},
+    {"convert", "convert PATH PATH -f FORMAT -O FORMAT [-o NAME=VALUE,...]",
+     "copy a disk into a new image", verb_convert, true},
+    {"serve",
+     "serve PATH -f FORMAT [--nbd unix:PATH|HOST:PORT] [--control PATH]",
+     "serve a disk over NBD, in the foreground", verb_serve, false},
+    {"stream", "stream DISK|PATH [-f FORMAT] [--base NODE] [--speed RATE] [--detach]",
+     "fill a disk from its backing files and drop them", verb_stream, false},
+    {"job", "job list|show|wait|pause|resume|cancel|complete|finalize|dismiss [ID]",
+     "look after the jobs of a daemon", verb_job, false},
+    {"events", "events", "print a daemon's events as they come", verb_events,
+     false},
+    {0},
+};
+
+static void
+print_help(FILE *f)
+{
+    fputs("Usage: sluice [--json] [--socket PATH] VERB ...\n\nVerbs:\n", f);
+    for (const struct verb *v = cli_verbs; v->name; v++) {
+        fprintf(f, "  %-9s %s\n", v->name, v->summary);
+    }
+    fputs("\n'sluice VERB --help' says how a verb is called.  A verb that "
+          "changes something takes\n--dry-run.  A daemon is found by --socket, "
+          "else $SLUICE_SOCKET, else its usual place.\n",
+          f);
+}
+
+struct local_call {
+    struct cli *cli;
+    const struct verb *verb;
+    int code;
+};
+
+static void
+local_main(void *arg)
+{
+    struct local_call *call = arg;
+    struct graph_options o = {.drivers = all_drivers};
+
+    call->cli->graph = graph_new(call->cli->loop, &o);
+    call->cli->jobs = jobs_new(call->cli->loop, NULL, NULL);
+    call->code = call->verb->run(call->cli);
+    jobs_free(call->cli->jobs);
+    graph_free(call->cli->graph);
+}
+
+static int
+run_local(struct cli *cli, const struct verb *verb)
+{
+    struct real_loop_options o = {0};
+    struct local_call call = {cli, verb, EXIT_FAILED};
+    auto_err err = ERR_INIT;
+
+    if (real_loop_new(&o, &cli->loop, &err)) {
+        return cli_error(cli, &err);
+    }
+    loop_run_main(cli->loop, local_main, &call);
+    loop_free(cli->loop);
+    return call.code;
+}
+
+/* Options before or behind the verb that every verb takes. */
+static bool
+take_common(struct cli *cli, int *i, int argc, char **argv)
+{
+    const char *a = argv[*i];
+
+    if (!strcmp(a, "--json")) {
+        cli->json = true;
+    } else if (!strcmp(a, "--dry-run") || !strcmp(a, "-n")) {
+        cli->dry_run = true;
+    } else if (!strcmp(a, "--socket") && *i + 1 < argc) {
+        cli->socket = argv[++*i];
+    } else {
+        return false;
+    }
+    return true;
+}
+
+static const struct verb *
+find_verb(const char *name)
+{
+    for (const struct verb *v = cli_verbs; v->name; v++) {
+        if (!strcmp(v->name, name)) {
+            return v;
+        }
+    }
+    return NULL;
+}
+
+int
+main(int argc, char **argv)
+{
+    struct cli cli = {0};
+    char **rest = xmalloc(((size_t)argc + 1) * sizeof(*rest));
+    const struct verb *verb = NULL;
+    int code;
+
+    signal(SIGPIPE, SIG_IGN);
+    for (int i = 1; i < argc; i++) {
+        bool help = !strcmp(argv[i], "--help") || !strcmp(argv[i], "-h");
+
+        if (take_common(&cli, &i, argc, argv)) {
+            continue;
+        }
+        if (help && !verb) {
+            print_help(stdout);
+            free(rest);
+            return EXIT_OK;
+        }
+        if (help) {
+            printf("Usage: sluice %s\n%s\n", verb->usage, verb->summary);
+            free(rest);
+            return EXIT_OK;
+        }
+        if (!verb && !strcmp(argv[i], "--version")) {
+            printf("sluice %s\n", SLUICE_VERSION);
+            free(rest);
+            return EXIT_OK;
+        }
+        if (!verb) {
+            verb = find_verb(argv[i]);
+            if (!verb) {
+                fprintf(stderr, "sluice: no verb '%s'\n", argv[i]);
+                print_help(stderr);
+                free(rest);
+                return EXIT_USAGE;
+            }
+            cli.verb = verb->name;
+        }
+        rest[cli.argc++] = argv[i];
+    }
+    rest[cli.argc] = NULL;
+    cli.argv = rest;
+    if (!verb) {
+        print_help(stderr);
+        free(rest);
+        return EXIT_USAGE;
+    }
+    code = verb->local ? run_local(&cli, verb) : verb->run(&cli);
+    free(rest);
+    return code;
+}

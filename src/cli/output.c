@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * What people and programs see: errors, sizes, progress.  Text may change; the
+ * JSON's members are only ever added to.
+ */
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/bytes.h"
+#include "base/mem.h"
+#include "block/node.h"
+#include "cli/cli.h"
+
+#define BAR_INTERVAL_NS 100000000ULL
+#define LINE_INTERVAL_NS 10000000000ULL
+#define JSON_INTERVAL_NS 1000000000ULL
+
+static int
+exit_code_of(int code)
+{
+    switch (-code) {
+    case ENOENT:
+    case ENODEV:
+        return EXIT_NOT_FOUND;
+    case EBUSY:
+    case EEXIST:
+        return EXIT_CONFLICT;
+    case ENOSPC:
+        return EXIT_NO_SPACE;
+    case ECANCELED:
+        return EXIT_CANCELLED;
+    case ECONNREFUSED:
+    case ECONNRESET:
+        return EXIT_NO_DAEMON;
+    case EACCES:
+    case EPERM:
+    case EROFS:
+        return EXIT_PERMISSION;
+    case EUCLEAN:
+        return EXIT_CORRUPT;
+    default:
+        return EXIT_FAILED;
+    }
+}
+
+void
+cli_print_json(json_t *object)
+{
+    json_dumpf(object, stdout, JSON_COMPACT | JSON_ENSURE_ASCII);
+    putchar('\n');
+    fflush(stdout);
+    json_decref(object);
+}
+
+int
+cli_error(const struct cli *cli, struct err *err)
+{
+    int code = exit_code_of(err->code);
+
+    if (cli->json) {
+        json_t *o = json_pack("{s:s, s:s, s:s, s:i}", "type", "error", "class",
+                              err_class_name(err->class), "message", err->msg,
+                              "exit-code", code);
+
+        if (err->hint) {
+            json_object_set_new(o, "hint", json_string(err->hint));
+        }
+        json_dumpf(o, stderr, JSON_COMPACT | JSON_ENSURE_ASCII);
+        fputc('\n', stderr);
+        json_decref(o);
+    } else {
+        fprintf(stderr, "sluice %s: %s\n", cli->verb, err->msg);
+        if (err->hint) {
+            fprintf(stderr, "hint: %s\n", err->hint);
+        }
+    }
+    err_clear(err);
+    return code;
+}
+
+int
+cli_usage(const struct cli *cli, const char *fmt, ...)
+{
+    va_list ap;
+
+    fprintf(stderr, "sluice %s: ", cli->verb);
+    va_start(ap, fmt);
+    vfprintf(stderr, fmt, ap);
+    va_end(ap);
+    for (const struct verb *v = cli_verbs; v->name; v++) {
+        if (!strcmp(v->name, cli->verb)) {
+            fprintf(stderr, "\nUsage: sluice %s\n", v->usage);
+        }
+    }
+    return EXIT_USAGE;
+}
+
+bool
+cli_parse_size(const char *text, uint64_t *ret)
+{
+    static const char letters[] = "KMGTPE";
+    char *end;
+    double unit = 1;
+    double v = strtod(text, &end);
+    const char *letter;
+
+    if (end == text || v < 0 || !isfinite(v)) {
+        return false;
+    }
+    letter = *end ? strchr(letters, *end == 'k' ? 'K' : *end) : NULL;
+    if (letter) {
+        int power = (int)(letter - letters) + 1;
+        bool si = !strcmp(end + 1, "B"); /* kB, MB: powers of 1000 */
+
+        if (!si && strcmp(end + 1, "") && strcmp(end + 1, "iB")) {
+            return false;
+        }
+        unit = pow(si ? 1000 : 1024, power);
+    } else if (*end && strcmp(end, "B")) {
+        return false;
+    }
+    v *= unit;
+    if (v >= 9.2e18 || v != floor(v)) {
+        return false;
+    }
+    *ret = (uint64_t)v;
+    return true;
+}
+
+char *
+cli_format_size(uint64_t bytes)
+{
+    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB",
+                                        "EiB"};
+    double v = (double)bytes;
+    unsigned i = 0;
+
+    while (v >= 1024 && i + 1 < ARRAY_LEN(units)) {
+        v /= 1024;
+        i++;
+    }
+    return xasprintf(i && v < 100 ? "%.1f %s" : "%.0f %s", v, units[i]);
+}
+
+uint64_t
+cli_now_ns(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+}
+
+static void
+print_text(struct progress *p, uint64_t done, uint64_t total, uint64_t rate,
+           bool bar)
+{
+    enum { WIDTH = 30 };
+    auto_free char *d = cli_format_size(done);
+    auto_free char *t = cli_format_size(total);
+    auto_free char *r = cli_format_size(rate);
+    double part = total ? (double)done / (double)total : 1;
+    char cells[WIDTH + 1];
+
+    memset(cells, ' ', WIDTH);
+    memset(cells, '=', (size_t)(part * WIDTH));
+    cells[WIDTH] = 0;
+    if (bar) {
+        fprintf(stderr, "\r\033[K%s [%s] %5.1f%%  %s of %s  %s/s", p->what,
+                cells, part * 100, d, t, r);
+    } else {
+        fprintf(stderr, "%s: %.1f%%, %s of %s, %s/s", p->what, part * 100, d, t,
+                r);
+    }
+    if (rate && done < total) {
+        fprintf(stderr, "  %llu s left",
+                (unsigned long long)((total - done) / rate));
+    }
+    if (!bar) {
+        fputc('\n', stderr);
+    }
+    p->drawn = bar;
+    fflush(stderr);
+}
+
+void
+progress_update(struct progress *p, uint64_t done, uint64_t total)
+{
+    uint64_t now = cli_now_ns();
+    bool tty = isatty(STDERR_FILENO);
+    uint64_t interval = p->cli->json ? JSON_INTERVAL_NS
+                        : tty        ? BAR_INTERVAL_NS
+                                     : LINE_INTERVAL_NS;
+
+    done = min_u64(done, total);
+    if (!p->started) {
+        p->started = true;
+        p->start_ns = p->last_print_ns = now;
+        p->first = done;
+    }
+    if (now - p->last_print_ns < interval) {
+        return;
+    }
+    p->last_print_ns = now;
+    double seconds = (double)(now - p->start_ns) / 1e9;
+    uint64_t rate = (uint64_t)((double)(done - min_u64(p->first, done)) / seconds);
+
+    if (p->cli->json) {
+        cli_print_json(json_pack("{s:s, s:s, s:I, s:I, s:I}", "type",
+                                 "progress", "what", p->what, "done",
+                                 (json_int_t)done, "total", (json_int_t)total,
+                                 "rate", (json_int_t)rate));
+    } else {
+        print_text(p, done, total, rate, tty);
+    }
+}
+
+void
+progress_end(struct progress *p)
+{
+    if (p->drawn) {
+        fputs("\r\033[K", stderr);
+        p->drawn = false;
+    }
+}
+
+struct node *
+cli_open(struct cli *cli, const char *path, const char *format,
+         const char *node_name, bool read_only, struct err *err)
+{
+    json_t *options = json_pack(
+        "{s:s, s:s, s:b, s:s, s:{s:s, s:s}}", "driver", format, "node-name",
+        node_name, "read-only", (int)read_only, "discard", "unmap", "file",
+        "driver", "file", "filename", path);
+    struct node *node = NULL;
+
+    if (!options) {
+        err_set(err, -EINVAL, "The path '%s' is not UTF-8", path);
+        return NULL;
+    }
+    if (node_add(cli->graph, options, &node, err)) {
+        node = NULL;
+    }
+    json_decref(options);
+    return node;
+}

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * The daemon answers every request with one line, and sends events in between,
+ * a line each.  A signal ends a wait with -EINTR: Ctrl-C detaches.
+ */
+#include "cli/qmp_client.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/mem.h"
+#include "control/control.h"
+
+enum { BUFFER_MAX = 64 << 20 };
+
+struct qmp_client {
+    int fd;
+    char *buf;
+    size_t len, cap;
+    json_t *events; /* that came while an answer was awaited */
+};
+
+/* Reads until a whole line is there; it stays in the buffer. */
+static int
+fill_line(struct qmp_client *c, int timeout_ms, struct err *err)
+{
+    while (!memchr(c->buf, '\n', c->len)) {
+        struct pollfd p = {.fd = c->fd, .events = POLLIN};
+        int n = poll(&p, 1, timeout_ms);
+
+        if (n <= 0) {
+            return n == 0 ? -EAGAIN : err_set(err, -errno, "Interrupted");
+        }
+        if (c->len + 65536 > c->cap) {
+            if (c->cap > BUFFER_MAX) {
+                return err_set(err, -EMSGSIZE, "The daemon's answer is too "
+                                               "long");
+            }
+            c->cap = c->cap * 2 + 131072;
+            c->buf = xrealloc(c->buf, c->cap);
+        }
+        ssize_t got = read(c->fd, c->buf + c->len, 65536);
+
+        if (got <= 0) {
+            return err_set(err, -ECONNRESET, "The daemon is gone");
+        }
+        c->len += (size_t)got;
+    }
+    return 0;
+}
+
+static int
+next_value(struct qmp_client *c, int timeout_ms, json_t **ret, struct err *err)
+{
+    int r = fill_line(c, timeout_ms, err);
+
+    if (r) {
+        return r;
+    }
+    size_t n = (size_t)((char *)memchr(c->buf, '\n', c->len) - c->buf) + 1;
+
+    *ret = json_loadb(c->buf, n, 0, NULL);
+    memmove(c->buf, c->buf + n, c->len - n);
+    c->len -= n;
+    return *ret ? 0 : err_set(err, -EPROTO, "The daemon's answer is no JSON");
+}
+
+static int
+connect_to(const char *path, struct err *err)
+{
+    struct sockaddr_un sun = {.sun_family = AF_UNIX};
+    int fd;
+
+    if (strlen(path) >= sizeof(sun.sun_path)) {
+        return err_set(err, -EINVAL, "The socket path '%s' is too long", path);
+    }
+    strcpy(sun.sun_path, path);
+    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || connect(fd, (struct sockaddr *)&sun, sizeof(sun))) {
+        int code = -errno;
+
+        close(fd);
+        err_set(err, -ECONNREFUSED, "There is no daemon at '%s': %s", path,
+                err_text(code));
+        err_hint(err, "start sluiced, or name its socket with --socket or "
+                      "$SLUICE_SOCKET");
+        return -ECONNREFUSED;
+    }
+    return fd;
+}
+
+int
+qmp_client_open(const char *path, struct qmp_client **ret, struct err *err)
+{
+    const char *env = getenv("SLUICE_SOCKET");
+    auto_free char *usual = control_default_socket();
+    struct qmp_client *c = xzalloc(sizeof(*c));
+    json_t *greeting = NULL;
+    int r;
+
+    c->events = json_array();
+    c->cap = 131072;
+    c->buf = xmalloc(c->cap);
+    c->fd = connect_to(path ? path : env ? env : usual, err);
+    r = c->fd < 0 ? c->fd : next_value(c, -1, &greeting, err);
+    json_decref(greeting);
+    if (!r) {
+        r = qmp_client_call(c, "qmp_capabilities", NULL, NULL, err);
+    }
+    if (r) {
+        qmp_client_close(c);
+        return r;
+    }
+    *ret = c;
+    return 0;
+}
+
+void
+qmp_client_close(struct qmp_client *c)
+{
+    if (c->fd >= 0) {
+        close(c->fd);
+    }
+    json_decref(c->events);
+    free(c->buf);
+    free(c);
+}
+
+static enum err_class
+class_of(const char *name)
+{
+    for (enum err_class i = ERR_GENERIC; i <= ERR_DEVICE_NOT_ACTIVE; i++) {
+        if (name && !strcmp(name, err_class_name(i))) {
+            return i;
+        }
+    }
+    return ERR_GENERIC;
+}
+
+/* The errno that fits a class: QMP has no finer one. */
+static int
+code_of(enum err_class class, const char *text)
+{
+    if (class == ERR_DEVICE_NOT_FOUND || class == ERR_DEVICE_NOT_ACTIVE ||
+        strstr(text, "not found") || !strncmp(text, "Cannot find", 11)) {
+        return -ENOENT;
+    }
+    return strstr(text, "in use") || strstr(text, "is busy") ? -EBUSY : -EIO;
+}
+
+static int
+take_answer(json_t *value, json_t **ret, struct err *err)
+{
+    json_t *e = json_object_get(value, "error");
+    const char *text = json_string_value(json_object_get(e, "desc"));
+
+    if (e) {
+        enum err_class class =
+            class_of(json_string_value(json_object_get(e, "class")));
+
+        return err_set_class(err, class, code_of(class, text ? text : ""), "%s",
+                             text ? text : "an error without a text");
+    }
+    if (ret) {
+        *ret = json_incref(json_object_get(value, "return"));
+    }
+    return 0;
+}
+
+int
+qmp_client_call(struct qmp_client *c, const char *command, json_t *args,
+                json_t **ret, struct err *err)
+{
+    json_t *request = json_pack("{s:s}", "execute", command);
+    json_t *value;
+
+    if (args) {
+        json_object_set_new(request, "arguments", args);
+    }
+    auto_free char *text = json_dumps(request, JSON_COMPACT);
+
+    json_decref(request);
+    if (send(c->fd, text, strlen(text), MSG_NOSIGNAL) != (ssize_t)strlen(text)) {
+        return err_set(err, -ECONNRESET, "The daemon is gone");
+    }
+    for (;;) {
+        int r = next_value(c, -1, &value, err);
+
+        if (r) {
+            return r;
+        }
+        if (!json_object_get(value, "event")) {
+            break;
+        }
+        json_array_append_new(c->events, value);
+    }
+    int r = take_answer(value, ret, err);
+
+    json_decref(value);
+    return r;
+}
+
+int
+qmp_client_event(struct qmp_client *c, int timeout_ms, json_t **ret,
+                 struct err *err)
+{
+    *ret = NULL;
+    if (json_array_size(c->events)) {
+        *ret = json_incref(json_array_get(c->events, 0));
+        json_array_remove(c->events, 0);
+        return 0;
+    }
+    int r = next_value(c, timeout_ms, ret, err);
+
+    return r == -EAGAIN ? 0 : r;
+}

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* A blocking QMP client, for the verbs that speak to a daemon. */
+#ifndef SLUICE_CLI_QMP_CLIENT_H
+#define SLUICE_CLI_QMP_CLIENT_H
+
+#include <jansson.h>
+
+#include "base/err.h"
+
+struct qmp_client;
+
+/*
+ * Connects (@path, else $SLUICE_SOCKET, else the usual place) and negotiates.
+ * -ECONNREFUSED, with a hint, where there is no daemon.
+ */
+int qmp_client_open(const char *path, struct qmp_client **ret, struct err *err);
+void qmp_client_close(struct qmp_client *c);
+/*
+ * Runs a command; takes @args (NULL: none).  *ret (may be NULL) is the
+ * caller's.  An error of the daemon keeps its class and text.  Events that come
+ * meanwhile are kept for qmp_client_event().
+ */
+int qmp_client_call(struct qmp_client *c, const char *command, json_t *args,
+                    json_t **ret, struct err *err);
+/*
+ * The next event, the caller's; *ret is NULL where none came in @timeout_ms
+ * (negative: waits without end).  -ECONNRESET where the daemon is gone.
+ */
+int qmp_client_event(struct qmp_client *c, int timeout_ms, json_t **ret,
+                     struct err *err);
+
+#endif

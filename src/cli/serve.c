@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * serve: one disk over NBD, in the foreground, with a control socket beside it;
+ * a daemon without a command line.  It uses the daemon's own commands.
+ */
+#include <errno.h>
+#include <getopt.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include "base/mem.h"
+#include "cli/cli.h"
+#include "control/control.h"
+#include "control/qmp_dispatch.h"
+#include "run/real.h"
+#include "run/stream.h"
+
+struct serve {
+    struct cli *cli;
+    const char *path, *format, *nbd, *control, *name;
+    bool read_only;
+    char *nbd_path, *folder; /* where we made them up */
+    struct control *ctl;
+    int code;
+};
+
+static int
+call(struct serve *s, const char *command, json_t *args, struct err *err)
+{
+    json_t *ret = NULL;
+    int r = args ? qmp_dispatch(s->ctl, command, args, &ret, err)
+                 : err_set(err, -EINVAL, "'%s' is not UTF-8", s->path);
+
+    json_decref(args);
+    json_decref(ret);
+    return r;
+}
+
+static json_t *
+nbd_address(struct serve *s)
+{
+    const char *colon = strrchr(s->nbd, ':');
+
+    if (!strncmp(s->nbd, "unix:", 5)) {
+        return json_pack("{s:s, s:{s:s}}", "type", "unix", "data", "path",
+                         s->nbd + 5);
+    }
+    if (!colon) {
+        return NULL;
+    }
+    auto_free char *host = xstrndup(s->nbd, (size_t)(colon - s->nbd));
+
+    return json_pack("{s:s, s:{s:s, s:s}}", "type", "inet", "data", "host",
+                     host, "port", colon + 1);
+}
+
+static int
+start(struct serve *s, struct err *err)
+{
+    struct address control = {.kind = ADDRESS_UNIX, .path = s->control};
+    struct listener *l;
+    json_t *address = nbd_address(s);
+    int r;
+
+    if (!address) {
+        return err_set(err, -EINVAL,
+                       "'%s' is no address: unix:PATH or HOST:PORT", s->nbd);
+    }
+    r = call(s, "blockdev-add",
+             json_pack("{s:s, s:s, s:b, s:s, s:{s:s, s:s}}", "driver",
+                       s->format, "node-name", "disk", "read-only",
+                       (int)s->read_only, "discard", "unmap", "file", "driver",
+                       "file", "filename", s->path),
+             err);
+    if (!r) {
+        r = call(s, "nbd-server-start", json_pack("{s:O}", "addr", address),
+                 err);
+    }
+    json_decref(address);
+    if (!r) {
+        r = call(s, "block-export-add",
+                 json_pack("{s:s, s:s, s:s, s:s, s:b}", "type", "nbd", "id",
+                           "disk", "node-name", "disk", "name", s->name,
+                           "writable", (int)!s->read_only),
+                 err);
+    }
+    if (!r) {
+        r = stream_listen(s->cli->loop, &control, &l, err);
+    }
+    if (!r) {
+        control_listen(s->ctl, l, false);
+    }
+    return r;
+}
+
+static void
+print_where(const struct serve *s)
+{
+    auto_free char *uri =
+        strncmp(s->nbd, "unix:", 5)
+            ? xasprintf("nbd://%s/%s", s->nbd, s->name)
+            : xasprintf("nbd+unix:///%s?socket=%s", s->name, s->nbd + 5);
+
+    if (s->cli->json) {
+        cli_print_json(json_pack("{s:s, s:s, s:s, s:s}", "type", "result",
+                                 "uri", uri, "control", s->control, "node",
+                                 "disk"));
+    } else {
+        printf("Serving  %s\nControl  %s\nDisk     disk   (e.g. sluice "
+               "--socket %s stream disk)\n",
+               uri, s->control, s->control);
+        fflush(stdout);
+    }
+}
+
+static void
+quit_on_signal(void *arg)
+{
+    struct serve *s = arg;
+    struct signalfd_siginfo si;
+    sigset_t set;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGHUP);
+    int fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+
+    while (fd >= 0 && s->ctl && read(fd, &si, sizeof(si)) != sizeof(si)) {
+        fd_wait(s->cli->loop, fd, POLLIN, NEVER);
+    }
+    if (s->ctl) {
+        control_quit(s->ctl);
+    }
+}
+
+static void
+serve_main(void *arg)
+{
+    struct serve *s = arg;
+    struct control_options o = {0};
+    auto_err err = ERR_INIT;
+
+    s->ctl = control_new(s->cli->loop, &o);
+    coro_start(s->cli->loop, quit_on_signal, s);
+    if (start(s, &err)) {
+        s->code = cli_error(s->cli, &err);
+    } else {
+        s->code = EXIT_OK;
+        print_where(s);
+        control_wait_quit(s->ctl);
+    }
+    control_free(take_ptr(s->ctl));
+}
+
+/* Without addresses given, both sockets lie in a private folder. */
+static void
+choose_addresses(struct serve *s)
+{
+    char folder[] = "/tmp/sluice-XXXXXX";
+
+    if ((!s->nbd || !s->control) && mkdtemp(folder)) {
+        s->folder = xstrdup(folder);
+    }
+    if (!s->nbd) {
+        s->nbd = s->nbd_path = xasprintf("unix:%s/nbd.sock", folder);
+    }
+    if (!s->control) {
+        s->control = xasprintf("%s/control.sock", folder);
+    }
+}
+
+static int
+run(struct serve *s)
+{
+    struct real_loop_options o = {0};
+    auto_err err = ERR_INIT;
+    sigset_t set;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGHUP);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    choose_addresses(s);
+    if (real_loop_new(&o, &s->cli->loop, &err)) {
+        return cli_error(s->cli, &err);
+    }
+    loop_run_main(s->cli->loop, serve_main, s);
+    if (s->folder) {
+        rmdir(s->folder);
+    }
+    return s->code;
+}
+
+int
+verb_serve(struct cli *cli)
+{
+    static const struct option longs[] = {
+        {"nbd", required_argument, 0, 'n'},
+        {"control", required_argument, 0, 'c'},
+        {"name", required_argument, 0, 'N'},
+        {"read-only", no_argument, 0, 'r'},
+        {0}};
+    struct serve s = {.cli = cli, .name = "", .code = EXIT_FAILED};
+    int c;
+
+    optind = 1;
+    while ((c = getopt_long(cli->argc, cli->argv, "f:r", longs, NULL)) != -1) {
+        switch (c) {
+        case 'f':
+            s.format = optarg;
+            break;
+        case 'n':
+            s.nbd = optarg;
+            break;
+        case 'c':
+            s.control = optarg;
+            break;
+        case 'N':
+            s.name = optarg;
+            break;
+        case 'r':
+            s.read_only = true;
+            break;
+        default:
+            return cli_usage(cli, "bad option");
+        }
+    }
+    if (optind + 1 != cli->argc || !s.format) {
+        return cli_usage(cli, "an image and its format, -f, are needed");
+    }
+    s.path = cli->argv[optind];
+    return run(&s);
+}
