@@ -207,11 +207,15 @@ node_unref(struct node *node)
 
 /* Claims and edges. */
 
-static bool
+bool
 claims_clash(enum claim a, enum claim b)
 {
-    return (a == CLAIM_STABLE && b == CLAIM_WRITE) ||
-           (a == CLAIM_WRITE && b == CLAIM_STABLE);
+    bool writes_a = a == CLAIM_WRITE || a == CLAIM_ALONE;
+    bool writes_b = b == CLAIM_WRITE || b == CLAIM_ALONE;
+    bool excludes_a = a == CLAIM_STABLE || a == CLAIM_ALONE;
+    bool excludes_b = b == CLAIM_STABLE || b == CLAIM_ALONE;
+
+    return (writes_a && excludes_b) || (writes_b && excludes_a);
 }
 
 static int
@@ -220,8 +224,8 @@ claim_refused(struct node *node, enum claim held, const char *owner,
 {
     int r = err_set(err, -EBUSY, "Node '%s' is busy: %s %s it", node->name,
                     holder,
-                    held == CLAIM_WRITE ? "writes to"
-                                        : "needs that nobody writes to");
+                    held == CLAIM_STABLE ? "needs that nobody writes to"
+                                         : "writes to");
 
     err_hint(err, "%s cannot have it before that ends", owner);
     return r;
@@ -231,7 +235,7 @@ int
 claim_check(struct node *node, enum claim claim, const char *owner,
             struct err *err)
 {
-    if (claim == CLAIM_WRITE && node->read_only) {
+    if ((claim == CLAIM_WRITE || claim == CLAIM_ALONE) && node->read_only) {
         return err_set(err, -EACCES, "Block node is read-only");
     }
     list_for_each(it, &node->parents)

@@ -160,6 +160,16 @@ find_by_name(struct graph *graph, const char *name, struct node **ret,
 
 static int open_chain(struct node *top, struct err *err);
 
+/* Two formats that write to one file would destroy it. */
+static enum claim
+file_claim(const struct node *node)
+{
+    if (node->read_only) {
+        return CLAIM_STABLE;
+    }
+    return node->drv->is_filter ? CLAIM_WRITE : CLAIM_ALONE;
+}
+
 int
 node_open_file(struct node *node, json_t *options, struct err *err)
 {
@@ -196,8 +206,7 @@ node_open_file(struct node *node, json_t *options, struct err *err)
         }
     }
     if (!r) {
-        r = edge_new(node, child, EDGE_DATA,
-                     node->read_only ? CLAIM_STABLE : CLAIM_WRITE, &node->file,
+        r = edge_new(node, child, EDGE_DATA, file_claim(node), &node->file,
                      err);
     }
     if (!r && child->filename && !node->filename) {
