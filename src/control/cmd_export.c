@@ -158,6 +158,9 @@ cmd_block_export_add(struct control *ctl,
 
     r = root_new(node, writable ? CLAIM_WRITE : CLAIM_READ, owner, &e->root,
                  err);
+    if (!r && args->has_writethrough && args->writethrough) {
+        root_set_writethrough(e->root);
+    }
     if (!r) {
         r = nbd_export_add(ctl->nbd, e->root, &o, &e->nbd, err);
         if (r) {

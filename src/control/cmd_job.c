@@ -244,6 +244,8 @@ cmd_block_stream(struct control *ctl, const struct args_block_stream *args,
         .device = device,
         .backing_file = args->backing_file,
         .speed = args->has_speed && args->speed > 0 ? (uint64_t)args->speed : 0,
+        .on_error = args->has_on_error ? (enum on_error)args->on_error
+                                       : ON_ERROR_AUTO,
         .auto_finalize = !args->has_auto_finalize || args->auto_finalize,
         .auto_dismiss = !args->has_auto_dismiss || args->auto_dismiss};
 
@@ -255,10 +257,6 @@ cmd_block_stream(struct control *ctl, const struct args_block_stream *args,
     if (args->has_speed && args->speed < 0) {
         return err_set(err, -EINVAL, "Parameter 'speed' expects a non-negative "
                                      "value");
-    }
-    if (args->has_on_error &&
-        args->on_error != QMP_BLOCKDEV_ON_ERROR_AUTO) {
-        o.on_error = (enum on_error)args->on_error;
     }
     int r = find_base(ctl, args, device, &o.base, err);
 
