@@ -71,6 +71,9 @@ void root_free(struct root *root);
 /* It stays with its node in a pivot: a job's hold, not a disk's.  No yield. */
 void root_pin(struct root *root);
 
+/* From now on every change through it is durable when it returns.  No yield. */
+void root_set_writethrough(struct root *root);
+
 /* What the governor and statistics look at; does not yield. */
 struct root_stats {
     uint64_t requests; /* that ended */

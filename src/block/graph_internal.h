@@ -27,6 +27,7 @@ struct root {
     unsigned in_flight, waiting;
     struct waitq gate, idle;
     struct grace requests;
+    bool writethrough;
     bool pinned; /* stays with its node when the others move on */
     struct root_stats stats;
     uint64_t held; /* requests that a closed gate made wait, in all */

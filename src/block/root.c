@@ -151,16 +151,19 @@ dispatch(struct node *node, struct request *rq)
     return -EINVAL;
 }
 
+static bool
+changes(enum request_op op)
+{
+    return op == OP_WRITE || op == OP_ZERO || op == OP_DISCARD;
+}
+
 static int
 check_request(struct root *root, const struct request *rq)
 {
-    bool writes = rq->op == OP_WRITE || rq->op == OP_ZERO ||
-                  rq->op == OP_DISCARD;
-
     if (rq->off > root->node->size || rq->len > root->node->size - rq->off) {
         return -EINVAL;
     }
-    return writes && root->claim != CLAIM_WRITE ? -EPERM : 0;
+    return changes(rq->op) && root->claim != CLAIM_WRITE ? -EPERM : 0;
 }
 
 /*
@@ -203,6 +206,9 @@ enter_and_run(struct root *root, struct request *rq)
 
     root->in_flight++;
     r = dispatch(root->node, rq);
+    if (!r && root->writethrough && changes(rq->op)) {
+        r = node_flush(root->node);
+    }
     root->stats.requests++;
     root->stats.busy_ns += loop_now(root->graph->loop) - start;
     grace_leave(&root->requests, token);
@@ -298,4 +304,10 @@ root_get_stats(const struct root *root, struct root_stats *ret)
 {
     *ret = root->stats;
     ret->in_flight = root->in_flight;
+}
+
+void
+root_set_writethrough(struct root *root)
+{
+    root->writethrough = true;
 }

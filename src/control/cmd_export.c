@@ -227,9 +227,6 @@ check_export(struct control *ctl, const struct args_block_export_add *args,
         }
         return r;
     }
-    if (args->writethrough) {
-        return err_set(err, -ENOTSUP, "writethrough is not supported yet");
-    }
     return check_iothread(ctl, args->iothread, err);
 }
 
@@ -279,6 +276,9 @@ add_nbd_export(struct control *ctl, const struct args_block_export_add *args,
     }
     if (r) {
         return r;
+    }
+    if (args->writethrough) {
+        root_set_writethrough(root);
     }
     r = nbd_export_add(
         ctl->nbd, root,

@@ -62,6 +62,8 @@ struct meta {
     struct waitq done;
     struct list to_free;    /* named no more in memory; not yet committed */
     unsigned releasing;     /* coroutines that wait to give clusters back */
+    struct timer stale;     /* since the first change that is not committed */
+    bool background;        /* its coroutine runs */
     bool discard;
     struct meta_stats stats;
 };
@@ -267,11 +269,36 @@ slice_at(const struct slice *s, uint64_t off)
     return s->data + (off - s->off);
 }
 
+/* A failure shows at the next flush: what was dirty stays dirty. */
+static void
+background_main(void *arg)
+{
+    struct meta *m = arg;
+
+    meta_commit(m);
+    m->background = false;
+    waitq_wake_all(&m->done);
+}
+
+static void
+became_stale(struct timer *timer)
+{
+    struct meta *m = container_of(timer, struct meta, stale);
+
+    if (m->n_dirty && !m->background) {
+        m->background = true;
+        coro_start(timer->loop, background_main, m);
+    }
+}
+
 static void
 mark_dirty(struct meta *m, struct slice *s, uint8_t granules)
 {
-    if (!s->dirty && granules) {
-        m->n_dirty++;
+    if (!s->dirty && granules && m->n_dirty++ == 0 && !m->stale.heap_index) {
+        struct loop *loop = graph_loop(m->o.node->graph);
+
+        timer_set(loop, &m->stale, loop_now(loop) + META_STALE_NS,
+                  became_stale);
     }
     s->dirty |= granules;
 }
@@ -522,6 +549,10 @@ meta_close(struct meta *m, bool discard)
 {
     int r = 0;
 
+    timer_cancel(&m->stale);
+    while (m->background) {
+        waitq_wait(&m->done);
+    }
     m->discard = discard;
     if (!discard) {
         r = meta_free_now(m);
@@ -532,6 +563,7 @@ meta_close(struct meta *m, bool discard)
     while (m->releasing || m->running) {
         waitq_wait(&m->done);
     }
+    timer_cancel(&m->stale);
     while (!list_empty(&m->to_free)) {
         struct freed *f = list_first(&m->to_free, struct freed, link);
 

@@ -18,6 +18,9 @@
  * Whoever stops naming a cluster hands it to meta_free_later(): it comes back
  * once that is durable and nobody still reads it.
  *
+ * A change waits at most META_STALE_NS for a commit, even where no guest ever
+ * flushes.
+ *
  * Every change goes through meta_change(): that is where rule 10's log of
  * changes not yet in the image will be written.
  *
@@ -29,6 +32,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "run/loop.h"
+
 struct node;
 struct meta;
 
@@ -36,6 +41,8 @@ enum meta_phase { META_COUNTS, META_LINKS, META_MAPS, META_PHASES };
 
 /* One aligned piece of a table. */
 struct slice;
+
+#define META_STALE_NS (5 * NS_PER_S)
 
 struct meta_options {
     struct node *node;   /* the image: its `lookups` guard freed clusters */

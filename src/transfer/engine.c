@@ -55,12 +55,14 @@ handle_error(struct transfer *t, int r, bool is_read)
         t->ignored = r;
         return true;
     case ON_ERROR_STOP:
+        waitq_wake_all(&t->worker_done); /* the dispatcher pauses, too */
         while (t->job.pauses && !job_cancelled(&t->job)) {
             waitq_wait(&t->job.wake);
         }
         return job_cancelled(&t->job);
     case ON_ERROR_REPORT:
     case ON_ERROR_ENOSPC:
+    case ON_ERROR_AUTO:
         break;
     }
     if (!t->error) {
@@ -149,6 +151,17 @@ has_room(struct transfer *t, uint64_t len)
                            t->in_flight + len <= t->max_in_flight);
 }
 
+/* Workers of a job that is paused for an error wait for its resume. */
+static void
+wait_for_worker(struct transfer *t)
+{
+    if (t->job.pauses && !job_cancelled(&t->job)) {
+        job_pause_point(&t->job);
+    } else {
+        waitq_wait(&t->worker_done);
+    }
+}
+
 static void
 wait_for_room(struct transfer *t, uint64_t len)
 {
@@ -160,7 +173,7 @@ wait_for_room(struct transfer *t, uint64_t len)
         if (has_room(t, len) || job_cancelled(&t->job)) {
             return;
         }
-        waitq_wait(&t->worker_done);
+        wait_for_worker(t);
     }
 }
 
@@ -313,7 +326,7 @@ transfer_run(struct job *job, struct err *err)
     int r = dispatch(t);
 
     while (t->workers || t->flushing) {
-        waitq_wait(&t->worker_done);
+        wait_for_worker(t);
     }
     tap_detach(&t->tap);
     if (!r) {

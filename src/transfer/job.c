@@ -79,7 +79,8 @@ job_io_status_name(enum job_io_status status)
 const char *
 on_error_name(enum on_error policy)
 {
-    static const char *const names[] = {"report", "ignore", "enospc", "stop"};
+    static const char *const names[] = {"report", "ignore", "enospc", "stop",
+                                        "auto"};
 
     return names[policy];
 }
@@ -433,7 +434,7 @@ job_error(struct job *job, enum on_error policy, bool is_read, int error)
 {
     enum on_error action = policy;
 
-    if (policy == ON_ERROR_ENOSPC) {
+    if (policy == ON_ERROR_ENOSPC || policy == ON_ERROR_AUTO) {
         action = error == -ENOSPC ? ON_ERROR_STOP : ON_ERROR_REPORT;
     }
     emit(job, (struct job_event){.kind = JOB_EVENT_ERROR,

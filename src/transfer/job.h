@@ -44,7 +44,14 @@ enum job_verb {
 
 enum job_io_status { JOB_IO_OK, JOB_IO_FAILED, JOB_IO_NOSPACE };
 
-enum on_error { ON_ERROR_REPORT, ON_ERROR_IGNORE, ON_ERROR_ENOSPC, ON_ERROR_STOP };
+/* QEMU's policies (BlockdevOnError), in its order. */
+enum on_error {
+    ON_ERROR_REPORT,
+    ON_ERROR_IGNORE,
+    ON_ERROR_ENOSPC, /* stop where space is out, else report */
+    ON_ERROR_STOP,
+    ON_ERROR_AUTO, /* nobody said: as enospc, for the target (rule 9) */
+};
 
 struct job;
 struct jobs;

@@ -125,6 +125,50 @@ stream_to_base(struct sweep *s)
     stream(s, &partly);
 }
 
+/* The disk fills up: the job pauses and says so; with space it goes on. */
+static void
+stream_on_a_full_disk(struct sweep *s)
+{
+    struct sim_disk *disk = sim_world_disk(s->sim);
+    struct jobs *jobs = jobs_new(sim_loop(s->sim), NULL, NULL);
+    struct transfer_options o = {.job_id = "j",
+                                 .device = s->top,
+                                 .piece = 4096,
+                                 .on_error = ON_ERROR_AUTO,
+                                 .auto_finalize = true};
+    bool paused = false;
+
+    sim_disk_set_capacity(disk, sim_disk_used(disk) + 6000);
+    if (stream_start(jobs, &o, NULL)) {
+        sweep_fail(s, "the stream does not start");
+    }
+    struct job *job = jobs_find(jobs, "j");
+
+    while (job->status != JOB_CONCLUDED) {
+        if (job->status == JOB_PAUSED) {
+            paused = true;
+            if (job->io_status != JOB_IO_NOSPACE) {
+                sweep_fail(s, "paused, but not for want of space");
+            }
+            sim_disk_set_capacity(disk, 0);
+            job_resume(job, NULL);
+        }
+        waitq_wait(&job->changed);
+    }
+    if (!paused || job->err.code || backing_of(s->top)) {
+        sweep_fail(s, "paused %d, error %s", paused,
+                   job->err.msg ? job->err.msg : "none");
+    }
+    jobs_free(jobs);
+}
+
+static const struct sweep_setup full = {.name = "stream-full",
+                                        .options = TOP,
+                                        .size = SIZE,
+                                        .prepare = prepare_three,
+                                        .operation = stream_on_a_full_disk,
+                                        .max_states = 8};
+
 static const struct sweep_setup setups[] = {
     {.name = "stream-all",
      .options = TOP,
@@ -206,9 +250,17 @@ a_pause_at_any_moment_loses_nothing(void)
     CHECK_INT(sweep_switches(&setups[0], 3, pause_it), 0);
 }
 
+static void
+a_full_disk_pauses_the_stream(void)
+{
+    CHECK_INT(sweep_plain(&full, 1, 50), 0);
+    CHECK_INT(sweep_crashes(&full, 1), 0);
+}
+
 int
 main(void)
 {
+    tap_run("a full disk pauses the stream", a_full_disk_pauses_the_stream);
     tap_run("every read is right", every_read_is_right);
     tap_run("every crash leaves a right disk", every_crash_leaves_a_right_disk);
     tap_run("every failing I/O leaves a right disk",
