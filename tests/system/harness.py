@@ -2,9 +2,8 @@
 """What the system tests share: temporary folders, daemons, QMP, TAP.
 
 Every process that is started is ended by its own id, also when a test fails.
-Readiness comes from the pid file (--pidfile is written once all is ready, so
-an inotify-free wait for it is a wait for the process, bounded by DEADLINE)
-and from the greeting on a control socket, never from sleeping a fixed time.
+Readiness is the greeting on a control socket, which comes once all options were
+processed; nobody sleeps for a fixed time.
 """
 import json
 import os
@@ -133,11 +132,13 @@ class Daemon:
         if self.process.poll() is None:
             self.process.send_signal(sig)
         try:
-            return self.process.wait(DEADLINE)
+            code = self.process.wait(DEADLINE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
             raise
+        assert "runtime error" not in self.errors(), self.errors()
+        return code
 
     def __enter__(self):
         return self
