@@ -175,7 +175,8 @@ cmd_blockdev_create(struct control *ctl,
     const struct driver *drv = graph_driver(ctl->graph, name);
 
     if (!drv || !drv->create) {
-        return err_set(err, -ENOTSUP, "Driver does not support blockdev-create");
+        return err_set(err, -ENOTSUP,
+                       "Driver does not support blockdev-create");
     }
     int r = job_check_id(ctl->jobs, args->job_id, err);
 

@@ -320,7 +320,8 @@ cmd_block_export_del(struct control *ctl,
                      struct err *err)
 {
     struct control_export *e = find_export(ctl, args->id);
-    bool hard = args->has_mode && args->mode == QMP_BLOCK_EXPORT_REMOVE_MODE_HARD;
+    bool hard = args->has_mode &&
+                args->mode == QMP_BLOCK_EXPORT_REMOVE_MODE_HARD;
 
     if (!e) {
         return err_set(err, -ENOENT, "Export '%s' is not found", args->id);

@@ -87,7 +87,8 @@ add_backing_names(struct node *node, json_t *image)
         return;
     }
     json_object_set_new(image, "backing-filename", text(name));
-    if (node->header_backing.filename && !node_backing_path(node, &full, NULL)) {
+    if (node->header_backing.filename &&
+        !node_backing_path(node, &full, NULL)) {
         json_object_set_new(image, "full-backing-filename", text(full));
     }
     if (node->header_backing.format) {
