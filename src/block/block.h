@@ -55,7 +55,8 @@ enum claim {
     CLAIM_NONE,   /* says nothing */
     CLAIM_READ,   /* reads; others may write */
     CLAIM_STABLE, /* reads; nobody may write */
-    CLAIM_WRITE,  /* reads and writes */
+    CLAIM_WRITE,  /* reads and writes; others may, too */
+    CLAIM_ALONE,  /* reads and writes; nobody else may write */
 };
 
 /*

@@ -231,30 +231,43 @@ is_in_chain(struct node *node, struct node *top)
     return false;
 }
 
-/* Every claim on a node against every other one. */
+/* The claims on a node, so that each meets every other one. */
+struct claims {
+    unsigned n[CLAIM_ALONE + 1];
+};
+
+static bool
+claims_are_at_odds(const struct claims *c)
+{
+    for (unsigned a = 0; a < ARRAY_LEN(c->n); a++) {
+        for (unsigned b = a; b < ARRAY_LEN(c->n); b++) {
+            bool both = a == b ? c->n[a] > 1 : c->n[a] && c->n[b];
+
+            if (both && claims_clash(a, b)) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
 static int
 check_claims(struct node *node, struct err *err)
 {
-    bool writer = false, stable = false;
+    struct claims c = {0};
 
     list_for_each(it, &node->parents)
     {
-        struct edge *e = container_of(it, struct edge, link);
-
-        writer |= e->claim == CLAIM_WRITE;
-        stable |= e->claim == CLAIM_STABLE;
+        c.n[container_of(it, struct edge, link)->claim]++;
     }
     list_for_each(it, &node->roots)
     {
-        struct root *root = container_of(it, struct root, link);
-
-        writer |= root->claim == CLAIM_WRITE;
-        stable |= root->claim == CLAIM_STABLE;
+        c.n[container_of(it, struct root, link)->claim]++;
     }
-    if (writer && node->read_only) {
+    if (node->read_only && (c.n[CLAIM_WRITE] || c.n[CLAIM_ALONE])) {
         return err_set(err, -EACCES, "Node '%s' is read-only", node->name);
     }
-    if (writer && stable) {
+    if (claims_are_at_odds(&c)) {
         return err_set(err, -EBUSY,
                        "Node '%s' would be written to while another node "
                        "needs that nobody writes to it",

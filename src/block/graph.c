@@ -75,11 +75,23 @@ graph_find(struct graph *graph, const char *node_name)
     {
         struct node *node = container_of(it, struct node, link);
 
-        if (!strcmp(node->name, node_name)) {
+        if (node->visible && !strcmp(node->name, node_name)) {
             return node;
         }
     }
     return NULL;
+}
+
+bool
+graph_name_taken(struct graph *graph, const char *name)
+{
+    list_for_each(it, &graph->nodes)
+    {
+        if (!strcmp(container_of(it, struct node, link)->name, name)) {
+            return true;
+        }
+    }
+    return false;
 }
 
 void
@@ -89,8 +101,12 @@ graph_hold_all(struct graph *graph, struct node ***ret, size_t *ret_n)
     *ret_n = 0;
     list_for_each(it, &graph->nodes)
     {
-        *ret = xrealloc(*ret, (*ret_n + 1) * sizeof(**ret));
-        (*ret)[(*ret_n)++] = node_ref(container_of(it, struct node, link));
+        struct node *node = container_of(it, struct node, link);
+
+        if (node->visible) {
+            *ret = xrealloc(*ret, (*ret_n + 1) * sizeof(**ret));
+            (*ret)[(*ret_n)++] = node_ref(node);
+        }
     }
 }
 
@@ -164,6 +180,7 @@ node_close(struct node *node)
 {
     struct node *backing = NULL;
 
+    node->visible = false; /* closing yields: nobody may find it */
     if (node->drv && node->drv->close) {
         node->drv->close(node);
     }
@@ -190,11 +207,15 @@ node_unref(struct node *node)
 
 /* Claims and edges. */
 
-static bool
+bool
 claims_clash(enum claim a, enum claim b)
 {
-    return (a == CLAIM_STABLE && b == CLAIM_WRITE) ||
-           (a == CLAIM_WRITE && b == CLAIM_STABLE);
+    bool writes_a = a == CLAIM_WRITE || a == CLAIM_ALONE;
+    bool writes_b = b == CLAIM_WRITE || b == CLAIM_ALONE;
+    bool excludes_a = a == CLAIM_STABLE || a == CLAIM_ALONE;
+    bool excludes_b = b == CLAIM_STABLE || b == CLAIM_ALONE;
+
+    return (writes_a && excludes_b) || (writes_b && excludes_a);
 }
 
 static int
@@ -203,8 +224,8 @@ claim_refused(struct node *node, enum claim held, const char *owner,
 {
     int r = err_set(err, -EBUSY, "Node '%s' is busy: %s %s it", node->name,
                     holder,
-                    held == CLAIM_WRITE ? "writes to"
-                                        : "needs that nobody writes to");
+                    held == CLAIM_STABLE ? "needs that nobody writes to"
+                                         : "writes to");
 
     err_hint(err, "%s cannot have it before that ends", owner);
     return r;
@@ -214,7 +235,7 @@ int
 claim_check(struct node *node, enum claim claim, const char *owner,
             struct err *err)
 {
-    if (claim == CLAIM_WRITE && node->read_only) {
+    if ((claim == CLAIM_WRITE || claim == CLAIM_ALONE) && node->read_only) {
         return err_set(err, -EACCES, "Block node is read-only");
     }
     list_for_each(it, &node->parents)

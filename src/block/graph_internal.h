@@ -33,6 +33,10 @@ struct root {
     uint64_t held; /* requests that a closed gate made wait, in all */
 };
 
+/* Whether two parents of a node cannot both have what they claim. */
+bool claims_clash(enum claim a, enum claim b);
+/* Also true for a node that is being opened or closed. */
+bool graph_name_taken(struct graph *graph, const char *name);
 /* For block/open.c: a node without a driver's state, with its reference. */
 struct node *node_alloc(struct graph *graph, const char *name);
 void node_dealloc(struct node *node);

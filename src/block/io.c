@@ -478,8 +478,8 @@ node_unallocate(struct node *node, uint64_t off, uint64_t len,
     return change_end(&c, r, 0);
 }
 
-int
-node_flush(struct node *node)
+static int
+flush_layer(struct node *node)
 {
     /* Only what completed before counts: later writes have a later number. */
     uint64_t gen = node->write_gen;
@@ -498,6 +498,24 @@ node_flush(struct node *node)
     }
     if (!r) {
         node->flushed_gen = max_u64(node->flushed_gen, gen);
+    }
+    return r;
+}
+
+/*
+ * A layer below may still have what was written before a snapshot put this
+ * node on top of it, and rule 2 speaks of every file that holds a part.
+ */
+int
+node_flush(struct node *node)
+{
+    int r = flush_layer(node);
+
+    for (struct node *n = node; !r && n->backing;) {
+        n = n->backing->child;
+        if (n->write_gen != n->flushed_gen) {
+            r = flush_layer(n);
+        }
     }
     return r;
 }

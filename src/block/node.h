@@ -56,6 +56,7 @@ struct node {
     struct list link; /* graph's nodes */
     char *name;       /* unique; "#block..." where it was not given */
     bool named;       /* held by its name: blockdev-add */
+    bool visible;     /* open as a whole: graph_find() sees it */
     char *filename;   /* for messages: the file that it shows; may be NULL */
     struct backing_ref header_backing;
     unsigned refs;

@@ -42,8 +42,7 @@ opt_u64(json_t *options, const char *key, uint64_t otherwise)
 static int
 check_name(struct graph *graph, const char *name, struct err *err)
 {
-    bool ok = isalpha((unsigned char)name[0]) &&
-              strlen(name) <= LIMIT_NODE_NAME;
+    bool ok = isalpha((unsigned char)name[0]);
 
     for (const char *p = name; ok && *p; p++) {
         ok = isalnum((unsigned char)*p) || strchr("-._", *p);
@@ -51,9 +50,12 @@ check_name(struct graph *graph, const char *name, struct err *err)
     if (!ok) {
         return err_set(err, -EINVAL, "Invalid node-name: '%s'", name);
     }
-    if (graph_find(graph, name)) {
+    if (graph_name_taken(graph, name)) {
         return err_set(err, -EEXIST, "Duplicate nodes with node-name='%s'",
                        name);
+    }
+    if (strlen(name) > LIMIT_NODE_NAME) {
+        return err_set(err, -EINVAL, "Node name too long");
     }
     return 0;
 }
@@ -149,13 +151,24 @@ find_by_name(struct graph *graph, const char *name, struct node **ret,
 
     if (!node) {
         return err_set(err, -ENOENT,
-                       "Cannot find device='' nor node-name='%s'", name);
+                       "Cannot find device='%s' nor node-name='%s'", name,
+                       name);
     }
     *ret = node_ref(node);
     return 0;
 }
 
 static int open_chain(struct node *top, struct err *err);
+
+/* Two formats that write to one file would destroy it. */
+static enum claim
+file_claim(const struct node *node)
+{
+    if (node->read_only) {
+        return CLAIM_STABLE;
+    }
+    return node->drv->is_filter ? CLAIM_WRITE : CLAIM_ALONE;
+}
 
 int
 node_open_file(struct node *node, json_t *options, struct err *err)
@@ -193,8 +206,7 @@ node_open_file(struct node *node, json_t *options, struct err *err)
         }
     }
     if (!r) {
-        r = edge_new(node, child, EDGE_DATA,
-                     node->read_only ? CLAIM_STABLE : CLAIM_WRITE, &node->file,
+        r = edge_new(node, child, EDGE_DATA, file_claim(node), &node->file,
                      err);
     }
     if (!r && child->filename && !node->filename) {
@@ -407,6 +419,20 @@ open_chain(struct node *top, struct err *err)
     return 0;
 }
 
+/*
+ * Shows a node and what was opened along with it to graph_find(): not before
+ * its whole chain is there, since a reader would see zeroes in its place.
+ */
+static void
+publish(struct node *top)
+{
+    for (struct node *n = top; n; n = n->backing ? n->backing->child : NULL) {
+        for (struct node *f = n; f; f = f->file ? f->file->child : NULL) {
+            f->visible = true;
+        }
+    }
+}
+
 int
 node_open(struct graph *graph, const json_t *options, struct node **ret,
           struct err *err)
@@ -424,6 +450,7 @@ node_open(struct graph *graph, const json_t *options, struct node **ret,
         node_unref(node);
         return r;
     }
+    publish(node);
     *ret = node;
     return 0;
 }
@@ -462,6 +489,43 @@ node_add(struct graph *graph, const json_t *options, struct node **ret,
     return 0;
 }
 
+/* Who uses a node, in the order and with the texts of QEMU. */
+static int
+check_unused(struct node *node, struct err *err)
+{
+    if (!list_empty(&node->roots)) {
+        err_set(err, -EBUSY, "Node %s is in use", node->name);
+        err_hint(err, "it is held by %s",
+                 list_first(&node->roots, struct root, link)->owner);
+        return -EBUSY;
+    }
+    list_for_each(it, &node->parents)
+    {
+        struct edge *edge = container_of(it, struct edge, link);
+
+        if (edge->role == EDGE_BACKING) {
+            return err_set(err, -EBUSY,
+                           "Node '%s' is busy: node is used as backing hd of "
+                           "'%s'",
+                           node->name, edge->parent->name);
+        }
+    }
+    if (!node->named) {
+        return err_set(err, -EBUSY, "Node %s is not owned by the monitor",
+                       node->name);
+    }
+    if (node->refs > 1) {
+        err_set(err, -EBUSY, "Block device %s is in use", node->name);
+        if (!list_empty(&node->parents)) {
+            err_hint(err, "it is held by node '%s'",
+                     list_first(&node->parents, struct edge, link)
+                         ->parent->name);
+        }
+        return -EBUSY;
+    }
+    return 0;
+}
+
 int
 node_del(struct graph *graph, const char *name, struct err *err)
 {
@@ -471,21 +535,9 @@ node_del(struct graph *graph, const char *name, struct err *err)
         return err_set(err, -ENOENT, "Failed to find node with node-name='%s'",
                        name);
     }
-    if (!node->named) {
-        return err_set(err, -EBUSY, "Node %s is not owned by the monitor",
-                       name);
-    }
-    if (node->refs > 1) {
-        int r = err_set(err, -EBUSY, "Node %s is in use", name);
+    int r = check_unused(node, err);
 
-        if (!list_empty(&node->roots)) {
-            err_hint(err, "it is held by %s",
-                     list_first(&node->roots, struct root, link)->owner);
-        } else if (!list_empty(&node->parents)) {
-            err_hint(err, "it is held by node '%s'",
-                     list_first(&node->parents, struct edge, link)
-                         ->parent->name);
-        }
+    if (r) {
         return r;
     }
     node->named = false;

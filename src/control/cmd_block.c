@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: BSD-3-Clause
-/* Commands on nodes: add, delete, create, snapshot, list. */
+/*
+ * Nodes: adding, removing, creating images, snapshots, and block-stream.
+ *
+ * A handler that yields holds a reference to every node it goes on with, since
+ * another session may remove the node meanwhile.
+ */
 #include <errno.h>
 #include <string.h>
 
 #include "block/edit.h"
 #include "control/control_internal.h"
-
-#define SNAPSHOT_DEADLINE_NS (30 * NS_PER_S)
+#include "schema_dispatch.h"
+#include "transfer/transfer.h"
 
 int
 cmd_blockdev_add(struct control *ctl, const struct args_blockdev_add *args,
@@ -22,11 +27,111 @@ cmd_blockdev_del(struct control *ctl, const struct args_blockdev_del *args,
     return node_del(ctl->graph, args->node_name, err);
 }
 
-/* blockdev-create is a job without BLOCK_JOB_* events. */
+/* Snapshots. */
+
+static bool
+is_backing_of(const struct node *node, const struct node **ret_parent)
+{
+    list_for_each(it, &node->parents)
+    {
+        const struct edge *edge = container_of(it, struct edge, link);
+
+        if (edge->role == EDGE_BACKING) {
+            *ret_parent = edge->parent;
+            return true;
+        }
+    }
+    return false;
+}
+
+static int
+check_snapshot(struct node *node, struct node *overlay, struct err *err)
+{
+    if (overlay->backing) {
+        return err_set(err, -EINVAL, "The overlay already has a backing image");
+    }
+    if (!list_empty(&overlay->parents) || !list_empty(&overlay->roots)) {
+        return err_set(err, -EBUSY, "The overlay is already in use");
+    }
+    if (!overlay->drv->set_backing) {
+        return err_set(err, -ENOTSUP,
+                       "The overlay does not support backing images");
+    }
+    if (overlay->read_only && !node->read_only) {
+        return err_set(err, -EACCES, "The overlay is read-only");
+    }
+    if (node == overlay) {
+        return err_set(err, -ELOOP,
+                       "Making '%s' the backing file of '%s' would create a "
+                       "cycle",
+                       node->name, overlay->name);
+    }
+    return 0;
+}
+
+/*
+ * The old node is flushed beforehand, so that next to nothing is left to be
+ * written when the guest's first flush on the overlay reaches both.
+ */
+static int
+snapshot(struct control *ctl, struct node *node, struct node *overlay,
+         struct err *err)
+{
+    const struct edit edits[] = {
+        {.kind = EDIT_BACKING, .node = overlay, .to = node},
+        {.kind = EDIT_REPLACE, .node = node, .to = overlay},
+    };
+    struct edit_options options = {
+        .deadline_ns =
+            loop_now(ctl->loop) + CONTROL_DRAIN_SECONDS * NS_PER_S,
+    };
+    int r = node_flush(node);
+
+    if (r) {
+        return err_set_errno(err, r, "Could not flush node '%s'", node->name);
+    }
+    /* Another session may have used the time. */
+    r = check_snapshot(node, overlay, err);
+    return r ? r : graph_edit(ctl->graph, edits, 2, &options, NULL, err);
+}
+
+int
+cmd_blockdev_snapshot(struct control *ctl,
+                      const struct args_blockdev_snapshot *args, json_t **ret,
+                      struct err *err)
+{
+    struct node *node, *overlay;
+    const struct node *parent;
+    int r = control_find_node(ctl, args->node, true, &node, err);
+
+    if (!r && is_backing_of(node, &parent)) {
+        r = err_set(err, -EBUSY,
+                    "Node '%s' is busy: node is used as backing hd of '%s'",
+                    node->name, parent->name);
+    }
+    if (!r) {
+        r = control_find_node(ctl, args->overlay, true, &overlay, err);
+    }
+    if (!r) {
+        r = check_snapshot(node, overlay, err);
+    }
+    if (r) {
+        return r;
+    }
+    node_ref(node);
+    node_ref(overlay);
+    r = snapshot(ctl, node, overlay, err);
+    node_unref(overlay);
+    node_unref(node);
+    return r;
+}
+
+/* Creating images. */
 
 struct create_job {
     struct job job;
     struct graph *graph;
+    const struct driver *drv;
     json_t *options;
 };
 
@@ -34,17 +139,9 @@ static int
 create_run(struct job *job, struct err *err)
 {
     struct create_job *c = container_of(job, struct create_job, job);
-    const char *name = json_string_value(json_object_get(c->options, "driver"));
-    const struct driver *drv = graph_driver(c->graph, name);
+    int r = c->drv->create(c->graph, c->options, err);
 
-    job->total = 1;
-    if (!drv || !drv->create) {
-        return err_set(err, -ENOTSUP,
-                       "Driver '%s' does not support blockdev-create", name);
-    }
-    int r = drv->create(c->graph, c->options, err);
-
-    job->current = r ? 0 : 1;
+    job->current = 1;
     return r;
 }
 
@@ -63,13 +160,23 @@ create_free(struct job *job)
 }
 
 static const struct job_driver create_driver = {
-    .type = "create", .run = create_run, .clean = create_clean};
+    .type = "create",
+    .run = create_run,
+    .clean = create_clean,
+};
 
 int
 cmd_blockdev_create(struct control *ctl,
                     const struct args_blockdev_create *args, json_t **ret,
                     struct err *err)
 {
+    const char *name =
+        json_string_value(json_object_get(args->options, "driver"));
+    const struct driver *drv = graph_driver(ctl->graph, name);
+
+    if (!drv || !drv->create) {
+        return err_set(err, -ENOTSUP, "Driver does not support blockdev-create");
+    }
     int r = job_check_id(ctl->jobs, args->job_id, err);
 
     if (r) {
@@ -78,166 +185,155 @@ cmd_blockdev_create(struct control *ctl,
     struct create_job *c = xzalloc(sizeof(*c));
 
     c->graph = ctl->graph;
+    c->drv = drv;
     c->options = json_deep_copy(args->options);
     c->job.driver = &create_driver;
     c->job.free = create_free;
     c->job.auto_finalize = true;
+    c->job.total = 1;
     job_start(ctl->jobs, &c->job, args->job_id);
     return 0;
 }
 
-static struct node *
-find_node(struct control *ctl, const char *name, struct err *err)
+/* Streaming. */
+
+static bool
+chain_contains(struct node *top, const struct node *node)
 {
-    struct node *node = graph_find(ctl->graph, name);
-
-    if (!node) {
-        err_set(err, -ENOENT, "Cannot find device='%s' nor node-name='%s'",
-                name, name);
-    }
-    return node;
-}
-
-int
-cmd_blockdev_snapshot(struct control *ctl,
-                      const struct args_blockdev_snapshot *args, json_t **ret,
-                      struct err *err)
-{
-    struct node *node = find_node(ctl, args->node, err);
-    struct node *overlay = node ? find_node(ctl, args->overlay, err) : NULL;
-    struct edit_options options = {
-        .deadline_ns = loop_now(ctl->loop) + SNAPSHOT_DEADLINE_NS};
-
-    if (!overlay) {
-        return -ENOENT;
-    }
-    if (!list_empty(&overlay->roots) || !list_empty(&overlay->parents)) {
-        return err_set(err, -EBUSY, "The overlay is already in use");
-    }
-    if (overlay->backing) {
-        return err_set(err, -EINVAL, "The overlay already has a backing image");
-    }
-    if (!overlay->drv->set_backing) {
-        return err_set(err, -ENOTSUP, "The overlay does not support backing "
-                                      "images");
-    }
-    struct edit edits[] = {{EDIT_REPLACE, node, overlay},
-                           {EDIT_BACKING, overlay, node}};
-    /* What was written so far is durable below, or the overlay's flush lies. */
-    int r = node_flush(node);
-
-    if (r) {
-        return err_set_errno(err, r, "Flushing node '%s' failed", node->name);
-    }
-    return graph_edit(ctl->graph, edits, 2, &options, NULL, err);
-}
-
-/* query-named-block-nodes */
-
-enum { NESTED_MAX = 64 }; /* images described inside each other */
-
-static json_t *
-text(const char *s)
-{
-    json_t *v = json_string(s ? s : "");
-
-    return v ? v : json_string("(a name that is not UTF-8)");
-}
-
-static json_t *
-image_info(struct node *node)
-{
-    json_t *o = json_pack("{s:o, s:s, s:I}", "filename", text(node->filename),
-                          "format", node->drv->name, "virtual-size",
-                          (json_int_t)node->size);
-
-    if (node->header_backing.filename) {
-        json_object_set_new(o, "backing-filename",
-                            text(node->header_backing.filename));
-        if (node->header_backing.format) {
-            json_object_set_new(o, "backing-filename-format",
-                                text(node->header_backing.format));
+    for (struct node *n = top; n; n = n->backing ? n->backing->child : NULL) {
+        if (n == node) {
+            return true;
         }
     }
-    if (node->drv->info) {
-        node->drv->info(node, o);
-    }
-    if (node->file && node->file->child->drv->info) {
-        node->file->child->drv->info(node->file->child, o);
-    }
-    return o;
+    return false;
 }
 
-static json_t *
-chain_info(struct node *node)
+/* By file name: as the header above has it, or in full. */
+static int
+find_backing_file(struct node *top, const char *filename, struct node **ret,
+                  struct err *err)
 {
-    json_t *top = image_info(node), *at = top;
-    unsigned depth = 1;
+    for (struct node *n = top; n->backing; n = n->backing->child) {
+        struct node *below = n->backing->child;
+        const char *stated = n->header_backing.filename;
 
-    while (node->backing && depth++ < NESTED_MAX) {
-        node = node->backing->child;
-        json_t *next = image_info(node);
-
-        json_object_set_new(at, "backing-image", next);
-        at = next;
+        if ((stated && !strcmp(stated, filename)) ||
+            (below->filename && !strcmp(below->filename, filename))) {
+            *ret = below;
+            return 0;
+        }
     }
-    return top;
+    return err_set(err, -ENOENT, "Can't find '%s' in the backing chain",
+                   filename);
 }
 
-static json_t *
-node_info(struct node *node, bool flat)
+static int
+check_exclusive(const struct args_block_stream *args, struct err *err)
 {
-    json_t *cache = json_object_get(node->options, "cache");
-    json_t *children = json_array();
-    json_int_t depth = 0;
+    static const char fmt[] =
+        "'%s' and '%s' cannot be specified at the same time";
 
-    for (struct node *n = node; n->backing; n = n->backing->child) {
-        depth++;
+    if (args->base && args->base_node) {
+        return err_set(err, -EINVAL, fmt, "base", "base-node");
     }
-    if (node->file) {
-        json_array_append_new(
-            children, json_pack("{s:s, s:s}", "child", "file", "node-name",
-                                node->file->child->name));
+    if (args->base && args->bottom) {
+        return err_set(err, -EINVAL, fmt, "base", "bottom");
     }
-    if (node->backing) {
-        json_array_append_new(
-            children, json_pack("{s:s, s:s}", "child", "backing", "node-name",
-                                node->backing->child->name));
+    if (args->bottom && args->base_node) {
+        return err_set(err, -EINVAL, fmt, "bottom", "base-node");
     }
-    json_t *o = json_pack(
-        "{s:o, s:s, s:b, s:s, s:I, s:o, s:b, s:b, s:s, s:i, s:i, s:i, s:i,"
-        " s:i, s:i, s:o, s:{s:b, s:b, s:b}, s:i}",
-        "file", text(node->filename), "node-name", node->name, "ro",
-        (int)node->read_only, "drv", node->drv->name, "backing_file_depth",
-        depth, "children", children, "active", 1, "encrypted", 0,
-        "detect_zeroes", "off", "bps", 0, "bps_rd", 0, "bps_wr", 0, "iops", 0,
-        "iops_rd", 0, "iops_wr", 0, "image",
-        flat ? image_info(node) : chain_info(node), "cache", "writeback", 1,
-        "direct", (int)opt_bool(cache, "direct", false), "no-flush",
-        (int)opt_bool(cache, "no-flush", false), "write_threshold", 0);
+    return 0;
+}
 
-    if (node->backing) {
-        json_object_set_new(o, "backing_file",
-                            text(node->backing->child->filename));
+/* The node to stop at: *ret is NULL where the whole chain is meant. */
+static int
+find_base(struct control *ctl, const struct args_block_stream *args,
+          struct node *device, struct node **ret, struct err *err)
+{
+    struct node *node;
+    int r = 0;
+
+    *ret = NULL;
+    if (args->base) {
+        r = find_backing_file(device, args->base, ret, err);
+    } else if (args->base_node) {
+        r = control_find_node(ctl, args->base_node, false, &node, err);
+        if (!r && (node == device || !chain_contains(device, node))) {
+            r = err_set(err, -EINVAL,
+                        "Node '%s' is not a backing image of '%s'",
+                        args->base_node, device->name);
+        }
+        *ret = r ? NULL : node;
+    } else if (args->bottom) {
+        r = control_find_node(ctl, args->bottom, false, &node, err);
+        if (!r && !chain_contains(device, node)) {
+            r = err_set(err, -EINVAL,
+                        "Node '%s' is not in a chain starting from '%s'",
+                        args->bottom, device->name);
+        }
+        *ret = r || !node->backing ? NULL : node->backing->child;
     }
-    return o;
+    return r;
+}
+
+static enum on_error
+on_error_of(const struct args_block_stream *args)
+{
+    /* Where nobody says anything, a full disk pauses the job (rule 9). */
+    switch (args->has_on_error ? args->on_error
+                               : QMP_BLOCKDEV_ON_ERROR_AUTO) {
+    case QMP_BLOCKDEV_ON_ERROR_IGNORE:
+        return ON_ERROR_IGNORE;
+    case QMP_BLOCKDEV_ON_ERROR_STOP:
+        return ON_ERROR_STOP;
+    case QMP_BLOCKDEV_ON_ERROR_ENOSPC:
+        return ON_ERROR_ENOSPC;
+    case QMP_BLOCKDEV_ON_ERROR_AUTO:
+        return ON_ERROR_AUTO;
+    default:
+        return ON_ERROR_REPORT;
+    }
 }
 
 int
-cmd_query_named_block_nodes(struct control *ctl,
-                            const struct args_query_named_block_nodes *args,
-                            json_t **ret, struct err *err)
+cmd_block_stream(struct control *ctl, const struct args_block_stream *args,
+                 json_t **ret, struct err *err)
 {
-    struct node **nodes = NULL;
-    size_t n = 0;
+    struct node *device, *base;
+    int r = check_exclusive(args, err);
 
-    /* node_info() may yield, so the list is held, not walked. */
-    *ret = json_array();
-    graph_hold_all(ctl->graph, &nodes, &n);
-    for (size_t i = 0; i < n; i++) {
-        json_array_append_new(*ret, node_info(nodes[i], args->flat));
-        node_unref(nodes[i]);
+    if (!r) {
+        r = control_find_node(ctl, args->device, true, &device, err);
     }
-    free(nodes);
-    return 0;
+    if (!r) {
+        r = find_base(ctl, args, device, &base, err);
+    }
+    if (!r && !base && args->backing_file) {
+        r = err_set(err, -EINVAL,
+                    "backing file specified, but streaming the entire chain");
+    }
+    if (!r) {
+        /* There is no device here whose name could be the default. */
+        r = job_check_id(ctl->jobs, args->job_id ? args->job_id : "", err);
+    }
+    if (!r && args->speed < 0) {
+        r = err_set(err, -EINVAL,
+                    "Parameter 'speed' expects a non-negative value");
+    }
+    if (r) {
+        return r;
+    }
+    return stream_start(
+        ctl->jobs,
+        &(struct transfer_options){
+            .job_id = args->job_id,
+            .device = device,
+            .base = base,
+            .backing_file = args->backing_file,
+            .speed = (uint64_t)args->speed,
+            .on_error = on_error_of(args),
+            .auto_finalize = !args->has_auto_finalize || args->auto_finalize,
+            .auto_dismiss = !args->has_auto_dismiss || args->auto_dismiss,
+        },
+        err);
 }

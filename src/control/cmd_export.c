@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
-/* The NBD server and exports. */
-#include <ctype.h>
+/*
+ * The NBD server and the exports.
+ *
+ * Removing an export waits for its clients' requests, so it runs in a
+ * coroutine of its own: the command answers at once, and BLOCK_EXPORT_DELETED
+ * says when the identifier is free again.  An export without clients is gone
+ * before the answer, as in QEMU.
+ */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,85 +14,15 @@
 #include "control/control_internal.h"
 #include "control/options.h"
 #include "run/stream.h"
+#include "schema_dispatch.h"
 
-/* A SocketAddress (flat); the strings stay @flat's. */
-static int
-address_of(json_t *flat, struct address *ret, struct err *err)
-{
-    const char *type = opt_str(flat, "type");
-
-    *ret = (struct address){.path = opt_str(flat, "path"),
-                            .host = opt_str(flat, "host"),
-                            .port = opt_str(flat, "port")};
-    if (!strcmp(type, "unix")) {
-        ret->kind = ADDRESS_UNIX;
-    } else if (!strcmp(type, "inet")) {
-        ret->kind = ADDRESS_TCP;
-    } else if (!strcmp(type, "fd")) {
-        ret->kind = ADDRESS_FD;
-        ret->fd = atoi(opt_str(flat, "str"));
-    } else {
-        return err_set(err, -ENOTSUP, "Addresses of type '%s' are not "
-                                      "supported",
-                       type);
-    }
-    return 0;
-}
-
-int
-cmd_nbd_server_start(struct control *ctl,
-                     const struct args_nbd_server_start *args, json_t **ret,
-                     struct err *err)
-{
-    struct address address;
-    struct nbd_server_options o = {
-        .address = &address,
-        .max_connections = args->has_max_connections
-                               ? args->max_connections
-                               : NBD_DEFAULT_MAX_CONNECTIONS,
-        .handshake_max_seconds = args->has_handshake_max_seconds
-                                     ? args->handshake_max_seconds
-                                     : NBD_DEFAULT_HANDSHAKE_SECONDS};
-
-    if (ctl->nbd) {
-        return err_set(err, -EBUSY, "NBD server already running");
-    }
-    if (args->tls_creds || args->tls_authz) {
-        return err_set(err, -ENOTSUP, "TLS is not supported yet");
-    }
-    json_t *flat = socket_address_flatten(json_incref(args->addr));
-    int r = address_of(flat, &address, err);
-
-    if (!r) {
-        r = nbd_server_start(ctl->loop, &o, &ctl->nbd, err);
-    }
-    json_decref(flat);
-    return r;
-}
-
-int
-cmd_nbd_server_stop(struct control *ctl, const struct args_nbd_server_stop *args,
-                    json_t **ret, struct err *err)
-{
-    if (!ctl->nbd) {
-        return err_set(err, -ENOENT, "NBD server not running");
-    }
-    struct nbd_server *server = take_ptr(ctl->nbd);
-
-    while (!list_empty(&ctl->exports)) {
-        export_remove(ctl,
-                      list_first(&ctl->exports, struct export_entry, link));
-    }
-    nbd_server_stop(server);
-    return 0;
-}
-
-static struct export_entry *
+static struct control_export *
 find_export(struct control *ctl, const char *id)
 {
     list_for_each(it, &ctl->exports)
     {
-        struct export_entry *e = container_of(it, struct export_entry, link);
+        struct control_export *e =
+            container_of(it, struct control_export, link);
 
         if (!strcmp(e->id, id)) {
             return e;
@@ -95,33 +31,275 @@ find_export(struct control *ctl, const char *id)
     return NULL;
 }
 
-static bool
-id_is_valid(const char *id)
+/* A coroutine. */
+static void
+remove_export(void *arg)
 {
-    bool ok = isalpha((unsigned char)id[0]);
+    struct control_export *e = arg;
+    struct control *ctl = e->ctl;
 
-    for (const char *p = id; ok && *p; p++) {
-        ok = isalnum((unsigned char)*p) || strchr("-._", *p);
-    }
-    return ok;
+    nbd_export_remove(e->nbd);
+    list_remove(&e->link);
+    control_event(ctl, "BLOCK_EXPORT_DELETED", json_pack("{s:s}", "id", e->id));
+    waitq_wake_all(&ctl->exports_changed);
+    free(e->node_name);
+    free(e->id);
+    free(e);
 }
 
+static void
+begin_removal(struct control_export *e)
+{
+    if (e->shutting_down) {
+        return;
+    }
+    e->shutting_down = true;
+    e->node_name = xstrdup(root_node(e->root)->name);
+    e->root = NULL; /* dies with the export */
+    coro_start(e->ctl->loop, remove_export, e);
+}
+
+void
+control_stop_nbd(struct control *ctl)
+{
+    struct nbd_server *nbd = take_ptr(ctl->nbd);
+
+    ctl->nbd_stopping |= nbd != NULL;
+    list_for_each(it, &ctl->exports)
+    {
+        begin_removal(container_of(it, struct control_export, link));
+    }
+    while (!list_empty(&ctl->exports)) {
+        waitq_wait(&ctl->exports_changed);
+    }
+    if (nbd) {
+        nbd_server_stop(nbd);
+        ctl->nbd_stopping = false;
+        waitq_wake_all(&ctl->exports_changed);
+    }
+    while (ctl->nbd_stopping) { /* somebody else is at it */
+        waitq_wait(&ctl->exports_changed);
+    }
+}
+
+/* The server. */
+
+static int
+parse_fd(const char *text, int *ret, struct err *err)
+{
+    char *end;
+    long fd = strtol(text, &end, 10);
+
+    if (end == text || *end || fd < 0 || fd > 1 << 20) {
+        return err_set(err, -EINVAL, "Unable to parse FD number %s", text);
+    }
+    *ret = (int)fd;
+    return 0;
+}
+
+int
+socket_address_decode(json_t *flat, struct address *ret, struct err *err)
+{
+    struct qmp_socket_address a;
+    int r = 0;
+
+    decode_qmp_socket_address(flat, &a);
+    *ret = (struct address){.kind = ADDRESS_UNIX, .fd = -1};
+    switch (a.type) {
+    case QMP_SOCKET_ADDRESS_TYPE_UNIX:
+        ret->path = json_string_value(json_object_get(flat, "path"));
+        if (json_is_true(json_object_get(flat, "abstract"))) {
+            r = err_set(err, -ENOTSUP,
+                        "Abstract UNIX sockets are not supported");
+        }
+        break;
+    case QMP_SOCKET_ADDRESS_TYPE_INET:
+        ret->kind = ADDRESS_TCP;
+        ret->host = json_string_value(json_object_get(flat, "host"));
+        ret->port = json_string_value(json_object_get(flat, "port"));
+        break;
+    case QMP_SOCKET_ADDRESS_TYPE_FD:
+        ret->kind = ADDRESS_FD;
+        r = parse_fd(json_string_value(json_object_get(flat, "str")), &ret->fd,
+                     err);
+        break;
+    default:
+        r = err_set(err, -ENOTSUP, "vsock sockets are not supported");
+        break;
+    }
+    return r;
+}
+
+int
+cmd_nbd_server_start(struct control *ctl,
+                     const struct args_nbd_server_start *args, json_t **ret,
+                     struct err *err)
+{
+    struct address address;
+
+    if (ctl->nbd || ctl->nbd_stopping) {
+        return err_set(err, -EEXIST, "NBD server already running");
+    }
+    if (args->tls_creds) {
+        return err_set(err, -ENOENT, "No TLS credentials with id '%s'",
+                       args->tls_creds);
+    }
+    if (args->tls_authz) {
+        return err_set(err, -EINVAL, "TLS authorization is not supported yet");
+    }
+    json_t *flat = socket_address_flatten(args->addr);
+    int r = socket_address_decode(flat, &address, err);
+
+    if (!r) {
+        r = nbd_server_start(
+            ctl->loop,
+            &(struct nbd_server_options){
+                .address = &address,
+                .held = ctl->held,
+                .max_connections = args->has_max_connections
+                                       ? args->max_connections
+                                       : NBD_DEFAULT_MAX_CONNECTIONS,
+                .handshake_max_seconds = args->has_handshake_max_seconds
+                                             ? args->handshake_max_seconds
+                                             : NBD_DEFAULT_HANDSHAKE_SECONDS,
+            },
+            &ctl->nbd, err);
+    }
+    json_decref(flat);
+    return r;
+}
+
+int
+cmd_nbd_server_stop(struct control *ctl,
+                    const struct args_nbd_server_stop *args, json_t **ret,
+                    struct err *err)
+{
+    if (!ctl->nbd) {
+        return err_set(err, -ENOENT, "NBD server not running");
+    }
+    control_stop_nbd(ctl);
+    return 0;
+}
+
+/* Exports. */
+
+static int
+check_iothread(struct control *ctl, json_t *iothread, struct err *err)
+{
+    size_t n = json_is_array(iothread) ? json_array_size(iothread) : 1;
+
+    for (size_t i = 0; iothread && i < n; i++) {
+        json_t *id = json_is_array(iothread) ? json_array_get(iothread, i)
+                                             : iothread;
+        const char *text = json_string_value(id);
+
+        if (!json_object_get(ctl->objects, text)) {
+            return err_set(err, -ENOENT, "iothread \"%s\" not found", text);
+        }
+    }
+    return 0;
+}
+
+/* What concerns any kind of export, in QEMU's order. */
 static int
 check_export(struct control *ctl, const struct args_block_export_add *args,
-             struct err *err)
+             struct node **ret, struct err *err)
 {
-    if (!id_is_valid(args->id)) {
+    if (!control_id_ok(args->id)) {
         return err_set(err, -EINVAL, "Invalid block export id");
     }
     if (find_export(ctl, args->id)) {
         return err_set(err, -EEXIST, "Block export id '%s' is already in use",
                        args->id);
     }
-    if (args->type != QMP_BLOCK_EXPORT_TYPE_NBD) {
-        return err_set(err, -ENOTSUP,
-                       "Exports of type '%s' are not supported yet",
-                       qmp_block_export_type_name(args->type));
+    int r = control_find_node(ctl, args->node_name, false, ret, err);
+
+    if (r) {
+        return r;
     }
+    if (args->writable && claim_check(*ret, CLAIM_WRITE, "export", NULL)) {
+        bool busy = !(*ret)->read_only;
+
+        r = err_set(err, -EACCES, "Cannot export read-only node as writable");
+        if (busy) {
+            err_hint(err, "It is used by another node, which needs that "
+                          "nobody writes to it");
+        }
+        return r;
+    }
+    return check_iothread(ctl, args->iothread, err);
+}
+
+static int
+check_nbd_export(struct control *ctl, json_t *json, struct err *err)
+{
+    const char *name = json_string_value(json_object_get(json, "name"));
+    const char *about = json_string_value(json_object_get(json, "description"));
+    json_t *bitmaps = json_object_get(json, "bitmaps");
+
+    if (!ctl->nbd) {
+        return err_set(err, -ENOENT, "NBD server not running");
+    }
+    if (name && strlen(name) > CONTROL_STRING_MAX) {
+        return err_set(err, -EINVAL, "export name '%s' too long", name);
+    }
+    if (about && strlen(about) > CONTROL_STRING_MAX) {
+        return err_set(err, -EINVAL, "description '%s' too long", about);
+    }
+    if (json_array_size(bitmaps)) {
+        json_t *first = json_array_get(bitmaps, 0);
+        json_t *text = json_is_string(first) ? first
+                                             : json_object_get(first, "name");
+
+        return err_set(err, -ENOENT, "Bitmap '%s' is not found",
+                       json_string_value(text));
+    }
+    if (json_is_true(json_object_get(json, "allocation-depth"))) {
+        return err_set(err, -ENOTSUP, "allocation-depth is not supported yet");
+    }
+    return 0;
+}
+
+static int
+add_nbd_export(struct control *ctl, const struct args_block_export_add *args,
+               struct node *node, struct err *err)
+{
+    const char *name = json_string_value(json_object_get(args->json, "name"));
+    auto_free char *owner = xasprintf("export '%s'", args->id);
+    struct root *root;
+    struct nbd_export *nbd;
+    int r = check_nbd_export(ctl, args->json, err);
+
+    if (!r) {
+        r = root_new(node, args->writable ? CLAIM_WRITE : CLAIM_READ, owner,
+                     &root, err);
+    }
+    if (r) {
+        return r;
+    }
+    if (args->has_writethrough && args->writethrough) {
+        root_set_writethrough(root);
+    }
+    r = nbd_export_add(
+        ctl->nbd, root,
+        &(struct nbd_export_options){
+            .name = name ? name : args->node_name,
+            .description = json_string_value(
+                json_object_get(args->json, "description")),
+            .writable = args->writable,
+        },
+        &nbd, err);
+    if (r) {
+        root_free(root);
+        return r;
+    }
+    struct control_export *e = xzalloc(sizeof(*e));
+
+    e->ctl = ctl;
+    e->id = xstrdup(args->id);
+    e->root = root;
+    e->nbd = nbd;
+    list_push(&ctl->exports, &e->link);
     return 0;
 }
 
@@ -130,67 +308,10 @@ cmd_block_export_add(struct control *ctl,
                      const struct args_block_export_add *args, json_t **ret,
                      struct err *err)
 {
-    struct qmp_block_export_options_nbd nbd;
-    auto_free char *owner = xasprintf("export '%s'", args->id);
-    int r = check_export(ctl, args, err);
-    struct node *node = r ? NULL : graph_find(ctl->graph, args->node_name);
+    struct node *node;
+    int r = check_export(ctl, args, &node, err);
 
-    if (r) {
-        return r;
-    }
-    if (!node) {
-        return err_set(err, -ENOENT,
-                       "Cannot find device='' nor node-name='%s'",
-                       args->node_name);
-    }
-    decode_qmp_block_export_options_nbd(args->json, &nbd);
-    if (!ctl->nbd) {
-        return err_set(err, -ENOENT, "NBD server not running");
-    }
-    if (nbd.bitmaps && json_array_size(nbd.bitmaps)) {
-        return err_set(err, -ENOTSUP, "Dirty bitmaps are not supported yet");
-    }
-    bool writable = args->has_writable && args->writable;
-    struct nbd_export_options o = {.name = nbd.name ? nbd.name : node->name,
-                                   .description = nbd.description,
-                                   .writable = writable};
-    struct export_entry *e = xzalloc(sizeof(*e));
-
-    r = root_new(node, writable ? CLAIM_WRITE : CLAIM_READ, owner, &e->root,
-                 err);
-    if (!r && args->has_writethrough && args->writethrough) {
-        root_set_writethrough(e->root);
-    }
-    if (!r) {
-        r = nbd_export_add(ctl->nbd, e->root, &o, &e->nbd, err);
-        if (r) {
-            root_free(e->root);
-        }
-    }
-    if (r) {
-        free(e);
-        return r;
-    }
-    e->id = xstrdup(args->id);
-    list_push(&ctl->exports, &e->link);
-    return 0;
-}
-
-void
-export_remove(struct control *ctl, struct export_entry *e)
-{
-    if (e->removing) {
-        /* Another command is at it: wait until it is gone. */
-        coro_sleep(NS_PER_MS);
-        return;
-    }
-    e->removing = true;
-    nbd_export_remove(e->nbd);
-    list_remove(&e->link);
-    control_event(ctl, "BLOCK_EXPORT_DELETED",
-                  json_pack("{s:s}", "id", e->id));
-    free(e->id);
-    free(e);
+    return r ? r : add_nbd_export(ctl, args, node, err);
 }
 
 int
@@ -198,24 +319,28 @@ cmd_block_export_del(struct control *ctl,
                      const struct args_block_export_del *args, json_t **ret,
                      struct err *err)
 {
-    struct export_entry *e = find_export(ctl, args->id);
-    bool hard = args->has_mode &&
-                args->mode == QMP_BLOCK_EXPORT_REMOVE_MODE_HARD;
+    struct control_export *e = find_export(ctl, args->id);
+    bool hard = args->has_mode && args->mode == QMP_BLOCK_EXPORT_REMOVE_MODE_HARD;
 
     if (!e) {
         return err_set(err, -ENOENT, "Export '%s' is not found", args->id);
     }
-    if (e->removing) {
-        return err_set(err, -EBUSY, "Export '%s' is already shutting down",
+    if (e->shutting_down) {
+        return err_set(err, -EALREADY, "Export '%s' is already shutting down",
                        args->id);
     }
-    if (!hard && nbd_export_clients(e->nbd)) {
+    bool used = nbd_export_clients(e->nbd) > 0;
+
+    if (used && !hard) {
         int r = err_set(err, -EBUSY, "export '%s' still in use", args->id);
 
         err_hint(err, "Use mode='hard' to force client disconnect");
         return r;
     }
-    export_remove(ctl, e);
+    begin_removal(e);
+    while (!used && find_export(ctl, args->id)) {
+        waitq_wait(&ctl->exports_changed);
+    }
     return 0;
 }
 
@@ -227,12 +352,14 @@ cmd_query_block_exports(struct control *ctl,
     *ret = json_array();
     list_for_each(it, &ctl->exports)
     {
-        struct export_entry *e = container_of(it, struct export_entry, link);
+        struct control_export *e =
+            container_of(it, struct control_export, link);
 
         json_array_append_new(
             *ret, json_pack("{s:s, s:s, s:s, s:b}", "id", e->id, "type", "nbd",
-                            "node-name", root_node(e->root)->name,
-                            "shutting-down", (int)e->removing));
+                            "node-name",
+                            e->root ? root_node(e->root)->name : e->node_name,
+                            "shutting-down", e->shutting_down));
     }
     return 0;
 }

@@ -1,120 +1,124 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /*
- * Jobs: the verbs in both families, the queries, and block-stream.  The
- * families differ in the class and the text for a job that does not exist.
+ * Jobs: their verbs, queries and events.
+ *
+ * Every verb exists twice: job-* takes any job and block-job-* only those on
+ * nodes, with the error class DeviceNotActive, which managers look for.
  */
 #include <errno.h>
 #include <string.h>
 
 #include "control/control_internal.h"
-#include "transfer/transfer.h"
+#include "schema_dispatch.h"
 
-void
-control_job_event(void *arg, const struct job_event *ev)
-{
-    struct control *ctl = arg;
-    const struct job *job = ev->job;
-    const char *name = NULL;
-    json_t *data;
-
-    switch (ev->kind) {
-    case JOB_EVENT_STATUS:
-        control_event(ctl, "JOB_STATUS_CHANGE",
-                      json_pack("{s:s, s:s}", "id", job->id, "status",
-                                job_status_name(job->status)));
-        return;
-    case JOB_EVENT_PENDING:
-        control_event(ctl, "BLOCK_JOB_PENDING",
-                      json_pack("{s:s, s:s}", "type", job->driver->type, "id",
-                                job->id));
-        return;
-    case JOB_EVENT_ERROR:
-        control_event(ctl, "BLOCK_JOB_ERROR",
-                      json_pack("{s:s, s:s, s:s}", "device", job->id,
-                                "operation", ev->is_read ? "read" : "write",
-                                "action", on_error_name(ev->action)));
-        return;
-    case JOB_EVENT_COMPLETED:
-        name = "BLOCK_JOB_COMPLETED";
-        break;
-    case JOB_EVENT_CANCELLED:
-        name = "BLOCK_JOB_CANCELLED";
-        break;
-    case JOB_EVENT_READY:
-        name = "BLOCK_JOB_READY";
-        break;
-    }
-    data = json_pack("{s:s, s:s, s:I, s:I, s:I}", "type", job->driver->type,
-                     "device", job->id, "len", (json_int_t)job->total, "offset",
-                     (json_int_t)job->current, "speed", (json_int_t)job->speed);
-    if (ev->kind == JOB_EVENT_COMPLETED && job->err.code) {
-        json_object_set_new(data, "error", json_string(job->err.msg));
-    }
-    control_event(ctl, name, data);
-}
-
-static struct job *
-find_job(struct control *ctl, const char *id, struct err *err)
+static int
+find_job(struct control *ctl, const char *id, struct job **ret,
+         struct err *err)
 {
     struct job *job = jobs_find(ctl->jobs, id);
 
     if (!job) {
-        err_set(err, -ENOENT, "Job not found");
+        return err_set(err, -ENOENT, "Job not found");
     }
-    return job;
+    *ret = job;
+    return 0;
 }
 
-static struct job *
-find_block_job(struct control *ctl, const char *id, struct err *err)
+static int
+find_block_job(struct control *ctl, const char *id, struct job **ret,
+               struct err *err)
 {
     struct job *job = jobs_find(ctl->jobs, id);
 
     if (!job || !job->driver->is_block_job) {
-        err_set_class(err, ERR_DEVICE_NOT_ACTIVE, -ENOENT,
-                      "Block job '%s' not found", id);
-        return NULL;
+        return err_set_class(err, ERR_DEVICE_NOT_ACTIVE, -ENOENT,
+                             "Block job '%s' not found", id);
     }
-    return job;
+    *ret = job;
+    return 0;
 }
 
-#define JOB_VERB(family, verb, find, name, ...)                                \
-    int cmd_##family##_##verb(struct control *ctl,                             \
-                              const struct args_##family##_##verb *args,       \
-                              json_t **ret, struct err *err)                   \
+/* A handler that finds a job by the argument @member and calls @verb on it. */
+#define VERB(name, find, member, verb)                                         \
+    int cmd_##name(struct control *ctl, const struct args_##name *args,        \
+                   json_t **ret, struct err *err)                              \
     {                                                                          \
-        struct job *job = find(ctl, args->name, err);                          \
+        struct job *job = NULL;                                                \
+        int r = find(ctl, args->member, &job, err);                            \
                                                                                \
-        return job ? job_##verb(job, ##__VA_ARGS__, err) : -ENOENT;            \
+        return r ? r : verb(job, err);                                         \
     }
 
-JOB_VERB(job, pause, find_job, id)
-JOB_VERB(job, resume, find_job, id)
-JOB_VERB(job, cancel, find_job, id, true)
-JOB_VERB(job, complete, find_job, id)
-JOB_VERB(job, finalize, find_job, id)
-JOB_VERB(job, dismiss, find_job, id)
-JOB_VERB(block_job, pause, find_block_job, device)
-JOB_VERB(block_job, resume, find_block_job, device)
-JOB_VERB(block_job, cancel, find_block_job, device,
-         args->has_force &&args->force)
-JOB_VERB(block_job, complete, find_block_job, device)
-JOB_VERB(block_job, finalize, find_block_job, id)
-JOB_VERB(block_job, dismiss, find_block_job, id)
+static int
+cancel_by_force(struct job *job, struct err *err)
+{
+    return job_cancel(job, true, err);
+}
+
+VERB(job_pause, find_job, id, job_pause)
+VERB(job_resume, find_job, id, job_resume)
+VERB(job_cancel, find_job, id, cancel_by_force)
+VERB(job_complete, find_job, id, job_complete)
+VERB(job_finalize, find_job, id, job_finalize)
+VERB(job_dismiss, find_job, id, job_dismiss)
+VERB(block_job_pause, find_block_job, device, job_pause)
+VERB(block_job_resume, find_block_job, device, job_resume)
+VERB(block_job_complete, find_block_job, device, job_complete)
+VERB(block_job_finalize, find_block_job, id, job_finalize)
+VERB(block_job_dismiss, find_block_job, id, job_dismiss)
+
+int
+cmd_block_job_cancel(struct control *ctl,
+                     const struct args_block_job_cancel *args, json_t **ret,
+                     struct err *err)
+{
+    struct job *job = NULL;
+    int r = find_block_job(ctl, args->device, &job, err);
+
+    if (!r && job->user_paused && !args->force) {
+        r = err_set(err, -EBUSY,
+                    "The block job for device '%s' is currently paused",
+                    args->device);
+    }
+    return r ? r : job_cancel(job, args->force, err);
+}
 
 int
 cmd_block_job_set_speed(struct control *ctl,
                         const struct args_block_job_set_speed *args,
                         json_t **ret, struct err *err)
 {
-    struct job *job = find_block_job(ctl, args->device, err);
+    struct job *job = NULL;
+    int r = find_block_job(ctl, args->device, &job, err);
 
-    if (!job) {
-        return -ENOENT;
+    if (!r && args->speed < 0) {
+        /* The state comes first in QEMU: the old speed asks about it. */
+        r = job_set_speed(job, job->speed, err);
+        if (!r) {
+            r = err_set(err, -EINVAL,
+                        "Parameter 'speed' expects a non-negative value");
+        }
     }
-    if (args->speed < 0) {
-        return err_set(err, -EINVAL, "Speed must not be negative");
+    return r ? r : job_set_speed(job, (uint64_t)args->speed, err);
+}
+
+/* Queries. */
+
+static json_t *
+number(uint64_t v)
+{
+    return json_integer((json_int_t)(v > INT64_MAX ? INT64_MAX : v));
+}
+
+static void
+add_error(json_t *info, const struct job *job)
+{
+    if (job->err.code) {
+        json_object_set_new(info, "error", json_string(job->err.msg));
+    } else if (job->cancelled && job->forced &&
+               job->status == JOB_CONCLUDED) {
+        json_object_set_new(info, "error", json_string("Operation canceled"));
     }
-    return job_set_speed(job, (uint64_t)args->speed, err);
 }
 
 int
@@ -124,17 +128,15 @@ cmd_query_jobs(struct control *ctl, const struct args_query_jobs *args,
     *ret = json_array();
     list_for_each(it, jobs_list(ctl->jobs))
     {
-        const struct job *job = container_of(it, struct job, link);
-        json_t *o = json_pack("{s:s, s:s, s:s, s:I, s:I}", "id", job->id,
-                              "type", job->driver->type, "status",
-                              job_status_name(job->status), "current-progress",
-                              (json_int_t)job->current, "total-progress",
-                              (json_int_t)job->total);
+        struct job *job = container_of(it, struct job, link);
+        json_t *info = json_pack(
+            "{s:s, s:s, s:s, s:o, s:o}", "id", job->id, "type",
+            job->driver->type, "status", job_status_name(job->status),
+            "current-progress", number(job->current), "total-progress",
+            number(job->total));
 
-        if (job->err.code) {
-            json_object_set_new(o, "error", json_string(job->err.msg));
-        }
-        json_array_append_new(*ret, o);
+        add_error(info, job);
+        json_array_append_new(*ret, info);
     }
     return 0;
 }
@@ -147,122 +149,73 @@ cmd_query_block_jobs(struct control *ctl,
     *ret = json_array();
     list_for_each(it, jobs_list(ctl->jobs))
     {
-        const struct job *job = container_of(it, struct job, link);
+        struct job *job = container_of(it, struct job, link);
 
         if (!job->driver->is_block_job) {
             continue;
         }
-        json_t *o = json_pack(
-            "{s:s, s:s, s:I, s:I, s:b, s:b, s:I, s:s, s:b, s:s, s:b, s:b}",
+        json_t *info = json_pack(
+            "{s:s, s:s, s:o, s:o, s:b, s:b, s:o, s:s, s:b, s:s, s:b, s:b}",
             "type", job->driver->type, "device", job->id, "len",
-            (json_int_t)job->total, "offset", (json_int_t)job->current, "busy",
-            (int)job->busy, "paused", (int)(job->pauses != 0), "speed",
-            (json_int_t)job->speed, "io-status",
-            job_io_status_name(job->io_status), "ready", (int)job->ready,
-            "status", job_status_name(job->status), "auto-finalize",
-            (int)job->auto_finalize, "auto-dismiss", (int)job->auto_dismiss);
+            number(job->total), "offset", number(job->current), "busy",
+            job->busy, "paused", job->pauses > 0, "speed", number(job->speed),
+            "io-status", job_io_status_name(job->io_status), "ready",
+            job->ready, "status", job_status_name(job->status),
+            "auto-finalize", job->auto_finalize, "auto-dismiss",
+            job->auto_dismiss);
 
+        add_error(info, job);
+        json_array_append_new(*ret, info);
+    }
+    return 0;
+}
+
+/* Events. */
+
+static json_t *
+progress(const struct job *job)
+{
+    return json_pack("{s:s, s:s, s:o, s:o, s:o}", "type", job->driver->type,
+                     "device", job->id, "len", number(job->total), "offset",
+                     number(job->current), "speed", number(job->speed));
+}
+
+void
+control_job_event(void *arg, const struct job_event *ev)
+{
+    struct control *ctl = arg;
+    const struct job *job = ev->job;
+    json_t *data;
+
+    switch (ev->kind) {
+    case JOB_EVENT_STATUS:
+        data = json_pack("{s:s, s:s}", "id", job->id, "status",
+                         job_status_name(job->status));
+        control_event(ctl, "JOB_STATUS_CHANGE", data);
+        break;
+    case JOB_EVENT_COMPLETED:
+        data = progress(job);
         if (job->err.code) {
-            json_object_set_new(o, "error", json_string(job->err.msg));
+            json_object_set_new(data, "error", json_string(job->err.msg));
         }
-        json_array_append_new(*ret, o);
+        control_event(ctl, "BLOCK_JOB_COMPLETED", data);
+        break;
+    case JOB_EVENT_CANCELLED:
+        control_event(ctl, "BLOCK_JOB_CANCELLED", progress(job));
+        break;
+    case JOB_EVENT_READY:
+        control_event(ctl, "BLOCK_JOB_READY", progress(job));
+        break;
+    case JOB_EVENT_PENDING:
+        data = json_pack("{s:s, s:s}", "type", job->driver->type, "id",
+                         job->id);
+        control_event(ctl, "BLOCK_JOB_PENDING", data);
+        break;
+    case JOB_EVENT_ERROR:
+        data = json_pack("{s:s, s:s, s:s}", "device", job->id, "operation",
+                         ev->is_read ? "read" : "write", "action",
+                         on_error_name(ev->action));
+        control_event(ctl, "BLOCK_JOB_ERROR", data);
+        break;
     }
-    return 0;
-}
-
-/* block-stream */
-
-static struct node *
-chain_find(struct node *top, struct node *node)
-{
-    while (top && top != node) {
-        top = top->backing ? top->backing->child : NULL;
-    }
-    return top;
-}
-
-static struct node *
-chain_find_file(struct node *top, const char *filename)
-{
-    while (top && (!top->filename || strcmp(top->filename, filename))) {
-        top = top->backing ? top->backing->child : NULL;
-    }
-    return top;
-}
-
-/* The node that stays below, from one of the three ways to say it. */
-static int
-find_base(struct control *ctl, const struct args_block_stream *args,
-          struct node *device, struct node **ret, struct err *err)
-{
-    const char *name = args->base_node ? args->base_node : args->bottom;
-    struct node *node;
-
-    *ret = NULL;
-    if (args->base && args->base_node) {
-        return err_set(err, -EINVAL, "'base' and 'base-node' cannot be "
-                                     "specified at the same time");
-    }
-    if (args->bottom && (args->base || args->base_node)) {
-        return err_set(err, -EINVAL, "'bottom' and 'base%s' cannot be "
-                                     "specified at the same time",
-                       args->base ? "" : "-node");
-    }
-    if (args->base) {
-        *ret = chain_find_file(device->backing ? device->backing->child : NULL,
-                               args->base);
-        return *ret ? 0
-                    : err_set(err, -ENOENT,
-                              "Can't find '%s' in the backing chain",
-                              args->base);
-    }
-    if (!name) {
-        return 0;
-    }
-    node = graph_find(ctl->graph, name);
-    if (!node) {
-        return err_set(err, -ENOENT,
-                       "Cannot find device='' nor node-name='%s'", name);
-    }
-    if (node == device || !chain_find(device, node)) {
-        return err_set(err, -EINVAL,
-                       "Node '%s' is not a backing image of '%s'", name,
-                       device->name);
-    }
-    /* `bottom` is the last one that is pulled; what is below it stays. */
-    *ret = args->bottom ? node->backing ? node->backing->child : NULL : node;
-    return 0;
-}
-
-int
-cmd_block_stream(struct control *ctl, const struct args_block_stream *args,
-                 json_t **ret, struct err *err)
-{
-    struct node *device = graph_find(ctl->graph, args->device);
-    struct transfer_options o = {
-        .job_id = args->job_id ? args->job_id : args->device,
-        .device = device,
-        .backing_file = args->backing_file,
-        .speed = args->has_speed && args->speed > 0 ? (uint64_t)args->speed : 0,
-        .on_error = args->has_on_error ? (enum on_error)args->on_error
-                                       : ON_ERROR_AUTO,
-        .auto_finalize = !args->has_auto_finalize || args->auto_finalize,
-        .auto_dismiss = !args->has_auto_dismiss || args->auto_dismiss};
-
-    if (!device) {
-        return err_set(err, -ENOENT,
-                       "Cannot find device='%s' nor node-name='%s'",
-                       args->device, args->device);
-    }
-    if (args->has_speed && args->speed < 0) {
-        return err_set(err, -EINVAL, "Parameter 'speed' expects a non-negative "
-                                     "value");
-    }
-    int r = find_base(ctl, args, device, &o.base, err);
-
-    if (!r && args->backing_file && !o.base) {
-        r = err_set(err, -EINVAL,
-                    "backing file specified, but streaming the entire chain");
-    }
-    return r ? r : stream_start(ctl->jobs, &o, err);
 }

@@ -1,39 +1,49 @@
 // SPDX-License-Identifier: BSD-3-Clause
-/* The control context's birth and death, and the commands about itself. */
+/* The control context: see control.h.  The commands are in cmd_*.c. */
+#include "control/control.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <string.h>
+
 #include "control/control_internal.h"
 #include "drivers/drivers.h"
+#include "schema_dispatch.h"
 
 struct control *
 control_new(struct loop *loop, const struct control_options *options)
 {
     struct control *ctl = xzalloc(sizeof(*ctl));
-    struct graph_options o = {.drivers = all_drivers,
-                              .backing_paths = options->backing_paths};
 
     ctl->loop = loop;
-    ctl->graph = graph_new(loop, &o);
+    ctl->held = options->hold_clients;
+    ctl->graph = graph_new(
+        loop, &(struct graph_options){.drivers = all_drivers,
+                                      .backing_paths = options->backing_paths});
     ctl->jobs = jobs_new(loop, control_job_event, ctl);
+    ctl->objects = json_object();
+    list_init(&ctl->clients);
+    list_init(&ctl->acceptors);
     list_init(&ctl->exports);
-    list_init(&ctl->monitors);
-    list_init(&ctl->listeners);
+    waitq_init(&ctl->monitors_changed);
+    waitq_init(&ctl->exports_changed);
     waitq_init(&ctl->quit);
-    waitq_init(&ctl->idle);
     return ctl;
 }
 
+/*
+ * The exports end first, so that no guest writes any more when jobs end and
+ * images are closed.
+ */
 void
 control_free(struct control *ctl)
 {
-    while (!list_empty(&ctl->exports)) {
-        export_remove(ctl,
-                      list_first(&ctl->exports, struct export_entry, link));
-    }
-    if (ctl->nbd) {
-        nbd_server_stop(ctl->nbd);
-    }
+    monitors_stop(ctl);
+    control_stop_nbd(ctl);
     jobs_free(ctl->jobs);
-    monitors_close(ctl);
     graph_free(ctl->graph);
+    monitors_close(ctl);
+    json_decref(ctl->objects);
     free(ctl);
 }
 
@@ -50,6 +60,70 @@ control_quit(struct control *ctl)
 {
     ctl->quitting = true;
     waitq_wake_all(&ctl->quit);
+}
+
+void
+control_ready(struct control *ctl)
+{
+    ctl->held = false;
+    if (ctl->nbd) {
+        nbd_server_release(ctl->nbd);
+    }
+}
+
+int
+control_find_node(struct control *ctl, const char *name, bool device,
+                  struct node **ret, struct err *err)
+{
+    struct node *node = graph_find(ctl->graph, name);
+
+    if (!node) {
+        return err_set(err, -ENOENT,
+                       "Cannot find device='%s' nor node-name='%s'",
+                       device ? name : "", name);
+    }
+    *ret = node;
+    return 0;
+}
+
+bool
+control_id_ok(const char *id)
+{
+    bool ok = isalpha((unsigned char)id[0]);
+
+    for (const char *p = id; ok && *p; p++) {
+        ok = isalnum((unsigned char)*p) || strchr("-._", *p);
+    }
+    return ok;
+}
+
+/* Threads are not for the operator to place here, but naming one works. */
+int
+control_add_object(struct control *ctl, json_t *object, struct err *err)
+{
+    struct qmp_object_options o;
+
+    decode_qmp_object_options(object, &o);
+    if (!control_id_ok(o.id)) {
+        return err_set(err, -EINVAL, "Parameter 'id' expects an identifier");
+    }
+    if (json_object_get(ctl->objects, o.id)) {
+        return err_set(err, -EEXIST,
+                       "attempt to add duplicate property '%s' to object "
+                       "(type 'container')",
+                       o.id);
+    }
+    if (o.qom_type != QMP_OBJECT_TYPE_IOTHREAD) {
+        int r = err_set(err, -ENOTSUP,
+                        "Objects of type '%s' are not supported yet",
+                        json_string_value(
+                            json_object_get(object, "qom-type")));
+
+        err_hint(err, "Only 'iothread' is, and has no effect");
+        return r;
+    }
+    json_object_set(ctl->objects, o.id, object);
+    return 0;
 }
 
 int

@@ -22,19 +22,28 @@ struct stream;
 struct control_options {
     /* Where headers may name backing files: see graph_options. */
     const char *backing_paths;
+    /* NBD clients wait until control_ready(). */
+    bool hold_clients;
 };
 
 struct control *control_new(struct loop *loop,
                             const struct control_options *options);
 /*
- * Closes the monitors, stops the exports, cancels the jobs, closes the graph.
- * Yields.
+ * Takes no further command, waits for those that run, removes the exports,
+ * cancels the jobs, closes the graph, and then the monitors, which get the
+ * events of all that.  Yields.
  */
 void control_free(struct control *ctl);
 
 /* Yields until `quit` or control_quit(). */
 void control_wait_quit(struct control *ctl);
 void control_quit(struct control *ctl);
+
+/* Lets NBD clients in, where they were held.  Does not yield. */
+void control_ready(struct control *ctl);
+
+/* --object, decoded (borrowed).  Does not yield. */
+int control_add_object(struct control *ctl, json_t *object, struct err *err);
 
 /* Serves QMP on every connection of the listener, which is taken over. */
 void control_listen(struct control *ctl, struct listener *listener,

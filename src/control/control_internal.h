@@ -1,39 +1,74 @@
 // SPDX-License-Identifier: BSD-3-Clause
-/* Shared by control.c, monitor.c and the handlers only. */
+/* Shared by control.c and the handlers (cmd_*.c) only. */
 #ifndef SLUICE_CONTROL_INTERNAL_H
 #define SLUICE_CONTROL_INTERNAL_H
+
+#include <stdbool.h>
 
 #include "block/node.h"
 #include "control/control.h"
 #include "export/nbd_server.h"
-#include "schema_dispatch.h"
+#include "run/loop.h"
 #include "transfer/job.h"
 
 struct control {
     struct loop *loop;
     struct graph *graph;
     struct jobs *jobs;
-    struct nbd_server *nbd;
-    struct list exports;   /* of struct export_entry */
-    struct list monitors;  /* of struct monitor, see monitor.c */
-    struct list listeners; /* of struct monitor_listener */
+    struct list clients;   /* of the monitors: struct client.link */
+    struct list acceptors; /* of the monitors: struct acceptor.link */
+    unsigned running;      /* commands of the monitors */
+    bool stopping;         /* take no client and no command */
+    struct waitq monitors_changed;
     bool quitting;
-    struct waitq quit, idle;
+    struct waitq quit;
+    struct list exports;   /* of struct control_export.link */
+    struct waitq exports_changed;
+    struct nbd_server *nbd; /* NULL: none, or it is being stopped */
+    bool nbd_stopping;
+    bool held; /* see control_options.hold_clients */
+    json_t *objects; /* by id */
 };
 
-struct export_entry {
+/*
+ * An export under its identifier.  It stays in the list, and its identifier
+ * taken, until its last request is over.
+ */
+struct control_export {
     struct list link;
+    struct control *ctl;
     char *id;
-    struct root *root;
+    char *node_name;         /* once it is shutting down */
+    struct root *root;       /* nbd's */
     struct nbd_export *nbd;
-    bool removing;
+    bool shutting_down;
 };
 
-/* Removes it and tells the world; yields. */
-void export_remove(struct control *ctl, struct export_entry *e);
-/* Closes all monitors and listeners; yields. */
+enum {
+    CONTROL_STRING_MAX = 4096,  /* NBD export names and descriptions */
+    CONTROL_NESTING_MAX = 256,  /* backing images in one another's `image` */
+    CONTROL_DRAIN_SECONDS = 30, /* for requests in flight at a snapshot */
+};
+
+/*
+ * The node called @name, borrowed.  @device says how the error's text has it:
+ * QEMU looks some names up as a device's, too.
+ */
+int control_find_node(struct control *ctl, const char *name, bool device,
+                      struct node **ret, struct err *err);
+
+/* QEMU's rule for identifiers: a letter, then letters, digits and "-._". */
+bool control_id_ok(const char *id);
+
+/* Removes all exports and stops the server; yields. */
+void control_stop_nbd(struct control *ctl);
+
+/* Waits for the commands that run; no other will.  Yields. */
+void monitors_stop(struct control *ctl);
+/* Sends what is queued, as far as clients take it soon.  Yields. */
 void monitors_close(struct control *ctl);
-/* jobs_new()'s callback: @arg is the control context. */
-void control_job_event(void *arg, const struct job_event *ev);
+
+/* jobs_new()'s callback. */
+void control_job_event(void *ctl, const struct job_event *ev);
 
 #endif

@@ -11,6 +11,7 @@
 #include <jansson.h>
 #include <stdbool.h>
 
+struct address;
 struct err;
 
 /* Arguments for blockdev-add; a new reference. */
@@ -52,5 +53,7 @@ void option_chardev_fini(struct option_chardev *c);
  */
 json_t *socket_address_flatten(json_t *legacy);
 json_t *socket_address_to_legacy(json_t *flat);
+/* A checked SocketAddress; the texts stay @flat's.  -ENOTSUP for some. */
+int socket_address_decode(json_t *flat, struct address *ret, struct err *err);
 
 #endif

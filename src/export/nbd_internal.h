@@ -59,6 +59,7 @@ struct nbd_server {
     struct list exports;       /* of nbd_export.link */
     struct list clients;       /* of nbd_client.link */
     unsigned n_clients;
+    bool held; /* accepts nobody yet */
     bool stopping, accepting; /* `accepting`: the acceptor is alive */
     struct waitq changed;     /* a client ended, the acceptor ended, stop */
 };

@@ -188,7 +188,7 @@ accept_clients(void *arg)
     while (!server->stopping) {
         struct stream *stream;
 
-        if (is_full(server)) {
+        if (server->held || is_full(server)) {
             waitq_wait(&server->changed);
             continue;
         }
@@ -231,6 +231,7 @@ nbd_server_start(struct loop *loop, const struct nbd_server_options *options,
     server->table = (struct nbd_export_table){table_find, table_list};
     server->listener = listener;
     server->max_connections = options->max_connections;
+    server->held = options->held;
     server->handshake_max_ns = options->handshake_max_seconds * NS_PER_S;
     list_init(&server->exports);
     list_init(&server->clients);
@@ -241,6 +242,13 @@ nbd_server_start(struct loop *loop, const struct nbd_server_options *options,
     }
     *ret = server;
     return 0;
+}
+
+void
+nbd_server_release(struct nbd_server *server)
+{
+    server->held = false;
+    waitq_wake_all(&server->changed);
 }
 
 const char *

@@ -31,6 +31,7 @@ struct nbd_server_options {
     const struct address *address;
     uint32_t max_connections;       /* 0: unlimited */
     uint32_t handshake_max_seconds; /* 0: no limit */
+    bool held; /* accept nobody before nbd_server_release() */
 };
 
 /*
@@ -40,6 +41,8 @@ struct nbd_server_options {
 int nbd_server_start(struct loop *loop,
                      const struct nbd_server_options *options,
                      struct nbd_server **ret, struct err *err);
+/* Lets clients in that came while it was held.  Does not yield. */
+void nbd_server_release(struct nbd_server *server);
 /* The bound address, "unix:PATH" or "HOST:PORT"; "" where it does not listen.
  * Lives as long as the server. */
 const char *nbd_server_address(const struct nbd_server *server);

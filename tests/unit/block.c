@@ -172,6 +172,32 @@ two_nodes_do_not_write_one_file(void)
     in_world(two_nodes);
 }
 
+static void
+two_formats(struct graph *graph)
+{
+    json_t *o = json_loads("{\"driver\":\"qcow2\",\"node-name\":\"b\","
+                           "\"file\":\"f\"}",
+                           0, NULL);
+    struct root *root;
+    auto_err err = ERR_INIT;
+
+    create(graph, "i", NULL);
+    struct node *file = add(
+        graph, "{\"driver\":\"file\",\"node-name\":\"f\",\"filename\":\"i\"}");
+    add(graph, "{\"driver\":\"qcow2\",\"node-name\":\"a\",\"file\":\"f\"}");
+    CHECK_INT(node_add(graph, o, NULL, &err), -EBUSY);
+    CHECK(err.msg && strstr(err.msg, "'a'"));
+    err_clear(&err);
+    CHECK_INT(root_new(file, CLAIM_WRITE, "export 'e'", &root, NULL), -EBUSY);
+    json_decref(o);
+}
+
+static void
+a_file_has_one_format_that_writes(void)
+{
+    in_world(two_formats);
+}
+
 /* Parking. */
 
 struct reader {
@@ -249,6 +275,9 @@ snapshot(struct graph *graph)
     CHECK_INT(root_write(root, 0, sg_one(&iov), 0), 0);
     CHECK_INT(graph_edit(graph, edits, 2, &o, NULL, &err), 0);
     CHECK(root_node(root) == over);
+    CHECK(base->flushed_gen != base->write_gen);
+    CHECK_INT(root_flush(root), 0); /* of what is in the base as well */
+    CHECK(base->flushed_gen == base->write_gen);
     memset(buf, 2, sizeof(buf));
     CHECK_INT(root_write(root, 512, sg_one(&iov), 0), 0);
     CHECK_INT(node_read_buf(base, 512, buf, 512), 0);
@@ -390,6 +419,7 @@ main(void)
     tap_run("a claim is refused with its holder",
             a_claim_is_refused_with_its_holder);
     tap_run("two nodes do not write one file", two_nodes_do_not_write_one_file);
+    tap_run("two nodes do not write one file", a_file_has_one_format_that_writes);
     tap_run("a parked request is not in flight",
             a_parked_request_is_not_in_flight);
     tap_run("a snapshot moves the guest", a_snapshot_moves_the_guest);
