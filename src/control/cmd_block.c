@@ -276,25 +276,6 @@ find_base(struct control *ctl, const struct args_block_stream *args,
     return r;
 }
 
-static enum on_error
-on_error_of(const struct args_block_stream *args)
-{
-    /* Where nobody says anything, a full disk pauses the job (rule 9). */
-    switch (args->has_on_error ? args->on_error
-                               : QMP_BLOCKDEV_ON_ERROR_AUTO) {
-    case QMP_BLOCKDEV_ON_ERROR_IGNORE:
-        return ON_ERROR_IGNORE;
-    case QMP_BLOCKDEV_ON_ERROR_STOP:
-        return ON_ERROR_STOP;
-    case QMP_BLOCKDEV_ON_ERROR_ENOSPC:
-        return ON_ERROR_ENOSPC;
-    case QMP_BLOCKDEV_ON_ERROR_AUTO:
-        return ON_ERROR_AUTO;
-    default:
-        return ON_ERROR_REPORT;
-    }
-}
-
 int
 cmd_block_stream(struct control *ctl, const struct args_block_stream *args,
                  json_t **ret, struct err *err)
@@ -331,7 +312,9 @@ cmd_block_stream(struct control *ctl, const struct args_block_stream *args,
             .base = base,
             .backing_file = args->backing_file,
             .speed = (uint64_t)args->speed,
-            .on_error = on_error_of(args),
+            /* Both enumerations are QEMU's. */
+            .on_error = args->has_on_error ? (enum on_error)args->on_error
+                                           : ON_ERROR_AUTO,
             .auto_finalize = !args->has_auto_finalize || args->auto_finalize,
             .auto_dismiss = !args->has_auto_dismiss || args->auto_dismiss,
         },

@@ -277,7 +277,7 @@ add_nbd_export(struct control *ctl, const struct args_block_export_add *args,
     if (r) {
         return r;
     }
-    if (args->has_writethrough && args->writethrough) {
+    if (args->writethrough) {
         root_set_writethrough(root);
     }
     r = nbd_export_add(
@@ -299,7 +299,7 @@ add_nbd_export(struct control *ctl, const struct args_block_export_add *args,
     e->id = xstrdup(args->id);
     e->root = root;
     e->nbd = nbd;
-    list_push(&ctl->exports, &e->link);
+    list_push_front(&ctl->exports, &e->link); /* as QEMU lists them */
     return 0;
 }
 

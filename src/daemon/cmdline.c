@@ -195,7 +195,7 @@ process(struct daemon *d, int option, const char *arg, struct err *err)
 static void
 print_error(struct daemon *d, int first, int end, const struct err *err)
 {
-    fprintf(stderr, "%s:", d->argv[0]);
+    fprintf(stderr, "%s:", program_invocation_short_name);
     for (int i = first; i < end; i++) {
         fprintf(stderr, " %s", d->argv[i]);
     }

@@ -98,7 +98,7 @@ serve(struct daemon *d)
     }
     chardev_default_monitor(d);
     if (become_ready(d, &err)) {
-        fprintf(stderr, "%s: %s\n", d->argv[0], err.msg);
+        fprintf(stderr, "%s: %s\n", program_invocation_short_name, err.msg);
         return;
     }
     d->status = 0;
@@ -174,7 +174,7 @@ main(int argc, char **argv)
     }
     if ((d.options.daemonize && service_daemonize(&d.ready_fd, &err)) ||
         run(&d, &err)) {
-        fprintf(stderr, "%s: %s\n", argv[0], err.msg);
+        fprintf(stderr, "%s: %s\n", program_invocation_short_name, err.msg);
         return 1;
     }
     return d.status;

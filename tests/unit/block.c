@@ -419,7 +419,8 @@ main(void)
     tap_run("a claim is refused with its holder",
             a_claim_is_refused_with_its_holder);
     tap_run("two nodes do not write one file", two_nodes_do_not_write_one_file);
-    tap_run("two nodes do not write one file", a_file_has_one_format_that_writes);
+    tap_run("a file has one format that writes",
+            a_file_has_one_format_that_writes);
     tap_run("a parked request is not in flight",
             a_parked_request_is_not_in_flight);
     tap_run("a snapshot moves the guest", a_snapshot_moves_the_guest);

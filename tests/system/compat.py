@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The command line and the errors, compared with qemu-storage-daemon.
+
+compat.py SLUICED
+"""
+import os
+import sys
+
+from harness import DEADLINE, QSD, Daemon, main, need, run
+
+SLUICED = os.path.abspath(sys.argv[1])
+
+need("qemu-storage-daemon", "qemu-img")
+
+# Invocations that end by themselves, with an error.  What follows the
+# program's name must be the same, and so must the exit code.
+BAD_COMMAND_LINES = [
+    ["foo"],
+    ["--nosuch"],
+    ["--blockdev"],
+    ["--blockdev", "foo"],
+    ["--blockdev", "driver=file,node-name=x,filename=nope"],
+    ["--blockdev=driver=file,node-name=x,filename=nope"],
+    ["--blockdev", "file,node-name=x,filename=disk.raw,bogus=1"],
+    ["--blockdev", "file,filename=disk.raw"],
+    ["--blockdev", "file,node-name=1x,filename=disk.raw"],
+    ["--blockdev", "raw,node-name=x,file=nope"],
+    ["--blockdev", "null-co,node-name=x,size=1M"],
+    ["--blockdev", '{"driver": "null-co", "node-name": 1}'],
+    ["--export", "foo"],
+    ["--export", "nbd,id=e,node-name=zz"],
+    ["--blockdev", "null-co,node-name=n", "--export",
+     "nbd,id=e,node-name=n"],
+    ["--nbd-server", "addr.type=unix,addr.path=/nonexist/y"],
+    ["--nbd-server", "addr.type=unix,addr.path=n.sock",
+     "--nbd-server", "addr.type=unix,addr.path=m.sock"],
+    ["--monitor", "zz"],
+    ["--chardev", "foo"],
+    ["--chardev", "socket,id=c,path=/nonexist/p,server=on,wait=off"],
+    ["--chardev", "stdio,id=c", "--chardev", "stdio,id=d"],
+    ["--chardev", "socket,id=c,path=c.sock,server=on,wait=off",
+     "--monitor", "c", "--monitor", "c"],
+    ["--object", "foo,id=1"],
+    ["--object", "iothread"],
+    ["--object", "iothread,id=i", "--object", "iothread,id=i"],
+    ["--pidfile", "/nonexist/x"],
+]
+
+# Invocations that must start in both, and end at SIGTERM with code 0.
+GOOD_COMMAND_LINES = [
+    ["--blockdev", "driver=file,node-name=f,filename=disk.raw",
+     "--blockdev", "raw,node-name=r,file=f",
+     "--nbd-server", "addr.type=unix,addr.path=n.sock",
+     "--export", "nbd,id=e,node-name=r,name=disk,writable=on"],
+    ["--blockdev", "qcow2,node-name=q,file.driver=file,"
+     "file.filename=disk.qcow2,discard=unmap",
+     "--nbd-server", "addr.type=inet,addr.host=127.0.0.1,addr.port=0",
+     "--export", "type=nbd,id=e,node-name=q"],
+    ["--blockdev", '{"driver": "qcow2", "node-name": "q", "file": '
+     '{"driver": "file", "filename": "disk.qcow2"}, "backing": null}'],
+    ["--object", "iothread,id=t", "--blockdev",
+     "null-co,node-name=n,size=1048576,read-zeroes=on",
+     "--nbd-server", "addr.type=unix,addr.path=n.sock,max-connections=5",
+     "--export", "nbd,id=e,node-name=n,iothread=t"],
+]
+
+# In order, in one session each; name, arguments.
+N = {"driver": "null-co", "size": 1 << 20}
+
+
+def qcow2(name, filename, **more):
+    return ("blockdev-add", {"driver": "qcow2", "node-name": name, "file": {
+        "driver": "file", "filename": filename}, **more})
+
+
+COMMANDS = [
+    ("blockdev-add", {"driver": "qcow2", "node-name": "a"}),
+    ("blockdev-add", {"driver": "file", "filename": "nope",
+                      "node-name": "x"}),
+    ("blockdev-add", {"driver": "file", "filename": "disk.raw"}),
+    ("blockdev-add", {**N, "node-name": "1x"}),
+    ("blockdev-add", {**N, "node-name": "x" * 32}),
+    ("blockdev-add", {"driver": "qcow2", "file": "nope", "node-name": "x"}),
+    ("blockdev-add", {"driver": "foo", "node-name": "x"}),
+    ("blockdev-add", {"driver": "file", "filename": 1, "node-name": "x"}),
+    ("blockdev-add", {**N, "node-name": "x", "bogus": True}),
+    ("blockdev-add", {**N, "node-name": "n"}),
+    ("blockdev-add", {**N, "node-name": "n"}),
+    ("blockdev-del", {"node-name": "zz"}),
+    ("blockdev-del", {}),
+    ("blockdev-add", {"driver": "file", "filename": "over.qcow2",
+                      "node-name": "of"}),
+    ("blockdev-add", {"driver": "qcow2", "file": "of", "node-name": "over",
+                      "backing": None}),
+    ("blockdev-del", {"node-name": "of"}),
+    qcow2("top", "top.qcow2"),
+    ("blockdev-snapshot", {"node": "zz", "overlay": "over"}),
+    ("blockdev-snapshot", {"node": "n", "overlay": "zz"}),
+    ("blockdev-snapshot", {"node": "over", "overlay": "top"}),
+    ("blockdev-snapshot", {"node": "n", "overlay": "of"}),
+    ("nbd-server-stop", {}),
+    ("block-export-add", {"type": "nbd", "id": "e", "node-name": "n"}),
+    ("block-export-del", {"id": "none"}),
+    ("nbd-server-start", {"addr": {"type": "unix", "data": {
+        "path": "/nonexist/x"}}}),
+    ("nbd-server-start", {"addr": {"type": "unix", "data": {
+        "path": "x.sock"}}, "tls-creds": "zz"}),
+    ("nbd-server-start", {"addr": {"type": "unix", "data": {
+        "path": "n.sock"}}}),
+    ("nbd-server-start", {"addr": {"type": "unix", "data": {
+        "path": "n.sock"}}}),
+    ("block-export-add", {"type": "nbd", "id": "e", "node-name": "zz"}),
+    ("block-export-add", {"type": "nbd", "id": "1e", "node-name": "n"}),
+    ("block-export-add", {"type": "nbd", "id": "e", "node-name": "n",
+                          "name": "x" * 5000}),
+    ("block-export-add", {"type": "nbd", "id": "e", "node-name": "n",
+                          "description": "x" * 5000}),
+    ("block-export-add", {"type": "nbd", "id": "e", "node-name": "n",
+                          "writable": True}),
+    ("block-export-add", {"type": "nbd", "id": "e", "node-name": "n"}),
+    ("block-export-add", {"type": "nbd", "id": "e2", "node-name": "n"}),
+    ("block-export-add", {"type": "nbd", "id": "e2", "node-name": "n",
+                          "name": "q", "bitmaps": ["bm"]}),
+    ("block-export-add", {"type": "nbd", "id": "e2", "node-name": "n",
+                          "name": "q", "iothread": "nope"}),
+    ("blockdev-add", {"driver": "raw", "node-name": "ro", "read-only": True,
+                      "file": {"driver": "file", "filename": "disk.raw"}}),
+    ("block-export-add", {"type": "nbd", "id": "e3", "node-name": "ro",
+                          "writable": True}),
+    ("blockdev-del", {"node-name": "n"}),
+    ("block-export-add", {"type": "nbd", "id": "t", "node-name": "top",
+                          "writable": True}),
+    ("blockdev-snapshot", {"node": "top", "overlay": "over"}),
+    ("blockdev-snapshot", {"node": "top", "overlay": "over"}),
+    ("blockdev-del", {"node-name": "top"}),
+    ("block-export-add", {"type": "nbd", "id": "b", "node-name": "top",
+                          "name": "b", "writable": True}),
+    ("query-block-exports", {}),
+    ("block-export-del", {"id": "t", "mode": "soft"}),
+    ("block-export-del", {"id": "t"}),
+    *[(f"job-{verb}", {"id": "zz"}) for verb in
+      ("pause", "resume", "cancel", "complete", "finalize", "dismiss")],
+    *[(f"block-job-{verb}", {"device": "zz"}) for verb in
+      ("pause", "resume", "cancel", "complete")],
+    ("block-job-finalize", {"id": "zz"}),
+    ("block-job-dismiss", {"id": "zz"}),
+    ("block-job-set-speed", {"device": "zz", "speed": -1}),
+    ("block-stream", {"device": "zz"}),
+    ("block-stream", {"device": "over"}),
+    ("block-stream", {"device": "over", "job-id": "!"}),
+    *[("block-stream", {"device": "over", "job-id": "j", **bad}) for bad in (
+        {"base": "x", "base-node": "top"},
+        {"base": "x", "bottom": "top"},
+        {"base-node": "top", "bottom": "top"},
+        {"base": "x"},
+        {"base-node": "zz"},
+        {"base-node": "ro"},
+        {"base-node": "over"},
+        {"bottom": "zz"},
+        {"bottom": "ro"},
+        {"speed": -1},
+        {"on-error": "foo"},
+        {"backing-file": "x"},
+        {"base": "zz", "backing-file": "x"},
+        {"device": 1},
+    )],
+    ("query-jobs", {}),
+    ("query-block-jobs", {}),
+    ("blockdev-create", {"job-id": "!", "options": {
+        "driver": "file", "filename": "new.raw", "size": 65536}}),
+    ("blockdev-create", {"job-id": "c", "options": {
+        "driver": "file", "filename": "/nonexist/new", "size": 65536}}),
+    ("@wait", "concluded"),
+    ("query-jobs", {}),
+    ("job-dismiss", {"id": "c"}),
+    ("@wait", "null"),
+    ("blockdev-create", {"job-id": "c", "options": {
+        "driver": "file", "filename": "new.raw", "size": 65536}}),
+    ("@wait", "concluded"),
+    ("query-jobs", {}),
+    ("query-block-jobs", {}),
+    ("job-pause", {"id": "c"}),
+    ("block-job-dismiss", {"id": "c"}),
+    ("job-dismiss", {"id": "c"}),
+    ("@wait", "null"),
+    ("blockdev-create", {"job-id": "c", "options": {
+        "driver": "qcow2", "file": "zz", "size": 65536}}),
+    ("@wait", "concluded"),
+    ("query-jobs", {}),
+    ("job-dismiss", {"id": "c"}),
+    ("blockdev-create", {"job-id": "c", "options": {
+        "driver": "null-co", "size": 1}}),
+    ("nosuch", {}),
+    ("quit", {"bogus": 1}),
+    ("nbd-server-stop", {}),
+    ("query-block-exports", {}),
+]
+
+def prepare():
+    run("qemu-img", "create", "-q", "-f", "raw", "disk.raw", "1M")
+    run("qemu-img", "create", "-q", "-f", "qcow2", "disk.qcow2", "1M")
+    run("qemu-img", "create", "-q", "-f", "qcow2", "over.qcow2", "1M")
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "disk.qcow2", "-F",
+        "qcow2", "top.qcow2")
+
+
+def in_folder(name, fn, *args):
+    """Sockets and locks of the two programs must not meet."""
+    os.mkdir(name)
+    os.chdir(name)
+    try:
+        prepare()
+        return fn(*args)
+    finally:
+        os.chdir("..")
+
+
+def fail_with(program, args):
+    code, text = run(program, *args, check=False)
+    # The parser of options names the program in full, all others do not.
+    text = text.replace(program, "PROGRAM")
+    return code, text.replace(os.path.basename(program), "PROGRAM")
+
+
+def bad_command_lines_fail_alike():
+    different = []
+    for i, args in enumerate(BAD_COMMAND_LINES):
+        theirs = in_folder(f"q{i}", fail_with, QSD, args)
+        ours = in_folder(f"s{i}", fail_with, SLUICED, args)
+        if theirs != ours:
+            different.append((args, theirs, ours))
+    for d in different:
+        print("#", d)
+    assert not different
+
+
+def start_and_stop(program, args):
+    with Daemon(program, *args, "--pidfile", "pid") as d:
+        d.qmp().cmd("query-version")
+        assert open("pid").read() == f"{d.pid}\n"
+        assert d.stop() == 0, d.errors()
+    assert not os.path.exists("pid")
+
+
+def good_command_lines_work_in_both():
+    for i, args in enumerate(GOOD_COMMAND_LINES):
+        in_folder(f"q{i}", start_and_stop, QSD, args)
+        in_folder(f"s{i}", start_and_stop, SLUICED, args)
+
+
+def converse(program):
+    answers = []
+    with Daemon(program) as d:
+        q = d.qmp()
+        for name, args in COMMANDS:
+            if name == "@wait":
+                q.wait_event("JOB_STATUS_CHANGE", status=args)
+            else:
+                answers.append((name, str(args)[:100], q.raw(name, args)))
+        answers.append([e["event"] for e in q.events])
+    return answers
+
+
+def errors_are_qemus():
+    theirs = in_folder("q", converse, QSD)
+    ours = in_folder("s", converse, SLUICED)
+    different = [(a, b) for a, b in zip(theirs, ours) if a != b]
+    for a, b in different:
+        print("# qemu  ", str(a)[:300])
+        print("# sluice", str(b)[:300])
+    assert not different and len(theirs) == len(ours)
+
+
+if __name__ == "__main__":
+    main([bad_command_lines_fail_alike, good_command_lines_work_in_both,
+          errors_are_qemus])
