@@ -39,10 +39,10 @@ new_graph(struct sim *sim)
 }
 
 static int
-open_top(struct sweep *s, struct graph *graph, struct node **ret,
+open_top(struct graph *graph, const char *text, struct node **ret,
          struct err *err)
 {
-    json_t *options = json_loads(s->setup->options, 0, NULL);
+    json_t *options = json_loads(text, 0, NULL);
     int r = node_add(graph, options, ret, err);
 
     json_decref(options);
@@ -274,7 +274,11 @@ judge_main(void *arg)
     auto_err err = ERR_INIT;
     struct node *top;
 
-    if (open_top(j->s, graph, &top, &err)) {
+    const struct sweep_setup *setup = j->s->setup;
+    const char *options =
+        setup->judge_options ? setup->judge_options : setup->options;
+
+    if (open_top(graph, options, &top, &err)) {
         sweep_fail(j->s, "after %s the disk does not open: %s", j->what,
                    err.msg);
     } else {
@@ -368,7 +372,7 @@ run_main(void *arg)
     auto_err err = ERR_INIT;
 
     s->graph = new_graph(s->sim);
-    if (open_top(s, s->graph, &s->top, &err)) {
+    if (open_top(s->graph, s->setup->options, &s->top, &err)) {
         if (!s->may_fail) {
             sweep_fail(s, "the disk does not open: %s", err.msg);
         }

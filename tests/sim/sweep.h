@@ -29,6 +29,8 @@ struct sweep_setup {
     const char *name;
     /* How to open the disk (JSON); the node's name must be "top". */
     const char *options;
+    /* How to open what a crash left, where that differs; else NULL. */
+    const char *judge_options;
     uint64_t size; /* of the disk, bytes */
     /* Makes the images, in a world without failures; describes them in @o. */
     void (*prepare)(struct graph *graph, struct oracle *o, uint64_t seed);
