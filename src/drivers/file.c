@@ -294,6 +294,10 @@ file_driver_create(struct graph *graph, json_t *options, struct err *err)
         if (!r) {
             r = file_truncate(f, opt_u64(options, "size", 0));
         }
+        /* What a guest flushes later is lost if the file's name is. */
+        if (!r) {
+            r = folder_sync(graph_loop(graph), filename);
+        }
     }
     if (r == -EAGAIN) {
         err_set(err, -EBUSY, "'%s' exists and is in use", filename);
