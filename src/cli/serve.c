@@ -23,7 +23,7 @@ struct serve {
     struct cli *cli;
     const char *path, *format, *nbd, *control, *name;
     bool read_only;
-    char *nbd_path, *folder; /* where we made them up */
+    char *made_nbd, *made_control, *folder; /* where none was given */
     struct control *ctl;
     int code;
 };
@@ -133,6 +133,9 @@ quit_on_signal(void *arg)
     while (fd >= 0 && s->ctl && read(fd, &si, sizeof(si)) != sizeof(si)) {
         fd_wait(s->cli->loop, fd, POLLIN, NEVER);
     }
+    if (fd >= 0) {
+        close(fd);
+    }
     if (s->ctl) {
         control_quit(s->ctl);
     }
@@ -167,10 +170,10 @@ choose_addresses(struct serve *s)
         s->folder = xstrdup(folder);
     }
     if (!s->nbd) {
-        s->nbd = s->nbd_path = xasprintf("unix:%s/nbd.sock", folder);
+        s->nbd = s->made_nbd = xasprintf("unix:%s/nbd.sock", folder);
     }
     if (!s->control) {
-        s->control = xasprintf("%s/control.sock", folder);
+        s->control = s->made_control = xasprintf("%s/control.sock", folder);
     }
 }
 
@@ -194,6 +197,9 @@ run(struct serve *s)
     if (s->folder) {
         rmdir(s->folder);
     }
+    free(s->made_nbd);
+    free(s->made_control);
+    free(s->folder);
     return s->code;
 }
 

@@ -28,7 +28,11 @@ enum {
     PERM_WRITE = 1 << 1,
     PERM_RESIZE = 1 << 3,
     PERM_BITS = 4,
+    LOCK_SPAN = LOCK_UNSHARED - LOCK_USED + PERM_BITS,
+    LOCK_TRIES = 10,
 };
+
+#define LOCK_WAIT_NS (30 * NS_PER_MS)
 
 struct file_state {
     struct file *f;
@@ -55,30 +59,50 @@ lock_bytes(struct file *f, unsigned base, unsigned perms,
     return 0;
 }
 
+/* -EAGAIN: *ret_perm is what could not be had; *ret_shared: shared with. */
+static int
+try_lock(struct node *node, struct file *f, unsigned *ret_perm,
+         bool *ret_shared)
+{
+    unsigned used = PERM_READ | (node->read_only ? 0 : PERM_WRITE | PERM_RESIZE);
+    unsigned unshared = PERM_WRITE | PERM_RESIZE;
+    int r = lock_bytes(f, LOCK_USED, used, FILE_LOCK_SHARED, ret_perm);
+
+    *ret_shared = false;
+    if (!r) {
+        r = lock_bytes(f, LOCK_UNSHARED, unshared, FILE_LOCK_SHARED, ret_perm);
+    }
+    if (!r) {
+        r = lock_bytes(f, LOCK_UNSHARED, used, FILE_LOCK_TEST, ret_perm);
+    }
+    if (!r) {
+        r = lock_bytes(f, LOCK_USED, unshared, FILE_LOCK_TEST, ret_perm);
+        *ret_shared = true;
+    }
+    return r;
+}
+
+/*
+ * A killed process's locks outlive it for a moment, until the kernel has torn
+ * down its io_uring; a restart at once must not fail for that.
+ */
 static int
 lock_image(struct node *node, struct file *f, struct err *err)
 {
     static const char *const names[] = {"consistent read", "write",
                                         "write unchanged", "resize"};
-    unsigned used = PERM_READ | (node->read_only ? 0 : PERM_WRITE | PERM_RESIZE);
-    unsigned unshared = PERM_WRITE | PERM_RESIZE;
-    unsigned p = 0;
-    const char *shared = "";
-    int r = lock_bytes(f, LOCK_USED, used, FILE_LOCK_SHARED, &p);
+    unsigned p = 0, tries = 0;
+    bool with_others = false;
+    int r;
 
-    if (!r) {
-        r = lock_bytes(f, LOCK_UNSHARED, unshared, FILE_LOCK_SHARED, &p);
-    }
-    if (!r) {
-        r = lock_bytes(f, LOCK_UNSHARED, used, FILE_LOCK_TEST, &p);
-    }
-    if (!r) {
-        r = lock_bytes(f, LOCK_USED, unshared, FILE_LOCK_TEST, &p);
-        shared = "shared ";
+    while ((r = try_lock(node, f, &p, &with_others)) == -EAGAIN &&
+           tries++ < LOCK_TRIES) {
+        file_lock(f, LOCK_USED, LOCK_SPAN, FILE_UNLOCK);
+        coro_sleep(LOCK_WAIT_NS);
     }
     if (r == -EAGAIN) {
-        r = err_set(err, -EBUSY, "Failed to get %s\"%s\" lock on '%s'", shared,
-                    names[p], node->filename);
+        r = err_set(err, -EBUSY, "Failed to get %s\"%s\" lock on '%s'",
+                    with_others ? "shared " : "", names[p], node->filename);
         err_hint(err, "Is another process using the image [%s]?",
                  node->filename);
     } else if (r) {

@@ -25,6 +25,9 @@ stream_next(struct transfer *t, uint64_t off, uint64_t limit,
 {
     uint64_t end = min_u64(off + limit, t->copy.target->size);
 
+    if (!t->copy.source) {
+        off = end; /* nothing below: done at once, as with QEMU */
+    }
     while (off < end) {
         struct extent own, below;
         struct node *layer = NULL;
@@ -84,6 +87,10 @@ stream_prepare(struct job *job, struct err *err)
     const char *name = t->backing_file;
     int r = node_flush(device);
 
+    if (!device->backing) {
+        return r ? err_set_errno(err, r, "Flushing '%s' failed", device->name)
+                 : 0;
+    }
     if (r) {
         return err_set_errno(err, r, "Flushing '%s' failed", device->name);
     }
@@ -123,18 +130,12 @@ check(const struct transfer_options *o, struct err *err)
 {
     struct node *device = o->device;
 
-    if (!device->backing) {
-        return err_set(err, -EINVAL,
-                       "Node '%s' has no backing file: there is nothing to "
-                       "stream",
-                       device->name);
-    }
     if (o->base && (o->base == device || !is_below(o->base, device))) {
         return err_set(err, -EINVAL,
                        "Node '%s' is not a backing image of '%s'",
                        o->base->name, device->name);
     }
-    if (!device->drv->set_backing) {
+    if (device->backing && !device->drv->set_backing) {
         return err_set(err, -ENOTSUP,
                        "Driver '%s' of node '%s' does not support changing "
                        "its backing file",
@@ -164,7 +165,9 @@ stream_start(struct jobs *jobs, const struct transfer_options *o,
         return r;
     }
     root_pin(t->root);
-    t->copy = (struct copy){.source = o->device->backing->child,
+    struct edge *backing = o->device->backing;
+
+    t->copy = (struct copy){.source = backing ? backing->child : NULL,
                             .target = o->device,
                             .fill = true,
                             .flags = REQ_BACKGROUND};
