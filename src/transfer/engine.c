@@ -256,23 +256,26 @@ next_piece(struct transfer *t, uint64_t *pos, struct missing *ret, bool *ret_hot
     if (r || ret->len) {
         return r;
     }
-    uint64_t limit = min_u64(size - *pos, 1ULL << SCAN_STEP_SHIFT);
+    /* A look-up can be slow (SEEK_HOLE): one serves many pieces. */
+    if (!t->rest.len) {
+        uint64_t limit = min_u64(size - *pos, 1ULL << SCAN_STEP_SHIFT);
 
-    r = t->recipe->next(t, *pos, limit, ret);
-    if (r) {
-        return r;
+        r = t->recipe->next(t, *pos, limit, &t->rest);
+        if (r) {
+            t->rest.len = 0;
+            return r;
+        }
+        t->job.current += t->rest.off - *pos;
+        *pos = t->rest.off;
     }
-    if (!ret->len) {
-        t->job.current += ret->off - *pos;
-        *pos = ret->off;
-        return 0;
-    }
-    t->job.current += ret->off - *pos;
+    *ret = t->rest;
     /* Pieces end at multiples of their size, so that clusters stay whole. */
     uint64_t end = align_down(ret->off, t->piece) + t->piece;
 
     ret->len = min_u64(ret->len, end - ret->off);
-    *pos = ret->off + ret->len;
+    t->rest.off += ret->len;
+    t->rest.len -= ret->len;
+    *pos += ret->len;
     return 0;
 }
 

@@ -60,7 +60,8 @@ struct transfer {
     uint64_t budget_ns; /* rate limit: when the next piece may start */
     struct governor governor;
 
-    struct tap tap; /* sees the guest's reads */
+    struct missing rest; /* what was found and is not yet dispatched */
+    struct tap tap;      /* sees the guest's reads */
     uint64_t hot[HOT_MAX];
     unsigned hot_head, hot_n;
 
