@@ -220,17 +220,6 @@ undo_replace(struct node *node, struct node *to, struct done *done)
 
 /* Checks. */
 
-static bool
-is_in_chain(struct node *node, struct node *top)
-{
-    for (struct node *n = top; n; n = n->backing ? n->backing->child : NULL) {
-        if (n == node) {
-            return true;
-        }
-    }
-    return false;
-}
-
 /* The claims on a node, so that each meets every other one. */
 struct claims {
     unsigned n[CLAIM_ALONE + 1];
@@ -297,7 +286,7 @@ swap(const struct edit *edits, unsigned n, struct done *done, struct err *err)
     for (unsigned i = 0; i < n; i++) {
         if (edits[i].kind == EDIT_REPLACE) {
             do_replace(edits[i].node, edits[i].to, &done[i]);
-        } else if (edits[i].to && is_in_chain(edits[i].node, edits[i].to)) {
+        } else if (edits[i].to && chain_contains(edits[i].to, edits[i].node)) {
             r = err_set(err, -ELOOP,
                         "Making '%s' the backing file of '%s' would create a "
                         "cycle",

@@ -205,6 +205,15 @@ node_unref(struct node *node)
     }
 }
 
+bool
+chain_contains(const struct node *top, const struct node *node)
+{
+    while (top && top != node) {
+        top = top->backing ? top->backing->child : NULL;
+    }
+    return top != NULL;
+}
+
 /* Claims and edges. */
 
 bool

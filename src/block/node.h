@@ -207,6 +207,14 @@ int node_backing_path(struct node *node, char **ret, struct err *err);
 /* For drivers: opens or refers to the child in options[key] (required). */
 int node_open_file(struct node *node, json_t *options, struct err *err);
 
+/* Is @node in the chain from @top down?  Does not yield. */
+bool chain_contains(const struct node *top, const struct node *node);
+/*
+ * @backing as the header of the image @path should name it: by its last part
+ * where both lie in one folder, else absolutely.  The caller frees it.
+ */
+char *backing_name_for(const char *path, const char *backing);
+
 struct node *node_ref(struct node *node); /* does not yield */
 void node_unref(struct node *node);       /* the last one closes */
 

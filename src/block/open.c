@@ -218,6 +218,21 @@ node_open_file(struct node *node, json_t *options, struct err *err)
 
 /* Backing files. */
 
+char *
+backing_name_for(const char *path, const char *backing)
+{
+    const char *ps = strrchr(path, '/'), *bs = strrchr(backing, '/');
+    size_t pn = ps ? (size_t)(ps - path) : 0;
+    size_t bn = bs ? (size_t)(bs - backing) : 0;
+
+    if (!ps == !bs && pn == bn && !strncmp(path, backing, pn)) {
+        return xstrdup(bs ? bs + 1 : backing);
+    }
+    char *real = realpath(backing, NULL);
+
+    return real ? real : xstrdup(backing);
+}
+
 /* Is @path below one of the folders of the colon-separated @list? */
 static bool
 path_is_allowed(const char *path, const char *list)
@@ -330,12 +345,9 @@ header_backing_options(struct node *node, json_t **ret, struct err *err)
 static int
 attach_backing(struct node *node, struct node *backing, struct err *err)
 {
-    for (struct node *n = backing; n; n = n->backing ? n->backing->child : NULL) {
-        if (n == node) {
-            return err_set(err, -ELOOP,
-                           "Node '%s' would be its own backing file",
-                           node->name);
-        }
+    if (chain_contains(backing, node)) {
+        return err_set(err, -ELOOP, "Node '%s' would be its own backing file",
+                       node->name);
     }
     return edge_new(node, backing, EDGE_BACKING, CLAIM_STABLE, &node->backing,
                     err);

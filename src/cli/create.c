@@ -162,21 +162,6 @@ image_created(struct cli *cli, const struct new_image *im, const char *what)
     return EXIT_OK;
 }
 
-char *
-image_relative(const char *backing, const char *path)
-{
-    const char *bs = strrchr(backing, '/'), *ps = strrchr(path, '/');
-    size_t bn = bs ? (size_t)(bs - backing) : 0;
-    size_t pn = ps ? (size_t)(ps - path) : 0;
-
-    if (!bs == !ps && bn == pn && !strncmp(backing, path, bn)) {
-        return xstrdup(bs ? bs + 1 : backing);
-    }
-    char *real = realpath(backing, NULL);
-
-    return real ? real : xstrdup(backing);
-}
-
 struct node *
 image_open_for_check(struct cli *cli, const char *path, const char *format,
                      unsigned fix, struct err *err)

@@ -21,8 +21,6 @@ int image_create(struct cli *cli, const struct new_image *im, struct err *err);
 /* The final line, as text or JSON; returns EXIT_OK. */
 int image_created(struct cli *cli, const struct new_image *im,
                   const char *what);
-/* @backing as the header of @path should name it; the caller frees it. */
-char *image_relative(const char *backing, const char *path);
 /* Opens an image even where it is marked dirty or corrupt. */
 struct node *image_open_for_check(struct cli *cli, const char *path,
                                   const char *format, unsigned fix,

@@ -99,7 +99,7 @@ verb_clone(struct cli *cli)
         return cli_error(cli, &err);
     }
     im.size = size ? im.size : template->size;
-    auto_free char *backing = image_relative(cli->argv[optind], im.path);
+    auto_free char *backing = backing_name_for(im.path, cli->argv[optind]);
 
     im.backing = backing;
     if (image_create(cli, &im, &err)) {

@@ -198,17 +198,6 @@ cmd_blockdev_create(struct control *ctl,
 
 /* Streaming. */
 
-static bool
-chain_contains(struct node *top, const struct node *node)
-{
-    for (struct node *n = top; n; n = n->backing ? n->backing->child : NULL) {
-        if (n == node) {
-            return true;
-        }
-    }
-    return false;
-}
-
 /* By file name: as the header above has it, or in full. */
 static int
 find_backing_file(struct node *top, const char *filename, struct node **ret,

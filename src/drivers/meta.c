@@ -65,7 +65,6 @@ struct meta {
     struct timer stale;     /* since the first change that is not committed */
     bool background;        /* its coroutine runs */
     bool discard;
-    struct meta_stats stats;
 };
 
 /* What a commit writes: a copy of one slice's dirty granules. */
@@ -190,7 +189,6 @@ load(struct meta *m, uint64_t off, struct slice **ret)
     list_push(bucket(m, off), &s->hash);
     list_push(&m->use, &s->use);
     m->n_slices++;
-    m->stats.misses++;
     s->error = node_read_buf(m->file, off, s->data, m->o.slice_size);
     s->loading = false;
     waitq_wake_all(&m->loaded);
@@ -220,7 +218,6 @@ meta_get(struct meta *m, uint64_t off, struct slice **ret)
         if (!s) {
             r = load(m, off, &s);
         } else {
-            m->stats.hits++;
             s->pins++;
             while (s->loading) {
                 waitq_wait(&m->loaded);
@@ -247,7 +244,6 @@ meta_peek(struct meta *m, uint64_t off)
         return NULL;
     }
     s->pins++;
-    m->stats.hits++;
     return s;
 }
 
@@ -399,7 +395,6 @@ write_run(struct meta *m, const struct snapshot *snap, size_t *i)
         sg.len += snap->v[*i].len;
         ++*i;
     }
-    m->stats.writes++;
     return node_write(m->file, first->off, sg, 0, NULL);
 }
 
@@ -497,7 +492,6 @@ run_commit(struct meta *m)
 
     m->running = true;
     m->started++;
-    m->stats.commits++;
     take_snapshot(m, &snap);
     int r = write_snapshot(m, &snap);
 
@@ -575,12 +569,4 @@ meta_close(struct meta *m, bool discard)
     }
     free(m);
     return r;
-}
-
-void
-meta_get_stats(const struct meta *m, struct meta_stats *ret)
-{
-    *ret = m->stats;
-    ret->slices = m->n_slices;
-    ret->dirty_slices = m->n_dirty;
 }

@@ -93,11 +93,4 @@ void meta_free_later(struct meta *meta, uint64_t off, uint64_t len);
 /* Commits and waits until all that was freed before has come back. */
 int meta_free_now(struct meta *meta);
 
-/* For statistics and tests. */
-struct meta_stats {
-    uint64_t hits, misses, commits, writes;
-    uint64_t dirty_slices, slices;
-};
-void meta_get_stats(const struct meta *meta, struct meta_stats *ret);
-
 #endif

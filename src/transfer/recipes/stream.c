@@ -58,23 +58,6 @@ stream_next(struct transfer *t, uint64_t off, uint64_t limit,
     return 0;
 }
 
-/* The base's name as the device's header should state it. */
-static char *
-name_for_header(const struct node *device, const struct node *base)
-{
-    const char *ds = strrchr(device->filename, '/');
-    const char *bs = strrchr(base->filename, '/');
-    size_t dn = ds ? (size_t)(ds - device->filename) : 0;
-    size_t bn = bs ? (size_t)(bs - base->filename) : 0;
-
-    if (!ds == !bs && dn == bn && !strncmp(device->filename, base->filename, dn)) {
-        return xstrdup(bs ? bs + 1 : base->filename);
-    }
-    char *real = realpath(base->filename, NULL);
-
-    return real ? real : xstrdup(base->filename);
-}
-
 static int
 stream_prepare(struct job *job, struct err *err)
 {
@@ -95,7 +78,7 @@ stream_prepare(struct job *job, struct err *err)
         return err_set_errno(err, r, "Flushing '%s' failed", device->name);
     }
     if (t->base && !name && t->base->filename) {
-        name = made = name_for_header(device, t->base);
+        name = made = backing_name_for(device->filename, t->base->filename);
     }
     r = device->drv->set_backing(device, t->base ? name : NULL,
                                  t->base ? t->base->drv->name : NULL, err);
@@ -116,21 +99,12 @@ static const struct transfer_recipe recipe = {
     .next = stream_next,
 };
 
-static bool
-is_below(struct node *node, struct node *top)
-{
-    while (top && top != node) {
-        top = top->backing ? top->backing->child : NULL;
-    }
-    return top != NULL;
-}
-
 static int
 check(const struct transfer_options *o, struct err *err)
 {
     struct node *device = o->device;
 
-    if (o->base && (o->base == device || !is_below(o->base, device))) {
+    if (o->base && (o->base == device || !chain_contains(device, o->base))) {
         return err_set(err, -EINVAL,
                        "Node '%s' is not a backing image of '%s'",
                        o->base->name, device->name);
