@@ -16,6 +16,33 @@ struct piece {
     struct copy_result *result;
 };
 
+void
+copy_buffers_free(struct copy_buffers *buffers)
+{
+    while (buffers->n) {
+        free(buffers->idle[--buffers->n]);
+    }
+}
+
+static void *
+get_buffer(struct copy_buffers *b, uint64_t len)
+{
+    if (!b || len > b->size) {
+        return try_alloc_aligned(4096, len);
+    }
+    return b->n ? b->idle[--b->n] : try_alloc_aligned(4096, b->size);
+}
+
+static void
+put_buffer(struct copy_buffers *b, void *p, uint64_t len)
+{
+    if (p && b && len <= b->size && b->n < COPY_BUFFERS) {
+        b->idle[b->n++] = p;
+    } else {
+        free(p);
+    }
+}
+
 static int
 read_source(const struct copy *copy, struct piece *p)
 {
@@ -27,7 +54,7 @@ read_source(const struct copy *copy, struct piece *p)
     if (copy->known_zero || !here) {
         return 0;
     }
-    p->data = try_alloc_aligned(4096, p->len);
+    p->data = get_buffer(copy->buffers, p->len);
     if (!p->data) {
         return -ENOMEM;
     }
@@ -139,6 +166,6 @@ copy_range(const struct copy *copy, uint64_t off, uint64_t len,
         r = copy->fill ? put_missing(&p) : put_part(&p, off, p.len);
         range_lock_release(&target->ranges, &p.hold);
     }
-    free(p.data);
+    put_buffer(copy->buffers, p.data, p.len);
     return r;
 }

@@ -13,8 +13,24 @@
 
 #include "block/node.h"
 
+enum { COPY_BUFFERS = 32 };
+
+/*
+ * Buffers that one piece after the other uses: fresh memory for each costs as
+ * much as the copy, by the page.  All have one size; what is idle is bounded.
+ */
+struct copy_buffers {
+    uint64_t size;
+    unsigned n;
+    void *idle[COPY_BUFFERS]; /* the warmest last */
+};
+
+/* Does not yield. */
+void copy_buffers_free(struct copy_buffers *buffers);
+
 struct copy {
     struct node *source, *target;
+    struct copy_buffers *buffers; /* NULL: memory of its own for each */
     bool fill;       /* only where the target's own layer has nothing */
     bool known_zero; /* the source reads zero: do not read it */
     unsigned flags;  /* REQ_BACKGROUND */

@@ -36,6 +36,12 @@ enum {
 
 struct file_state {
     struct file *f;
+    /*
+     * The extent of data that was found last.  SEEK_HOLE costs time by the
+     * page on tmpfs, and whoever walks a file asks for it in pieces.  Data
+     * that was punched since then reads zero, so an old answer is only slow.
+     */
+    uint64_t data_start, data_end;
 };
 
 static struct file *
@@ -226,11 +232,46 @@ file_driver_write(struct node *node, uint64_t off, struct sg sg, unsigned flags,
 }
 
 static int
+file_driver_status(struct node *node, uint64_t off, uint64_t len,
+                   struct extent *ret)
+{
+    struct file_state *st = node->state;
+    uint64_t found = st->data_end - off;
+    bool data = true;
+
+    if (off < st->data_start || off >= st->data_end) {
+        int r = file_extent(st->f, off, max_u64(len, node->size - off), &data,
+                            &found);
+
+        if (r) {
+            return r;
+        }
+        if (data) {
+            st->data_start = off;
+            st->data_end = off + found;
+        }
+    }
+    ret->kind = data ? EXTENT_DATA : EXTENT_ZERO;
+    ret->len = min_u64(len, found);
+    return 0;
+}
+
+/* Blocks were given back, perhaps among the data that was found. */
+static void
+forget_extent(struct node *node)
+{
+    struct file_state *st = node->state;
+
+    st->data_start = st->data_end = 0;
+}
+
+static int
 file_driver_zero(struct node *node, uint64_t off, uint64_t len, unsigned flags,
                  struct range_hold *hold)
 {
     int r = file_zero(file_of(node), off, len, flags & REQ_MAY_UNMAP);
 
+    forget_extent(node);
     if (!r) {
         grown(node, off + len);
     }
@@ -241,7 +282,10 @@ static int
 file_driver_discard(struct node *node, uint64_t off, uint64_t len,
                     struct range_hold *hold)
 {
-    return file_punch(file_of(node), off, len);
+    int r = file_punch(file_of(node), off, len);
+
+    forget_extent(node);
+    return r;
 }
 
 static int
@@ -252,17 +296,6 @@ file_driver_flush(struct node *node)
     if (r) {
         node->failed = r;
     }
-    return r;
-}
-
-static int
-file_driver_status(struct node *node, uint64_t off, uint64_t len,
-                   struct extent *ret)
-{
-    bool data = true;
-    int r = file_extent(file_of(node), off, len, &data, &ret->len);
-
-    ret->kind = data ? EXTENT_DATA : EXTENT_ZERO;
     return r;
 }
 
@@ -280,6 +313,7 @@ file_driver_truncate(struct node *node, uint64_t size, struct err *err)
     }
     int r = file_truncate(f, size);
 
+    forget_extent(node);
     if (r) {
         return err_set_errno(err, r, "Could not resize '%s'", node->filename);
     }

@@ -34,15 +34,6 @@ enum {
     NAMES_MAX = 4, /* workers that slow folders can hold */
 };
 
-struct job {
-    struct list link;
-    void (*fn)(void *);
-    void *arg;
-    struct coro *co;
-    bool done;
-    struct real_loop *rl;
-};
-
 struct post {
     struct list link;
     void (*fn)(void *);
@@ -103,8 +94,11 @@ real_loop_post(struct loop *loop, void (*fn)(void *), void *arg)
     pthread_mutex_lock(&rl->lock);
     list_push(&rl->posts, &post->link);
     pthread_mutex_unlock(&rl->lock);
-    atomic_store(&rl->posted, true);
-    ring_bell(rl);
+    /* A bell that rings already is enough: the flag falls before the list is
+     * taken. */
+    if (!atomic_exchange(&rl->posted, true)) {
+        ring_bell(rl);
+    }
 }
 
 static void
@@ -131,15 +125,6 @@ run_posts(struct real_loop *rl)
 
 /* Work off the loop. */
 
-static void
-job_over(void *arg)
-{
-    struct job *job = arg;
-
-    job->done = true;
-    coro_wake(job->co);
-}
-
 static void *
 worker(void *arg)
 {
@@ -160,21 +145,18 @@ worker(void *arg)
         list_remove(&job->link);
         pthread_mutex_unlock(&rl->lock);
         job->fn(job->arg);
-        real_loop_post(&rl->loop, job_over, job);
+        real_loop_post(&rl->loop, job->over, job);
         pthread_mutex_lock(&rl->lock);
     }
     pthread_mutex_unlock(&rl->lock);
     return NULL;
 }
 
-static void
-real_offload(struct loop *loop, void (*fn)(void *), void *arg)
+void
+real_start_job(struct real_loop *rl, struct job *job)
 {
-    struct real_loop *rl = real_of(loop);
-    struct job job = {.fn = fn, .arg = arg, .co = coro_self(), .rl = rl};
-
     pthread_mutex_lock(&rl->lock);
-    list_push(&rl->jobs, &job.link);
+    list_push(&rl->jobs, &job->link);
     if (!rl->n_idle && rl->n_threads < THREADS_MAX &&
         !pthread_create(&rl->threads[rl->n_threads], NULL, worker, rl)) {
         rl->n_threads++;
@@ -182,7 +164,31 @@ real_offload(struct loop *loop, void (*fn)(void *), void *arg)
     assert(rl->n_threads);
     pthread_cond_signal(&rl->work);
     pthread_mutex_unlock(&rl->lock);
-    while (!job.done) {
+}
+
+struct offloaded {
+    struct job job;
+    struct coro *co;
+    bool done;
+};
+
+static void
+offload_over(void *arg)
+{
+    struct offloaded *o = container_of(arg, struct offloaded, job);
+
+    o->done = true;
+    coro_wake(o->co);
+}
+
+static void
+real_offload(struct loop *loop, void (*fn)(void *), void *arg)
+{
+    struct offloaded o = {.job = {.fn = fn, .arg = arg, .over = offload_over},
+                          .co = coro_self()};
+
+    real_start_job(real_of(loop), &o.job);
+    while (!o.done) {
         coro_yield();
     }
 }
@@ -242,6 +248,7 @@ real_flush(struct loop *loop)
 {
     struct real_loop *rl = real_of(loop);
 
+    write_queues_start(rl);
     if (rl->to_submit) {
         rl->to_submit = 0;
         io_uring_submit(&rl->ring);
@@ -404,6 +411,7 @@ real_loop_new(const struct real_loop_options *options, struct loop **ret,
     pthread_mutex_init(&rl->lock, NULL);
     pthread_cond_init(&rl->work, NULL);
     list_init(&rl->fd_waiters);
+    list_init(&rl->queues);
     list_init(&rl->jobs);
     list_init(&rl->posts);
     rl->threads = xzalloc(THREADS_MAX * sizeof(*rl->threads));

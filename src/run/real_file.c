@@ -7,7 +7,9 @@
  *
  *   inline   plain preadv/pwritev, on tmpfs, where nothing can block
  *   nowait   RWF_NOWAIT: done at once where the page cache can, else refused
- *   ring     io_uring; the only way for O_DIRECT and for background work
+ *   queue    a guest's buffered writes where that is refused (ext4 always):
+ *            a worker takes all of a turn at once
+ *   ring     io_uring: O_DIRECT, reads that the cache lacks, background work
  *   offload  a worker thread, where there is no io_uring
  *
  * What is refused or done in part by one way goes on with the next.
@@ -38,6 +40,8 @@ struct real_file {
     bool plain;        /* inline */
     bool nowait_read;  /* RWF_NOWAIT works for reads */
     bool nowait_write; /* for writes; cleared at the first refusal */
+    bool direct;
+    struct write_queue writes;
     struct offload_group workers;
 };
 
@@ -78,10 +82,22 @@ batch_in_worker(void *arg)
 }
 
 static ssize_t
-batch_slow(struct batch *b)
+batch_queued(struct batch *b)
+{
+    struct queued_write w = {
+        .fd = b->rf->fd, .iov = b->iov, .n = b->n, .off = b->off};
+
+    return write_queue_run(&b->rf->writes, &w);
+}
+
+static ssize_t
+batch_slow(struct batch *b, bool background)
 {
     struct real_loop *rl = real_of(b->rf->f.loop);
 
+    if (b->write && !b->rf->direct && !background) {
+        return batch_queued(b);
+    }
     if (!rl->have_ring) {
         offload(&rl->loop, &b->rf->workers, batch_in_worker, b);
         return b->result;
@@ -123,7 +139,7 @@ batch_run(struct batch *b, bool background)
             *nowait = false;
         }
     }
-    return batch_slow(b);
+    return batch_slow(b, background);
 }
 
 static int
@@ -461,6 +477,7 @@ probe(struct real_file *rf, unsigned flags)
     rf->f.ino = rf->f.is_block_device ? st.st_rdev : st.st_ino;
     rf->f.align = flags & FILE_DIRECT ? DIRECT_ALIGN : 1;
     rf->f.is_remote = fs.f_type == NFS_SUPER_MAGIC;
+    rf->direct = flags & FILE_DIRECT;
     if (flags & FILE_DIRECT) {
         return 0;
     }
@@ -497,6 +514,7 @@ real_file_open(struct loop *loop, const char *path, unsigned flags,
     rf->f.ops = &real_file_ops;
     rf->f.loop = loop;
     offload_group_init(&rf->workers, FILE_WORKERS);
+    write_queue_init(&rf->writes, real_of(loop));
     offload(loop, &real_of(loop)->names, open_in_worker, &call);
     if (call.result) {
         free(rf);

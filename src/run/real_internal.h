@@ -11,7 +11,13 @@
 #include "run/real.h"
 #include "run/stream.h"
 
-struct job; /* work off the loop */
+/* Work off the loop; @over runs in the loop's context once @fn has returned. */
+struct job {
+    struct list link;
+    void (*fn)(void *);
+    void (*over)(void *);
+    void *arg;
+};
 
 struct real_loop {
     struct loop loop;
@@ -20,6 +26,7 @@ struct real_loop {
     struct io_uring ring;
     unsigned to_submit;
     struct list fd_waiters; /* in fd_wait() */
+    struct list queues;     /* of write_queue.link: to start at the turn's end */
 
     pthread_mutex_t lock; /* covers everything below */
     pthread_cond_t work;
@@ -49,6 +56,40 @@ real_of(struct loop *loop)
  */
 struct io_uring_sqe *ring_sqe(struct real_loop *rl);
 int ring_wait(struct real_loop *rl, struct io_uring_sqe *sqe);
+
+/* Hands @job to a worker; it must live until `over` is called. */
+void real_start_job(struct real_loop *rl, struct job *job);
+
+/*
+ * Writes of one file that the loop's thread must not do itself.  One worker
+ * does all that gathered during a turn, one after the other (the file system
+ * lets only one at a time write to a file anyway), while the next ones gather:
+ * a hand-over and a bell for many writes instead of for each.
+ */
+struct write_queue {
+    struct list link; /* of the loop, while it waits for the turn's end */
+    struct list waiting, running; /* of struct queued_write */
+    struct job job;
+    struct real_loop *rl;
+    bool busy;
+};
+
+struct queued_write {
+    struct list link;
+    int fd;
+    const struct iovec *iov;
+    int n;
+    uint64_t off;
+    ssize_t result;
+    struct coro *co;
+    bool done;
+};
+
+void write_queue_init(struct write_queue *q, struct real_loop *rl);
+/* Writes once, as pwritev(2), or gives -errno.  Yields. */
+ssize_t write_queue_run(struct write_queue *q, struct queued_write *w);
+/* For the loop: starts what gathered. */
+void write_queues_start(struct real_loop *rl);
 
 int real_file_open(struct loop *loop, const char *path, unsigned flags,
                    struct file **ret);

@@ -105,6 +105,7 @@ start_worker(struct transfer *t, const struct missing *m, bool hot)
     *w = (struct worker){
         .t = t, .copy = t->copy, .off = m->off, .len = m->len, .hot = hot};
     w->copy.known_zero = m->zero;
+    w->copy.buffers = &t->buffers;
     list_push(&t->active, &w->link);
     t->workers++;
     t->in_flight += m->len;
@@ -365,6 +366,7 @@ transfer_new(const struct transfer_recipe *recipe,
     t->max_in_flight =
         options->max_in_flight ? options->max_in_flight : DEFAULT_IN_FLIGHT;
     t->piece = options->piece ? options->piece : DEFAULT_PIECE;
+    t->buffers.size = t->piece;
     waitq_init(&t->worker_done);
     list_init(&t->active);
     list_init(&t->tap.link);
@@ -405,6 +407,7 @@ void
 transfer_clean(struct job *job, bool success)
 {
     let_go(transfer_of(job));
+    copy_buffers_free(&transfer_of(job)->buffers);
 }
 
 void

@@ -40,6 +40,7 @@ struct transfer {
     struct job job;
     const struct transfer_recipe *recipe;
     struct copy copy;
+    struct copy_buffers buffers;
     struct node *base; /* stream */
     char *backing_file;
     struct root *root; /* the claim on the target */

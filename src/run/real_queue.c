@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* See struct write_queue. */
+#include <errno.h>
+#include <sys/uio.h>
+
+#include "run/real_internal.h"
+
+/* In the worker. */
+static void
+write_all(void *arg)
+{
+    struct write_queue *q = arg;
+
+    list_for_each(it, &q->running)
+    {
+        struct queued_write *w = container_of(it, struct queued_write, link);
+
+        do {
+            w->result = pwritev(w->fd, w->iov, w->n, (off_t)w->off);
+        } while (w->result < 0 && errno == EINTR);
+        if (w->result < 0) {
+            w->result = -errno;
+        }
+    }
+}
+
+static void
+to_be_started(struct write_queue *q)
+{
+    if (!q->busy && list_empty(&q->link)) {
+        list_push(&q->rl->queues, &q->link);
+    }
+}
+
+static void
+batch_over(void *arg)
+{
+    struct write_queue *q = container_of(arg, struct write_queue, job);
+
+    q->busy = false;
+    list_for_each_safe(it, &q->running)
+    {
+        struct queued_write *w = container_of(it, struct queued_write, link);
+
+        list_remove(it);
+        w->done = true;
+        coro_wake(w->co);
+    }
+    if (!list_empty(&q->waiting)) {
+        to_be_started(q);
+    }
+}
+
+void
+write_queue_init(struct write_queue *q, struct real_loop *rl)
+{
+    *q = (struct write_queue){.rl = rl};
+    q->job = (struct job){.fn = write_all, .over = batch_over, .arg = q};
+    list_init(&q->link);
+    list_init(&q->waiting);
+    list_init(&q->running);
+}
+
+ssize_t
+write_queue_run(struct write_queue *q, struct queued_write *w)
+{
+    w->co = coro_self();
+    w->done = false;
+    list_push(&q->waiting, &w->link);
+    to_be_started(q);
+    while (!w->done) {
+        coro_yield();
+    }
+    return w->result;
+}
+
+void
+write_queues_start(struct real_loop *rl)
+{
+    while (!list_empty(&rl->queues)) {
+        struct write_queue *q = list_first(&rl->queues, struct write_queue, link);
+
+        list_remove(&q->link);
+        list_splice(&q->running, &q->waiting);
+        q->busy = true;
+        real_start_job(rl, &q->job);
+    }
+}
