@@ -136,19 +136,6 @@ index_new(struct node *node)
     return x;
 }
 
-static void
-drop_one(struct node *node)
-{
-    struct chain_index *x = take_ptr(node->index);
-
-    if (x) {
-        x->dropped = true;
-        x->forgets++;
-        x->users++;
-        leave(x);
-    }
-}
-
 /* Windows. */
 
 static struct list *
@@ -353,11 +340,7 @@ fill(struct chain_index *x, struct window *w, unsigned first)
     w->filling = true;
     while (!r && w->asked < x->n_layers && any_unresolved(w, first, 1)) {
         r = compose_layer(x, w, w->asked);
-        if (!r) {
-            w->asked++;
-        } else if (r == -EAGAIN && !w->asked) {
-            clear_window(w);
-        }
+        w->asked += !r;
     }
     for (unsigned i = 0; !r && i < WINDOW && w->asked == x->n_layers; i++) {
         if (entry_kind(w->entries[i]) == E_UNRESOLVED) {
@@ -473,34 +456,63 @@ static void
 forget_range(struct chain_index *x, uint64_t off, uint64_t len)
 {
     unsigned shift = WINDOW_BITS + x->granule_bits;
+    uint64_t first = off >> shift, last = (off + len) >> shift;
 
     x->forgets++;
-    for (uint64_t n = off >> shift; n <= (off + max_u64(len, 1) - 1) >> shift;
-         n++) {
-        struct window *w = find_window(x, n);
+    list_for_each(it, &x->use)
+    {
+        struct window *w = container_of(it, struct window, use);
 
-        if (w) {
+        if (w->number >= first && w->number <= last) {
             clear_window(w);
         }
+    }
+}
+
+/*
+ * Calls @fn for @node and every node that reads through it.  A chain can be
+ * deep, so the last overlay is the next turn of a loop.
+ */
+static void
+for_each_above(struct node *node,
+               void (*fn)(struct node *node, const uint64_t *range),
+               const uint64_t *range)
+{
+    while (node) {
+        struct node *next = NULL;
+
+        fn(node, range);
+        list_for_each(it, &node->parents)
+        {
+            struct edge *edge = container_of(it, struct edge, link);
+
+            if (edge->role != EDGE_BACKING) {
+                continue;
+            }
+            if (next) {
+                for_each_above(next, fn, range);
+            }
+            next = edge->parent;
+        }
+        node = next;
+    }
+}
+
+static void
+forget_in_node(struct node *node, const uint64_t *range)
+{
+    if (node->index) {
+        forget_range(node->index, range[0], range[1]);
     }
 }
 
 void
 chain_index_change_begin(struct node *node, uint64_t off, uint64_t len)
 {
-    node->changing++;
-    if (node->index) {
-        forget_range(node->index, off, len);
-    }
-    list_for_each(it, &node->parents)
-    {
-        struct edge *edge = container_of(it, struct edge, link);
+    const uint64_t range[2] = {off, len};
 
-        if (edge->role == EDGE_BACKING) {
-            chain_index_change_begin(edge->parent, off, len);
-            edge->parent->changing--;
-        }
-    }
+    node->changing++;
+    for_each_above(node, forget_in_node, range);
 }
 
 void
@@ -509,16 +521,21 @@ chain_index_change_end(struct node *node)
     node->changing--;
 }
 
+static void
+drop_one(struct node *node, const uint64_t *range)
+{
+    struct chain_index *x = take_ptr(node->index);
+
+    if (x) {
+        x->dropped = true;
+        x->forgets++;
+        x->users++;
+        leave(x);
+    }
+}
+
 void
 chain_index_drop(struct node *node)
 {
-    drop_one(node);
-    list_for_each(it, &node->parents)
-    {
-        struct edge *edge = container_of(it, struct edge, link);
-
-        if (edge->role == EDGE_BACKING) {
-            chain_index_drop(edge->parent);
-        }
-    }
+    for_each_above(node, drop_one, NULL);
 }

@@ -38,8 +38,8 @@ bool chain_index_usable(const struct node *node);
 /*
  * The first place of [off, off + len), which lies within @node.  False where
  * it must be looked for layer by layer (clusters that are not aligned with one
- * another, a layer that is being changed).  Yields; *ret_error is 0 or what a
- * layer's look-up failed with.
+ * another, a layer that is being changed).  Where true, *ret_error is 0 or what
+ * a layer's look-up failed with.  Yields.
  */
 bool chain_index_find(struct node *node, uint64_t off, uint64_t len,
                       struct chain_place *ret, int *ret_error);

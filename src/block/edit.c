@@ -134,7 +134,7 @@ do_backing(struct node *node, struct node *to, struct done *done)
 {
     done->old_edge = node->backing;
     if (done->old_edge) {
-        list_remove(&done->old_edge->link);
+        edge_unlink(done->old_edge);
     }
     if (to) {
         done->new_edge = xzalloc(sizeof(*done->new_edge));
@@ -142,7 +142,7 @@ do_backing(struct node *node, struct node *to, struct done *done)
                                         .child = node_ref(to),
                                         .role = EDGE_BACKING,
                                         .claim = CLAIM_STABLE};
-        list_push(&to->parents, &done->new_edge->link);
+        edge_link(done->new_edge);
     }
     node->backing = done->new_edge;
 }
@@ -152,10 +152,10 @@ undo_backing(struct node *node, struct done *done)
 {
     node->backing = done->old_edge;
     if (done->old_edge) {
-        list_push(&done->old_edge->child->parents, &done->old_edge->link);
+        edge_link(done->old_edge);
     }
     if (done->new_edge) {
-        list_remove(&done->new_edge->link);
+        edge_unlink(done->new_edge);
         done->new_edge->child->refs--; /* it had one before: never the last */
         free(done->new_edge);
         done->new_edge = NULL;
@@ -180,9 +180,9 @@ do_replace(struct node *node, struct node *to, struct done *done)
         done->edges = xrealloc(done->edges, (done->n_edges + 1) *
                                                 sizeof(*done->edges));
         done->edges[done->n_edges++] = edge;
-        list_remove(it);
+        edge_unlink(edge);
         edge->child = node_ref(to);
-        list_push(&to->parents, it);
+        edge_link(edge);
     }
     list_for_each_safe(it, &node->roots)
     {
@@ -205,9 +205,9 @@ static void
 undo_replace(struct node *node, struct node *to, struct done *done)
 {
     for (unsigned i = 0; i < done->n_edges; i++) {
-        list_remove(&done->edges[i]->link);
+        edge_unlink(done->edges[i]);
         done->edges[i]->child = node;
-        list_push(&node->parents, &done->edges[i]->link);
+        edge_link(done->edges[i]);
         to->refs--; /* the caller of graph_edit() holds one more */
     }
     for (unsigned i = 0; i < done->n_roots; i++) {

@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "block/chain_index.h"
 #include "block/graph_internal.h"
 #include "block/limits.h"
 
@@ -22,6 +23,9 @@ graph_new(struct loop *loop, const struct graph_options *options)
     graph->drivers = options->drivers;
     graph->backing_paths =
         options->backing_paths ? xstrdup(options->backing_paths) : NULL;
+    graph->chain_index_bytes = options->chain_index_bytes
+                                   ? options->chain_index_bytes
+                                   : CHAIN_INDEX_BYTES;
     list_init(&graph->nodes);
     waitq_init(&graph->parked);
     return graph;
@@ -181,12 +185,13 @@ node_close(struct node *node)
     struct node *backing = NULL;
 
     node->visible = false; /* closing yields: nobody may find it */
+    chain_index_drop(node);
     if (node->drv && node->drv->close) {
         node->drv->close(node);
     }
     if (node->backing) {
         backing = node->backing->child;
-        list_remove(&node->backing->link);
+        edge_unlink(node->backing);
         free(node->backing);
     }
     if (node->file) {
@@ -270,6 +275,26 @@ claim_check(struct node *node, enum claim claim, const char *owner,
     return 0;
 }
 
+void
+edge_link(struct edge *edge)
+{
+    list_push(&edge->child->parents, &edge->link);
+    if (edge->role == EDGE_BACKING) {
+        edge->child->n_overlays++;
+        chain_index_drop(edge->parent);
+    }
+}
+
+void
+edge_unlink(struct edge *edge)
+{
+    if (edge->role == EDGE_BACKING) {
+        edge->child->n_overlays--;
+        chain_index_drop(edge->child); /* and with it all that is above */
+    }
+    list_remove(&edge->link);
+}
+
 int
 edge_new(struct node *parent, struct node *child, enum edge_role role,
          enum claim claim, struct edge **ret, struct err *err)
@@ -285,7 +310,7 @@ edge_new(struct node *parent, struct node *child, enum edge_role role,
                           .child = node_ref(child),
                           .role = role,
                           .claim = claim};
-    list_push(&child->parents, &edge->link);
+    edge_link(edge);
     *ret = edge;
     return 0;
 }
@@ -295,7 +320,7 @@ edge_free(struct edge *edge)
 {
     struct node *child = edge->child;
 
-    list_remove(&edge->link);
+    edge_unlink(edge);
     free(edge);
     node_unref(child);
 }

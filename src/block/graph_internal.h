@@ -9,6 +9,7 @@ struct graph {
     struct loop *loop;
     const struct driver *const *drivers;
     char *backing_paths;
+    uint64_t chain_index_bytes;
     struct list nodes;
     unsigned next_name;
     struct waitq parked;
@@ -33,6 +34,12 @@ struct root {
     uint64_t held; /* requests that a closed gate made wait, in all */
 };
 
+/*
+ * Puts an edge among its child's parents and takes it out: with its backing
+ * role, what was composed of the chains through it is void.  No yield.
+ */
+void edge_link(struct edge *edge);
+void edge_unlink(struct edge *edge);
 /* Whether two parents of a node cannot both have what they claim. */
 bool claims_clash(enum claim a, enum claim b);
 /* Also true for a node that is being opened or closed. */

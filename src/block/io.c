@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "block/chain_index.h"
 #include "block/graph_internal.h"
 #include "block/limits.h"
 
@@ -75,6 +76,24 @@ read_protocol(struct node *node, uint64_t off, struct sg sg, unsigned flags)
                                       : read_bounced(node, off, sg, flags);
 }
 
+/* Reads what a look-up found; @off is the layer's own. */
+static int
+read_extent(struct node *node, uint64_t off, const struct extent *ext,
+            struct sg sg, unsigned flags)
+{
+    switch (ext->kind) {
+    case EXTENT_DATA:
+        return node_read(node->file->child, ext->host_off, sg, flags);
+    case EXTENT_ENCODED:
+        return node->drv->read(node, off, sg, flags);
+    case EXTENT_UNALLOCATED:
+    case EXTENT_ZERO:
+        break;
+    }
+    sg_zero(sg);
+    return 0;
+}
+
 /*
  * Reads the beginning of a range from this layer, if it has it: *ret_len says
  * how much the answer covers, *ret_below that it lies in a layer below.
@@ -97,26 +116,39 @@ read_layer(struct node *node, uint64_t off, struct sg sg, unsigned flags,
     if (!r) {
         assert(ext.len && ext.len <= sg.len);
         *ret_len = ext.len;
-        sg = sg_slice(sg, 0, ext.len);
-        switch (ext.kind) {
-        case EXTENT_UNALLOCATED:
-            *ret_below = node->backing != NULL;
-            if (!*ret_below) {
-                sg_zero(sg);
-            }
-            break;
-        case EXTENT_ZERO:
-            sg_zero(sg);
-            break;
-        case EXTENT_DATA:
-            r = node_read(node->file->child, ext.host_off, sg, flags);
-            break;
-        case EXTENT_ENCODED:
-            r = node->drv->read(node, off, sg, flags);
-            break;
+        *ret_below = ext.kind == EXTENT_UNALLOCATED && node->backing;
+        if (!*ret_below) {
+            r = read_extent(node, off, &ext, sg_slice(sg, 0, ext.len), flags);
         }
     }
     grace_leave(&node->lookups, token);
+    return r;
+}
+
+/* As read_layer(), for what the chain index found. */
+static int
+read_place(const struct chain_place *place, uint64_t off, struct sg sg,
+           unsigned flags, uint64_t *ret_len)
+{
+    struct node *layer = place->layer;
+    struct extent ext = {
+        .kind = place->kind, .len = place->len, .host_off = place->host_off};
+    bool below;
+
+    if (place->kind == EXTENT_ENCODED) {
+        return read_layer(layer, off, sg_slice(sg, 0, place->len), flags,
+                          ret_len, &below);
+    }
+    *ret_len = place->len;
+    sg = sg_slice(sg, 0, place->len);
+    if (place->kind != EXTENT_DATA) {
+        sg_zero(sg);
+        return 0;
+    }
+    unsigned token = grace_enter(&layer->lookups);
+    int r = read_extent(layer, off, &ext, sg, flags);
+
+    grace_leave(&layer->lookups, token);
     return r;
 }
 
@@ -125,7 +157,9 @@ static int
 read_chain(struct node *node, uint64_t off, struct sg sg, unsigned flags,
            uint64_t *ret_len)
 {
-    bool below = true;
+    bool below = true, asked = false;
+    struct chain_place place;
+    int r = 0;
 
     for (struct node *n = node; below; n = n->backing->child) {
         if (!n->drv->is_protocol || n != node) {
@@ -136,8 +170,13 @@ read_chain(struct node *node, uint64_t off, struct sg sg, unsigned flags,
             }
             sg = sg_slice(sg, 0, min_u64(sg.len, n->size - off));
         }
-        int r = read_layer(n, off, sg, flags, ret_len, &below);
-
+        if (!asked && chain_index_usable(n)) {
+            asked = true;
+            if (chain_index_find(n, off, sg.len, &place, &r)) {
+                return r ? r : read_place(&place, off, sg, flags, ret_len);
+            }
+        }
+        r = read_layer(n, off, sg, flags, ret_len, &below);
         if (r || !below) {
             return r;
         }
@@ -237,6 +276,7 @@ struct change {
     enum tap_op op;
     uint64_t off, len;
     bool quiet; /* fires no tap */
+    bool below; /* others read through the node */
     struct range_hold own, *hold;
 };
 
@@ -260,6 +300,10 @@ change_begin(struct change *c, struct range_hold *hold)
     if (r && !hold) {
         range_lock_release(&c->node->ranges, &c->own);
     }
+    c->below = !r && c->node->n_overlays;
+    if (c->below) {
+        chain_index_change_begin(c->node, c->off, c->len);
+    }
     return r;
 }
 
@@ -268,6 +312,9 @@ static int
 change_end(struct change *c, int r, unsigned flags)
 {
     c->node->write_gen++;
+    if (c->below) {
+        chain_index_change_end(c->node);
+    }
     if (c->hold == &c->own) {
         range_lock_release(&c->node->ranges, &c->own);
     }
@@ -539,6 +586,7 @@ node_truncate(struct node *node, uint64_t size, struct err *err)
     }
     int r = node->drv->truncate(node, size, err);
 
+    chain_index_drop(node);
     node->write_gen++;
     return r;
 }
@@ -570,23 +618,62 @@ node_status(struct node *node, uint64_t off, uint64_t len, bool seek,
     return r;
 }
 
+/*
+ * What the index knows of the layers from @node down to, without, @base: a
+ * place at or below @base counts as in none.
+ */
+static int
+status_of_place(struct node *node, struct node *base, uint64_t off, bool seek,
+                const struct chain_place *place, struct extent *ret,
+                struct node **ret_layer)
+{
+    struct node *layer = place->layer;
+
+    *ret = (struct extent){
+        .kind = place->kind, .len = place->len, .host_off = place->host_off};
+    if (layer && base && chain_contains(base, layer)) {
+        layer = NULL;
+    }
+    if (!layer) {
+        ret->kind = EXTENT_UNALLOCATED;
+    }
+    *ret_layer = layer;
+    if (layer && seek && place->kind == EXTENT_DATA &&
+        layer->drv->is_filter) {
+        return node_status(layer, off, place->len, true, ret);
+    }
+    return 0;
+}
+
 int
 chain_status(struct node *top, struct node *base, uint64_t off, uint64_t len,
              bool seek, struct extent *ret, struct node **ret_layer)
 {
     struct node *layer = NULL;
+    bool asked = false;
+    int r = 0;
 
     *ret = (struct extent){.kind = EXTENT_UNALLOCATED, .len = len};
     for (struct node *n = top; n && n != base && len;
          n = n->backing ? n->backing->child : NULL) {
+        struct chain_place place;
+
         if (off >= n->size) {
             *ret = (struct extent){.kind = EXTENT_ZERO, .len = len};
             layer = n;
             break;
         }
         len = min_u64(len, n->size - off);
-        int r = node_status(n, off, len, seek, ret);
-
+        if (!asked && chain_index_usable(n)) {
+            asked = true;
+            if (chain_index_find(n, off, len, &place, &r)) {
+                r = r ? r
+                      : status_of_place(n, base, off, seek, &place, ret,
+                                        &layer);
+                break;
+            }
+        }
+        r = node_status(n, off, len, seek, ret);
         if (r) {
             return r;
         }
@@ -599,5 +686,5 @@ chain_status(struct node *top, struct node *base, uint64_t off, uint64_t len,
     if (ret_layer) {
         *ret_layer = layer;
     }
-    return 0;
+    return r;
 }

@@ -6,6 +6,7 @@
 #include "base/bytes.h"
 
 #define LIMIT_CHAIN_DEPTH 4096              /* images in one chain */
+#define CHAIN_INDEX_BYTES (32 * MIB)         /* of a disk, unless told otherwise */
 #define LIMIT_NODE_NAME 31                  /* characters, as QEMU */
 #define LIMIT_REQUEST (64 * MIB)            /* one request */
 #define LIMIT_COPY (16 * MIB)               /* one piece of a copy */

@@ -41,6 +41,7 @@ struct node {
     struct edge *file, *backing;
     uint64_t size; /* bytes, as the parent sees it */
     bool read_only, unmap;
+    bool is_layer; /* opened as a backing file: the chain index is its cache */
     bool incomplete; /* an unfinished target (design rule 5) */
     /* Set for good when what is on disk is no longer known (rule 9). */
     int failed;
@@ -49,6 +50,9 @@ struct node {
 
     struct range_lock ranges;
     struct grace lookups; /* reads that looked up where data is */
+    struct chain_index *index; /* of the layers from here down; made lazily */
+    unsigned n_overlays;       /* edges that have it as their backing file */
+    unsigned changing;         /* changes under way while others overlay it */
     struct list taps;     /* in firing order */
     uint64_t write_gen, flushed_gen;
 
@@ -155,6 +159,7 @@ struct driver {
 
 struct graph_options {
     const struct driver *const *drivers; /* NULL-terminated */
+    uint64_t chain_index_bytes; /* of each disk; 0: CHAIN_INDEX_BYTES */
     /* Where headers may point: NULL any plain local path; "" nowhere. */
     const char *backing_paths;
 };

@@ -71,10 +71,13 @@ take_common_options(struct node *node, json_t *options)
     node->read_only = opt_bool(options, "read-only", false);
 }
 
-/* One node; @options is the caller's, and is kept by the node. */
+/*
+ * One node; @options is the caller's, and is kept by the node.  @is_layer: it
+ * is opened as another one's backing file.
+ */
 static int
-open_one(struct graph *graph, json_t *options, struct node **ret,
-         struct err *err)
+open_one(struct graph *graph, json_t *options, bool is_layer,
+         struct node **ret, struct err *err)
 {
     const char *driver = opt_str(options, "driver");
     const char *name = opt_str(options, "node-name");
@@ -94,6 +97,7 @@ open_one(struct graph *graph, json_t *options, struct node **ret,
 
     node->options = json_incref(options);
     take_common_options(node, options);
+    node->is_layer = is_layer;
     node->drv = drv;
     int r = drv->open(node, options, err);
 
@@ -131,13 +135,13 @@ inherit(json_t *child, const struct node *parent, bool read_only)
 }
 
 static int
-open_child_options(struct node *node, json_t *def, bool read_only,
+open_child_options(struct node *node, json_t *def, bool is_layer,
                    struct node **ret, struct err *err)
 {
     json_t *options = json_deep_copy(def);
 
-    inherit(options, node, read_only);
-    int r = open_one(node->graph, options, ret, err);
+    inherit(options, node, is_layer || node->read_only);
+    int r = open_one(node->graph, options, is_layer, ret, err);
 
     json_decref(options);
     return r;
@@ -183,7 +187,7 @@ node_open_file(struct node *node, json_t *options, struct err *err)
     if (json_is_string(def)) {
         r = find_by_name(node->graph, json_string_value(def), &child, err);
     } else {
-        r = open_child_options(node, def, node->read_only, &child, err);
+        r = open_child_options(node, def, false, &child, err);
         if (!r) {
             /* A format as a file has a chain of its own. */
             r = open_chain(child, err);
@@ -451,7 +455,7 @@ node_open(struct graph *graph, const json_t *options, struct node **ret,
 {
     json_t *copy = json_deep_copy(options);
     struct node *node = NULL;
-    int r = open_one(graph, copy, &node, err);
+    int r = open_one(graph, copy, false, &node, err);
 
     json_decref(copy);
     if (r) {

@@ -27,8 +27,9 @@
 
 enum {
     GRANULE = 512, /* what a disk writes whole or not at all */
-    BUCKETS = 1024,
+    BUCKETS_MAX = 1024,
     MIN_SLICES = 32,
+    MIN_LAYER_SLICES = 8,
     WRITE_IOVS = 64,
 };
 
@@ -51,7 +52,8 @@ struct freed {
 struct meta {
     struct meta_options o;
     struct node *file;
-    struct list buckets[BUCKETS];
+    struct list *buckets;
+    uint64_t n_buckets; /* a power of two */
     struct list use; /* the least recently used first */
     uint64_t n_slices, max_slices, n_dirty;
     struct waitq loaded;
@@ -94,8 +96,15 @@ meta_new(const struct meta_options *options)
     m->o = *options;
     m->file = options->node->file->child;
     m->max_slices =
-        max_u64(options->budget / options->slice_size, MIN_SLICES);
-    for (int i = 0; i < BUCKETS; i++) {
+        options->node->is_layer
+            ? MIN_LAYER_SLICES
+            : max_u64(options->budget / options->slice_size, MIN_SLICES);
+    m->n_buckets = MIN_LAYER_SLICES;
+    while (m->n_buckets < m->max_slices && m->n_buckets < BUCKETS_MAX) {
+        m->n_buckets *= 2;
+    }
+    m->buckets = xmalloc(m->n_buckets * sizeof(*m->buckets));
+    for (uint64_t i = 0; i < m->n_buckets; i++) {
         list_init(&m->buckets[i]);
     }
     list_init(&m->use);
@@ -108,7 +117,10 @@ meta_new(const struct meta_options *options)
 static struct list *
 bucket(struct meta *m, uint64_t off)
 {
-    return &m->buckets[(off / m->o.slice_size) * 0x9e3779b97f4a7c15 >> 54];
+    uint64_t number = off / m->o.slice_size;
+
+    return &m->buckets[(number * 0x9e3779b97f4a7c15 >> 54) &
+                       (m->n_buckets - 1)];
 }
 
 static struct slice *
@@ -567,6 +579,7 @@ meta_close(struct meta *m, bool discard)
     while (!list_empty(&m->use)) {
         drop(m, list_first(&m->use, struct slice, use));
     }
+    free(m->buckets);
     free(m);
     return r;
 }

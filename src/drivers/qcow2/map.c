@@ -11,8 +11,6 @@
 
 #include "drivers/qcow2/qcow2.h"
 
-enum { MAP_BATCH = 64 };
-
 enum cluster_kind
 entry_kind(const struct qcow2 *q, uint64_t entry)
 {
@@ -204,35 +202,61 @@ extent_kind_of(enum cluster_kind kind)
     return EXTENT_UNALLOCATED;
 }
 
+/* How many of the @max entries at @p continue the first one. */
+static unsigned
+count_alike(const struct qcow2 *q, const unsigned char *p, unsigned max)
+{
+    uint64_t first = ld_be64(p);
+    enum cluster_kind kind = entry_kind(q, first);
+    unsigned n = 1;
+
+    while (n < max && kind != C_COMPRESSED) {
+        uint64_t entry = ld_be64(p + n * 8ULL);
+
+        if (entry_kind(q, entry) != kind ||
+            (kind == C_DATA && (entry & ENTRY_OFFSET) !=
+                                   (first & ENTRY_OFFSET) +
+                                       n * q->cluster_size)) {
+            break;
+        }
+        n++;
+    }
+    return n;
+}
+
 int
 qcow2_map(struct node *node, uint64_t off, uint64_t len, struct extent *ret)
 {
     struct qcow2 *q = qcow2_of(node);
-    uint64_t entries[MAP_BATCH];
     uint64_t want = div_up(in_cluster(q, off) + len, q->cluster_size);
-    unsigned n, i;
-    int r = qcow2_lookup(q, off, entries, (unsigned)min_u64(want, MAP_BATCH),
-                         &n);
+    uint64_t table, index = l2_index(q, off), entry = 0;
+    unsigned n = slice_entries(q) - (unsigned)(index % slice_entries(q));
+    struct slice *s;
+    int r = l2_table(q, off, &table);
 
+    if (!r && table) {
+        r = get_slice(q, table + index * 8, &s);
+    }
     if (r) {
         return r;
     }
-    enum cluster_kind kind = entry_kind(q, entries[0]);
-    uint64_t host = entries[0] & ENTRY_OFFSET;
+    n = (unsigned)min_u64(want, n);
+    if (table) {
+        const unsigned char *p = slice_at(s, table + index * 8);
+
+        entry = ld_be64(p);
+        n = count_alike(q, p, n);
+        meta_put(q->meta, s);
+    }
+    uint64_t host = entry & ENTRY_OFFSET;
+    enum cluster_kind kind = entry_kind(q, entry);
 
     if (kind == C_DATA && (in_cluster(q, host) ||
                            host >= node->file->child->size)) {
         return -EIO; /* an entry that points outside the file */
     }
-    for (i = 1; i < n && kind != C_COMPRESSED; i++) {
-        if (entry_kind(q, entries[i]) != kind ||
-            (kind == C_DATA && (entries[i] & ENTRY_OFFSET) !=
-                                   host + i * q->cluster_size)) {
-            break;
-        }
-    }
     ret->kind = extent_kind_of(kind);
-    ret->len = min_u64(len, i * q->cluster_size - in_cluster(q, off));
+    ret->len = min_u64(len, n * q->cluster_size - in_cluster(q, off));
     ret->host_off = host + in_cluster(q, off);
     return 0;
 }
