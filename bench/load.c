@@ -287,7 +287,7 @@ run(struct load *l)
         l->free_slots[l->n_free++] = i;
     }
     send_requests(l, now);
-    while (l->done < l->sent) {
+    while (l->done < l->sent || skip) {
         ssize_t r = recv(l->fd, in + have, RECEIVE - have, 0);
 
         if (r <= 0) {

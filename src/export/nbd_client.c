@@ -84,6 +84,7 @@ void
 nbd_client_reply(struct nbd_op *op)
 {
     list_push(&op->client->replies, &op->link);
+    op->client->unsent += op->send_len;
     waitq_wake_one(&op->client->to_send);
 }
 
@@ -93,10 +94,13 @@ send_batch(struct nbd_client *c)
 {
     struct iovec *iov = c->iov;
     struct list batch;
+    uint64_t bytes = 0;
     int n_iov = 0;
 
     list_init(&batch);
-    for (int n = 0; n < NBD_SEND_MAX && !list_empty(&c->replies); n++) {
+    for (int n = 0; n < NBD_SEND_MAX && bytes < NBD_SEND_BYTES &&
+                    !list_empty(&c->replies);
+         n++) {
         struct nbd_op *op = list_first(&c->replies, struct nbd_op, link);
 
         list_remove(&op->link);
@@ -104,6 +108,7 @@ send_batch(struct nbd_client *c)
         iov[n_iov++] = (struct iovec){op->head, op->head_len};
         if (op->send_len) {
             iov[n_iov++] = (struct iovec){op->buf, op->send_len};
+            bytes += op->send_len;
         }
     }
     if (!c->broken && stream_write(c->stream, iov, n_iov)) {
@@ -116,6 +121,7 @@ send_batch(struct nbd_client *c)
         list_remove(it);
         op_free(container_of(it, struct nbd_op, link));
     }
+    c->unsent -= bytes;
     waitq_wake_all(&c->room);
 }
 
@@ -232,8 +238,15 @@ receive_data(struct nbd_client *c, struct nbd_op *op)
 static void
 wait_for_room(struct nbd_client *c, uint64_t bytes)
 {
+    /* Lets large requests begin before their successors are looked at. */
+    c->started += bytes;
+    if (c->started >= NBD_UNSENT_MAX) {
+        c->started = 0;
+        coro_relax();
+    }
     while (c->n_ops >= NBD_CLIENT_REQUESTS_MAX ||
-           c->bytes + bytes > NBD_CLIENT_BYTES_MAX) {
+           c->bytes + bytes > NBD_CLIENT_BYTES_MAX ||
+           c->unsent >= NBD_UNSENT_MAX) {
         waitq_wait(&c->room);
     }
 }

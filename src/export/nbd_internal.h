@@ -20,8 +20,12 @@ enum nbd_client_limits {
     /* Free buffers kept for the next request. */
     NBD_CLIENT_IDLE_BYTES_MAX = 4 << 20,
     NBD_RECEIVE_SIZE = 256 << 10,
-    /* Replies that go out in one gathered write. */
+    /* Replies, and about how many bytes, that go out in one gathered write. */
     NBD_SEND_MAX = NBD_CLIENT_REQUESTS_MAX,
+    NBD_SEND_BYTES = 512 << 10,
+    /* Data that was read and waits to be sent, before more is asked for: what
+     * the page cache gives at once would only leave the CPU's cache again. */
+    NBD_UNSENT_MAX = 512 << 10,
     /* Extents in one answer, and look-ups made for it. */
     NBD_STATUS_EXTENTS_MAX = 2048,
     NBD_STATUS_LOOKUPS_MAX = 1024,
@@ -107,6 +111,8 @@ struct nbd_client {
     struct iovec iov[2 * NBD_SEND_MAX]; /* the sender's */
     unsigned n_ops;                     /* from header to answer sent */
     uint64_t bytes;                     /* reserved by them */
+    uint64_t unsent;                    /* bytes of queued replies */
+    uint64_t started; /* bytes of requests since the reader last gave way */
     bool stopping;        /* the server wants it gone: refuse requests */
     bool read_all;        /* no more requests will come */
     bool broken;          /* answers go nowhere */

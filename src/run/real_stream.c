@@ -18,7 +18,7 @@
 
 #include "run/real_internal.h"
 
-enum { LISTEN_BACKLOG = 128, IOV_CALL = 64 };
+enum { LISTEN_BACKLOG = 128, IOV_CALL = 64, SEND_BUFFER = 1 << 20 };
 
 struct real_stream {
     struct stream s;
@@ -149,7 +149,7 @@ stream_new(struct loop *loop, int fd, struct stream **ret)
     struct epoll_event ev = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP |
                                        EPOLLET,
                              .data.ptr = &rs->watch};
-    int on = 1;
+    int on = 1, size = SEND_BUFFER;
 
     rs->s = (struct stream){.ops = &real_stream_ops, .loop = loop};
     rs->fd = fd;
@@ -159,6 +159,10 @@ stream_new(struct loop *loop, int fd, struct stream **ret)
     waitq_init(&rs->writers);
     /* Fails on a Unix socket, which needs it not. */
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+    /* A large answer in one call; the kernel's limit may make it less. */
+    if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof(size))) {
+        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
+    }
     if (epoll_ctl(real_of(loop)->epoll_fd, EPOLL_CTL_ADD, fd, &ev)) {
         int r = -errno;
 
