@@ -34,6 +34,8 @@ enum req_flags {
     REQ_NO_FALLBACK = 1 << 2,
     /* Background work of a transfer: goes behind, fires no tap. */
     REQ_BACKGROUND = 1 << 3,
+    /* A part of another request, which fires the taps: fires none. */
+    REQ_QUIET = 1 << 4,
 };
 
 /* Where the bytes of a range are. */

@@ -188,7 +188,7 @@ read_chain(struct node *node, uint64_t off, struct sg sg, unsigned flags,
 int
 node_read(struct node *node, uint64_t off, struct sg sg, unsigned flags)
 {
-    if (!(flags & REQ_BACKGROUND)) {
+    if (!(flags & (REQ_BACKGROUND | REQ_QUIET))) {
         list_for_each(it, &node->taps)
         {
             struct tap *tap = container_of(it, struct tap, link);
@@ -385,7 +385,7 @@ node_write(struct node *node, uint64_t off, struct sg sg, unsigned flags,
                        .op = TAP_OP_WRITE,
                        .off = off,
                        .len = sg.len,
-                       .quiet = flags & REQ_BACKGROUND};
+                       .quiet = flags & (REQ_BACKGROUND | REQ_QUIET)};
     int r = change_begin(&c, hold);
 
     if (r) {
@@ -453,7 +453,7 @@ node_zero(struct node *node, uint64_t off, uint64_t len, unsigned flags,
                        .op = TAP_OP_ZERO,
                        .off = off,
                        .len = len,
-                       .quiet = flags & REQ_BACKGROUND};
+                       .quiet = flags & (REQ_BACKGROUND | REQ_QUIET)};
     unsigned inner = flags & ~(unsigned)REQ_FUA;
     uint64_t unit = max_u64(node->cluster_size, node->limits.min_align);
     uint64_t end = off + len;

@@ -243,7 +243,7 @@ int node_read(struct node *node, uint64_t off, struct sg sg, unsigned flags);
 int node_read_buf(struct node *node, uint64_t off, void *buf, uint64_t len);
 /*
  * @hold: the caller's exclusive hold that covers the range, or NULL to take
- * one.  REQ_BACKGROUND fires no tap.
+ * one.
  */
 int node_write(struct node *node, uint64_t off, struct sg sg, unsigned flags,
                struct range_hold *hold);

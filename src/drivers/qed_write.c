@@ -44,7 +44,9 @@ read_now(struct fresh *f, uint64_t off, unsigned char *buf, uint64_t len)
     struct iovec iov = {buf, here};
 
     memset(buf + here, 0, len - here);
-    return here ? node_read(node, off, sg_one(&iov), REQ_BACKGROUND) : 0;
+    return here ? node_read(node, off, sg_one(&iov),
+                            (f->flags & REQ_BACKGROUND) | REQ_QUIET)
+                : 0;
 }
 
 static int

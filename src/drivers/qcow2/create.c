@@ -116,38 +116,70 @@ set_bit_count(unsigned char *blocks, uint64_t i, unsigned order)
     }
 }
 
+/* The first blocks of the count table: what counts the @n clusters in use. */
 static int
-write_image(struct node *file, const struct layout *l)
+write_counts(struct node *file, const struct layout *l, uint64_t n)
 {
-    uint64_t tables = l->table_clusters + l->blocks;
-    uint64_t all = 1 + tables + l->l1_clusters;
-    uint64_t bytes = tables << l->cluster_bits;
-    auto_free unsigned char *buf = try_alloc(max_u64(bytes, l->cluster_size));
+    uint64_t bytes = align_up(div_up(n << l->refcount_order, 8), 512);
+    auto_free unsigned char *buf = try_zalloc(bytes);
 
     if (!buf) {
         return -ENOMEM;
     }
-    memset(buf, 0, bytes);
+    for (uint64_t i = 0; i < n; i++) {
+        set_bit_count(buf, i, l->refcount_order);
+    }
+    return node_write_buf(file, (1 + l->table_clusters) << l->cluster_bits,
+                          buf, bytes);
+}
+
+static int
+write_refcount_table(struct node *file, const struct layout *l)
+{
+    uint64_t bytes = align_up(l->blocks * 8, 512);
+    auto_free unsigned char *buf = try_zalloc(bytes);
+
+    if (!buf) {
+        return -ENOMEM;
+    }
     for (uint64_t i = 0; i < l->blocks; i++) {
         st_be64(buf + i * 8, (1 + l->table_clusters + i) << l->cluster_bits);
     }
-    for (uint64_t i = 0; i < all; i++) {
-        set_bit_count(buf + (l->table_clusters << l->cluster_bits), i,
-                      l->refcount_order);
-    }
-    int r = node_write_buf(file, l->cluster_size, buf, bytes);
+    return node_write_buf(file, l->cluster_size, buf, bytes);
+}
+
+static int
+write_header(struct node *file, const struct layout *l)
+{
+    uint64_t bytes = min_u64(l->cluster_size, HEADER_BYTES);
+    auto_free unsigned char *buf = xzalloc(bytes);
+
+    fill_header(l, buf);
+    return node_write_buf(file, 0, buf, bytes);
+}
+
+/*
+ * All of it is made zero first, which costs no blocks, then only what is not
+ * zero is written: a clone takes some 16 KiB.  The header comes last, so that
+ * what a crash leaves is no image.
+ */
+static int
+write_image(struct node *file, const struct layout *l)
+{
+    uint64_t all = 1 + l->table_clusters + l->blocks + l->l1_clusters;
+    int r = node_zero(file, 0, all << l->cluster_bits, REQ_MAY_UNMAP, NULL);
 
     if (!r) {
-        r = node_zero(file, (1 + tables) << l->cluster_bits,
-                      l->l1_clusters << l->cluster_bits, REQ_MAY_UNMAP, NULL);
+        r = write_refcount_table(file, l);
+    }
+    if (!r) {
+        r = write_counts(file, l, all);
     }
     if (!r) {
         r = node_flush(file);
     }
     if (!r) {
-        memset(buf, 0, l->cluster_size);
-        fill_header(l, buf);
-        r = node_write_buf(file, 0, buf, l->cluster_size);
+        r = write_header(file, l);
     }
     return r ? r : node_flush(file);
 }

@@ -40,6 +40,7 @@ enum {
     HEADER_V2 = 72,
     HEADER_V3 = 104,
     HEADER_OURS = 112,
+    HEADER_BYTES = 4096, /* what create() writes: the longest name fits */
     SECTOR = 512,
 };
 

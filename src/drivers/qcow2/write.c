@@ -53,41 +53,53 @@ classify(struct qcow2 *q, uint64_t off, uint64_t len, bool *ret_in_place,
 
 /* The rest of the clusters around a payload, read from what is there now. */
 struct rest {
-    unsigned char *head, *tail;
+    unsigned char *buf;         /* holds both */
+    unsigned char *head, *tail; /* NULL: need not be written */
     uint64_t head_len, tail_len;
 };
 
+/* What the guest range reads; zeroes behind the disk's end. */
 static int
-read_rest_part(struct qcow2 *q, uint64_t off, uint64_t len,
-               unsigned char **ret)
+read_now(struct qcow2 *q, uint64_t off, unsigned char *buf, uint64_t len,
+         unsigned flags)
 {
     struct node *node = q->node;
-    struct iovec iov;
     uint64_t inside = off < node->size ? min_u64(len, node->size - off) : 0;
+    struct iovec iov = {buf, inside};
 
-    if (!len) {
-        return 0;
-    }
-    *ret = try_alloc_aligned(4096, len);
-    if (!*ret) {
-        return -ENOMEM;
-    }
-    memset(*ret + inside, 0, len - inside); /* behind the disk's end */
-    iov = (struct iovec){*ret, inside};
-    return node_read(node, off, sg_one(&iov), REQ_BACKGROUND);
+    memset(buf + inside, 0, len - inside);
+    return node_read(node, off, sg_one(&iov),
+                     (flags & REQ_BACKGROUND) | REQ_QUIET);
 }
 
 static int
-read_rest(struct qcow2 *q, uint64_t off, uint64_t len, struct rest *rest)
+read_rest(struct qcow2 *q, uint64_t off, uint64_t len, unsigned flags,
+          struct rest *rest)
 {
-    uint64_t end = off + len;
+    uint64_t end = off + len, start = off - in_cluster(q, off);
+    uint64_t head = off - start, tail = align_up(end, q->cluster_size) - end;
+    /* Within one cluster, one read of all of it is cheaper than two. */
+    bool whole = head && tail && head + len + tail == q->cluster_size;
+    uint64_t gap = whole ? len : 0;
+    int r = 0;
 
-    *rest = (struct rest){.head_len = in_cluster(q, off),
-                          .tail_len = align_up(end, q->cluster_size) - end};
-    int r = read_rest_part(q, off - rest->head_len, rest->head_len,
-                           &rest->head);
-
-    return r ? r : read_rest_part(q, end, rest->tail_len, &rest->tail);
+    *rest = (struct rest){.head_len = head, .tail_len = tail};
+    if (!head && !tail) {
+        return 0;
+    }
+    rest->buf = try_alloc_aligned(4096, head + gap + tail);
+    if (!rest->buf) {
+        return -ENOMEM;
+    }
+    rest->head = head ? rest->buf : NULL;
+    rest->tail = tail ? rest->buf + head + gap : NULL;
+    if (whole) {
+        return read_now(q, start, rest->buf, q->cluster_size, flags);
+    }
+    if (head) {
+        r = read_now(q, start, rest->head, head, flags);
+    }
+    return r || !tail ? r : read_now(q, end, rest->tail, tail, flags);
 }
 
 /*
@@ -98,11 +110,11 @@ read_rest(struct qcow2 *q, uint64_t off, uint64_t len, struct rest *rest)
 static void
 drop_zero_rest(struct rest *rest)
 {
-    if (rest->head_len && bytes_are_zero(rest->head, rest->head_len)) {
-        free(take_ptr(rest->head));
+    if (rest->head && bytes_are_zero(rest->head, rest->head_len)) {
+        rest->head = NULL;
     }
-    if (rest->tail_len && bytes_are_zero(rest->tail, rest->tail_len)) {
-        free(take_ptr(rest->tail));
+    if (rest->tail && bytes_are_zero(rest->tail, rest->tail_len)) {
+        rest->tail = NULL;
     }
 }
 
@@ -172,15 +184,14 @@ write_fresh(struct qcow2 *q, uint64_t off, struct sg sg, unsigned flags,
         return r;
     }
     len = min_u64(sg.len, first + n * q->cluster_size - off);
-    r = read_rest(q, off, len, &rest);
+    r = read_rest(q, off, len, flags, &rest);
     if (!r && is_zero) {
         drop_zero_rest(&rest);
     }
     if (!r) {
         r = write_with_rest(q, host, sg_slice(sg, 0, len), flags, &rest);
     }
-    free(rest.head);
-    free(rest.tail);
+    free(rest.buf);
     if (!r) {
         r = set_entries(q, first, n, host);
     } else {
