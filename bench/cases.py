@@ -117,16 +117,16 @@ def write_random(path, size):
             f.write(block)
 
 
-def warm_memory(ground, fs, size):
+def warm_memory(ground, size):
     """Fresh memory of a virtual machine costs far more on first touch than
-    later, so the side that runs first would pay for both: touch it before."""
-    if fs == "tmpfs":
-        path = ground.path(fs, "warm")
-        with open(path, "wb") as f:
-            block = bytes(MIB)
-            for _ in range(size // MIB):
-                f.write(block)
-        os.unlink(path)
+    later (the host has to find it), whoever touches it.  Page cache and tmpfs
+    take from the same free memory, so touch it right before."""
+    path = ground.path("tmpfs", "warm")
+    with open(path, "wb") as f:
+        block = bytes(MIB)
+        for _ in range(size // MIB):
+            f.write(block)
+    os.unlink(path)
 
 
 DAEMONS = [SLUICE, QSD, QSD2]
@@ -148,7 +148,7 @@ def small(name, fs, fmt, bars, direct=False, peers=None, **load):
 def allocating(fs, fmt, bars):
     def sample(ground, peer):
         base = ground.full(fs, "raw")
-        warm_memory(ground, fs, 1 * GIB)
+        warm_memory(ground, GIB)
         overlay = ground.overlay(fs, fmt, base, "raw")
         with peer.start(ground.folders["run"], (overlay, fmt)) as server:
             # Half of the clusters at most, so that it stays allocation.
@@ -205,7 +205,7 @@ def stream(fs, fmt, bars):
         if peer is None:
             return plain_copy(ground, fs, base, gib * GIB)
         overlay = ground.overlay(fs, fmt, base, "raw")
-        warm_memory(ground, fs, gib * GIB)
+        warm_memory(ground, gib * GIB)
         with peer.start(ground.folders["run"], (overlay, fmt)) as server:
             cpu = server.cpu_seconds()
             seconds = run_stream(server)
@@ -221,7 +221,7 @@ def plain_copy(ground, fs, base, size):
     target = ground.path(fs, "copied")
     if os.path.exists(target):
         os.unlink(target)
-    warm_memory(ground, fs, size)
+    warm_memory(ground, size)
     start = time.monotonic()
     if fs == "tmpfs":
         half = str(size // MIB // 2)
@@ -253,7 +253,7 @@ def far_stream(bars):
                 time.sleep(0.01)
             overlay = ground.path("tmpfs", "far.qcow2")
             sh("qemu-img", "create", "-q", "-f", "qcow2", overlay, "1G")
-            warm_memory(ground, "tmpfs", GIB)
+            warm_memory(ground, GIB)
             with peer.start(ground.folders["run"]) as server:
                 server.qmp("blockdev-add", driver="nbd", node_name="far",
                            server={"type": "unix", "path": path})
@@ -278,7 +278,7 @@ def busy_stream(fs, bars):
         base = ground.raw(fs, gib)
         overlay = ground.overlay(fs, "qcow2", base, "raw")
         sh("qemu-io", "-f", "qcow2", "-c", "write -P 9 0 1G", overlay)
-        warm_memory(ground, fs, 2 * GIB)
+        warm_memory(ground, 2 * GIB)
         guest = {"op": "write", "depth": 8, "length": GIB}
         with peer.start(ground.folders["run"], (overlay, "qcow2")) as server:
             ground.load(server, seconds=0.5, **guest)

@@ -363,16 +363,28 @@ offload_group_init(struct offload_group *group, unsigned max)
 }
 
 void
-offload(struct loop *loop, struct offload_group *group, void (*fn)(void *),
-        void *arg)
+offload_group_enter(struct offload_group *group)
 {
     if (group->running == group->max) {
         waitq_wait(&group->waiting); /* the slot is ours when we are woken */
     } else {
         group->running++;
     }
-    loop->ops->offload(loop, fn, arg);
+}
+
+void
+offload_group_leave(struct offload_group *group)
+{
     if (!waitq_wake_one(&group->waiting)) {
         group->running--;
     }
+}
+
+void
+offload(struct loop *loop, struct offload_group *group, void (*fn)(void *),
+        void *arg)
+{
+    offload_group_enter(group);
+    loop->ops->offload(loop, fn, arg);
+    offload_group_leave(group);
 }

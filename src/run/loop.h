@@ -158,6 +158,9 @@ struct offload_group {
     struct waitq waiting; /* private to loop.c */
 };
 void offload_group_init(struct offload_group *group, unsigned max);
+/* For run/ only: around work in the group's name; enter may yield. */
+void offload_group_enter(struct offload_group *group);
+void offload_group_leave(struct offload_group *group);
 void offload(struct loop *loop, struct offload_group *group, void (*fn)(void *),
              void *arg);
 

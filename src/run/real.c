@@ -20,6 +20,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -29,7 +30,10 @@
 
 enum {
     RING_ENTRIES = 256,
-    THREADS_MAX = 16,
+    BACKGROUND_THREADS = 4,
+    /* A third of the weight of a guest's work where both want the CPU: a
+     * transfer neither starves a guest nor is starved (design §2). */
+    BACKGROUND_NICE = 5,
     EVENTS_MAX = 64,
     NAMES_MAX = 4, /* workers that slow folders can hold */
 };
@@ -128,19 +132,23 @@ run_posts(struct real_loop *rl)
 static void *
 worker(void *arg)
 {
-    struct real_loop *rl = arg;
+    struct pool *pool = arg;
+    struct real_loop *rl = pool->rl;
 
+    if (pool->nice) {
+        setpriority(PRIO_PROCESS, (id_t)gettid(), pool->nice);
+    }
     pthread_mutex_lock(&rl->lock);
     for (;;) {
-        while (list_empty(&rl->jobs) && !rl->ending) {
-            rl->n_idle++;
-            pthread_cond_wait(&rl->work, &rl->lock);
-            rl->n_idle--;
+        while (list_empty(&pool->jobs) && !rl->ending) {
+            pool->n_idle++;
+            pthread_cond_wait(&pool->work, &rl->lock);
+            pool->n_idle--;
         }
-        if (list_empty(&rl->jobs)) {
+        if (list_empty(&pool->jobs)) {
             break;
         }
-        struct job *job = list_first(&rl->jobs, struct job, link);
+        struct job *job = list_first(&pool->jobs, struct job, link);
 
         list_remove(&job->link);
         pthread_mutex_unlock(&rl->lock);
@@ -152,17 +160,38 @@ worker(void *arg)
     return NULL;
 }
 
-void
-real_start_job(struct real_loop *rl, struct job *job)
+static void
+pool_init(struct pool *pool, struct real_loop *rl, unsigned max, int nice)
 {
-    pthread_mutex_lock(&rl->lock);
-    list_push(&rl->jobs, &job->link);
-    if (!rl->n_idle && rl->n_threads < THREADS_MAX &&
-        !pthread_create(&rl->threads[rl->n_threads], NULL, worker, rl)) {
-        rl->n_threads++;
+    *pool = (struct pool){.rl = rl, .max = max, .nice = nice};
+    assert(max <= ARRAY_LEN(pool->threads));
+    list_init(&pool->jobs);
+    pthread_cond_init(&pool->work, NULL);
+}
+
+/* The loop is `ending`. */
+static void
+pool_fini(struct pool *pool)
+{
+    for (unsigned i = 0; i < pool->n_threads; i++) {
+        pthread_join(pool->threads[i], NULL);
     }
-    assert(rl->n_threads);
-    pthread_cond_signal(&rl->work);
+    pthread_cond_destroy(&pool->work);
+}
+
+void
+pool_start_job(struct pool *pool, struct job *job)
+{
+    struct real_loop *rl = pool->rl;
+
+    pthread_mutex_lock(&rl->lock);
+    list_push(&pool->jobs, &job->link);
+    if (!pool->n_idle && pool->n_threads < pool->max &&
+        !pthread_create(&pool->threads[pool->n_threads], NULL, worker, pool)) {
+        pool->n_threads++;
+    }
+    assert(pool->n_threads);
+    pthread_cond_signal(&pool->work);
     pthread_mutex_unlock(&rl->lock);
 }
 
@@ -181,16 +210,22 @@ offload_over(void *arg)
     coro_wake(o->co);
 }
 
-static void
-real_offload(struct loop *loop, void (*fn)(void *), void *arg)
+void
+pool_run(struct pool *pool, void (*fn)(void *), void *arg)
 {
     struct offloaded o = {.job = {.fn = fn, .arg = arg, .over = offload_over},
                           .co = coro_self()};
 
-    real_start_job(real_of(loop), &o.job);
+    pool_start_job(pool, &o.job);
     while (!o.done) {
         coro_yield();
     }
+}
+
+static void
+real_offload(struct loop *loop, void (*fn)(void *), void *arg)
+{
+    pool_run(&real_of(loop)->pool, fn, arg);
 }
 
 /* io_uring. */
@@ -363,21 +398,19 @@ real_destroy(struct loop *loop)
 
     pthread_mutex_lock(&rl->lock);
     rl->ending = true;
-    pthread_cond_broadcast(&rl->work);
+    pthread_cond_broadcast(&rl->pool.work);
+    pthread_cond_broadcast(&rl->background.work);
     pthread_mutex_unlock(&rl->lock);
-    for (unsigned i = 0; i < rl->n_threads; i++) {
-        pthread_join(rl->threads[i], NULL);
-    }
+    pool_fini(&rl->pool);
+    pool_fini(&rl->background);
     run_posts(rl);
     if (rl->have_ring) {
         io_uring_queue_exit(&rl->ring);
     }
     close(rl->event_fd);
     close(rl->epoll_fd);
-    pthread_cond_destroy(&rl->work);
     pthread_mutex_destroy(&rl->lock);
     loop_fini(loop);
-    free(rl->threads);
     free(rl);
 }
 
@@ -409,12 +442,11 @@ real_loop_new(const struct real_loop_options *options, struct loop **ret,
 
     loop_init(&rl->loop, &real_ops);
     pthread_mutex_init(&rl->lock, NULL);
-    pthread_cond_init(&rl->work, NULL);
     list_init(&rl->fd_waiters);
     list_init(&rl->queues);
-    list_init(&rl->jobs);
     list_init(&rl->posts);
-    rl->threads = xzalloc(THREADS_MAX * sizeof(*rl->threads));
+    pool_init(&rl->pool, rl, ARRAY_LEN(rl->pool.threads), 0);
+    pool_init(&rl->background, rl, BACKGROUND_THREADS, BACKGROUND_NICE);
     offload_group_init(&rl->names, NAMES_MAX);
     rl->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     rl->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

@@ -9,8 +9,11 @@
  *   nowait   RWF_NOWAIT: done at once where the page cache can, else refused
  *   queue    a guest's buffered writes where that is refused (ext4 always):
  *            a worker takes all of a turn at once
- *   ring     io_uring: O_DIRECT, reads that the cache lacks, background work
- *   offload  a worker thread, where there is no io_uring
+ *   ring     io_uring: O_DIRECT, and reads that the cache lacks
+ *   offload  a worker thread: where there is no io_uring; and background work
+ *            through the page cache, which is copying, in threads of lower
+ *            priority, a bit at a time, so that a guest's write to the same
+ *            file gets in between
  *
  * What is refused or done in part by one way goes on with the next.
  */
@@ -31,7 +34,9 @@
 enum {
     IOV_BATCH = 64,   /* elements per system call */
     FILE_WORKERS = 4, /* worker threads that one file can hold */
+    FILE_BACKGROUND = 2,
     DIRECT_ALIGN = 4096,
+    BACKGROUND_CHUNK = 256 << 10, /* bytes of one call of background work */
 };
 
 struct real_file {
@@ -42,7 +47,7 @@ struct real_file {
     bool nowait_write; /* for writes; cleared at the first refusal */
     bool direct;
     struct write_queue writes;
-    struct offload_group workers;
+    struct offload_group workers, background;
 };
 
 static struct real_file *
@@ -81,6 +86,36 @@ batch_in_worker(void *arg)
     b->result = direct_call(b, 0);
 }
 
+/* As batch_in_worker(), with @b's elements cut into chunks. */
+static void
+batch_in_background(void *arg)
+{
+    struct batch *b = arg;
+    struct sg sg = {.iov = b->iov};
+    ssize_t done = 0;
+
+    for (int i = 0; i < b->n; i++) {
+        sg.len += b->iov[i].iov_len;
+    }
+    while (sg.len) {
+        struct batch part = {
+            .rf = b->rf, .off = b->off + (uint64_t)done, .write = b->write};
+        uint64_t bytes;
+
+        part.n = sg_to_iov(sg_slice(sg, 0, min_u64(sg.len, BACKGROUND_CHUNK)),
+                           part.iov, IOV_BATCH, &bytes);
+        ssize_t r = direct_call(&part, 0);
+
+        if (r <= 0) {
+            done = done ? done : r;
+            break;
+        }
+        done += r;
+        sg = sg_slice(sg, (uint64_t)r, sg.len - (uint64_t)r);
+    }
+    b->result = done;
+}
+
 static ssize_t
 batch_queued(struct batch *b)
 {
@@ -95,7 +130,13 @@ batch_slow(struct batch *b, bool background)
 {
     struct real_loop *rl = real_of(b->rf->f.loop);
 
-    if (b->write && !b->rf->direct && !background) {
+    if (background && !b->rf->direct) {
+        offload_group_enter(&b->rf->background);
+        pool_run(&rl->background, batch_in_background, b);
+        offload_group_leave(&b->rf->background);
+        return b->result;
+    }
+    if (b->write && !b->rf->direct) {
         return batch_queued(b);
     }
     if (!rl->have_ring) {
@@ -514,6 +555,7 @@ real_file_open(struct loop *loop, const char *path, unsigned flags,
     rf->f.ops = &real_file_ops;
     rf->f.loop = loop;
     offload_group_init(&rf->workers, FILE_WORKERS);
+    offload_group_init(&rf->background, FILE_BACKGROUND);
     write_queue_init(&rf->writes, real_of(loop));
     offload(loop, &real_of(loop)->names, open_in_worker, &call);
     if (call.result) {

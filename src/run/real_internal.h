@@ -19,6 +19,19 @@ struct job {
     void *arg;
 };
 
+/*
+ * Worker threads, started when all are busy, alive until the loop ends.  The
+ * loop's lock covers them.
+ */
+struct pool {
+    struct real_loop *rl;
+    struct list jobs; /* of struct job.link */
+    pthread_cond_t work;
+    pthread_t threads[16];
+    unsigned n_threads, n_idle, max;
+    int nice; /* of its threads, so that a guest's work goes first */
+};
+
 struct real_loop {
     struct loop loop;
     int epoll_fd, event_fd;
@@ -28,12 +41,10 @@ struct real_loop {
     struct list fd_waiters; /* in fd_wait() */
     struct list queues;     /* of write_queue.link: to start at the turn's end */
 
-    pthread_mutex_t lock; /* covers everything below */
-    pthread_cond_t work;
-    struct list jobs, posts;
-    unsigned n_threads, n_idle;
+    pthread_mutex_t lock; /* covers the pools, posts and ending */
+    struct pool pool, background;
+    struct list posts;
     bool ending;
-    pthread_t *threads;
 
     atomic_bool posted; /* something is in `posts` */
     struct offload_group names; /* open, rename, unlink, folder sync */
@@ -58,7 +69,9 @@ struct io_uring_sqe *ring_sqe(struct real_loop *rl);
 int ring_wait(struct real_loop *rl, struct io_uring_sqe *sqe);
 
 /* Hands @job to a worker; it must live until `over` is called. */
-void real_start_job(struct real_loop *rl, struct job *job);
+void pool_start_job(struct pool *pool, struct job *job);
+/* As offload(), without a group.  Yields. */
+void pool_run(struct pool *pool, void (*fn)(void *), void *arg);
 
 /*
  * Writes of one file that the loop's thread must not do itself.  One worker

@@ -83,6 +83,6 @@ write_queues_start(struct real_loop *rl)
         list_remove(&q->link);
         list_splice(&q->running, &q->waiting);
         q->busy = true;
-        real_start_job(rl, &q->job);
+        pool_start_job(&rl->pool, &q->job);
     }
 }

@@ -79,6 +79,7 @@ worker_main(void *arg)
     struct transfer *t = w->t;
     struct copy_result res;
     bool done = false;
+    uint64_t start = loop_now(loop_of(t));
 
     while (!done && !t->error && !job_cancelled(&t->job)) {
         int r = copy_range(&w->copy, w->off, w->len, &res);
@@ -89,6 +90,9 @@ worker_main(void *arg)
         t->epoch_bytes += res.copied;
         done = !r || handle_error(t, r, res.read_failed);
     }
+    uint64_t now = loop_now(loop_of(t));
+
+    governor_piece_done(&t->governor, now, now - start);
     t->job.current += w->hot ? 0 : w->len;
     list_remove(&w->link);
     t->in_flight -= w->len;
@@ -145,13 +149,6 @@ close_epoch(struct transfer *t)
 
 /* What the next piece waits for. */
 
-static bool
-has_room(struct transfer *t, uint64_t len)
-{
-    return !t->workers || (t->workers < t->governor.depth &&
-                           t->in_flight + len <= t->max_in_flight);
-}
-
 /* Workers of a job that is paused for an error wait for its resume. */
 static void
 wait_for_worker(struct transfer *t)
@@ -167,14 +164,24 @@ static void
 wait_for_room(struct transfer *t, uint64_t len)
 {
     struct root_stats guests;
+    uint64_t again;
 
-    for (;;) {
+    while (!job_cancelled(&t->job)) {
+        uint64_t now = loop_now(loop_of(t));
+        bool fits = !t->workers || t->in_flight + len <= t->max_in_flight;
+
         node_guest_stats(t->copy.target, &guests);
-        governor_update(&t->governor, loop_now(loop_of(t)), &guests);
-        if (has_room(t, len) || job_cancelled(&t->job)) {
+        governor_update(&t->governor, now, &guests, t->workers);
+        bool allowed = governor_allows(&t->governor, now, t->workers, &again);
+
+        if (fits && allowed) {
             return;
         }
-        wait_for_worker(t);
+        if (t->workers || t->job.pauses) {
+            wait_for_worker(t);
+        } else {
+            job_sleep(&t->job, again > now ? again - now : 0);
+        }
     }
 }
 

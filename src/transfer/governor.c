@@ -5,12 +5,12 @@
 #include "base/bytes.h"
 #include "run/loop.h"
 
-enum {
-    START_DEPTH = 8,
-    WINDOW_MS = 20,
-    TOLERANCE = 2,      /* times the best latency */
-    FORGET_SHIFT = 7,   /* the best latency rises by 1/128 a window */
-};
+enum { START_DEPTH = 8, WINDOW_MS = 10, PROBE_EVERY_MS = 1000 };
+
+#define TOLERANCE 1.6 /* times the undisturbed latency */
+#define GROWTH 1.15
+#define CUT 0.7
+#define PAUSE_MAX (100 * NS_PER_MS)
 
 void
 governor_init(struct governor *g)
@@ -18,35 +18,85 @@ governor_init(struct governor *g)
     *g = (struct governor){.depth = START_DEPTH};
 }
 
-void
-governor_update(struct governor *g, uint64_t now_ns,
-                const struct root_stats *guests)
+static void
+begin_window(struct governor *g, uint64_t now, const struct root_stats *guests)
 {
-    if (now_ns < g->window_end_ns) {
+    g->last = *guests;
+    g->window_end_ns = now + WINDOW_MS * NS_PER_MS;
+}
+
+/* A window in which a guest had @n requests of @mean ns. */
+static void
+judge(struct governor *g, uint64_t now, uint64_t mean)
+{
+    if (g->probing) {
+        g->quiet_ns = mean;
+        g->probing = g->measuring = false;
+        g->next_probe_ns = now + PROBE_EVERY_MS * NS_PER_MS;
+    } else if (!g->quiet_ns || now >= g->next_probe_ns) {
+        g->probing = true;
+    } else if ((double)mean > TOLERANCE * (double)g->quiet_ns) {
+        g->depth = g->depth * CUT > GOVERNOR_DEPTH_MIN ? g->depth * CUT
+                                                       : GOVERNOR_DEPTH_MIN;
+    } else {
+        g->depth = g->depth * GROWTH < GOVERNOR_DEPTH_MAX ? g->depth * GROWTH
+                                                          : GOVERNOR_DEPTH_MAX;
+    }
+}
+
+void
+governor_update(struct governor *g, uint64_t now,
+                const struct root_stats *guests, unsigned in_flight)
+{
+    if (g->probing && !g->measuring && !in_flight) {
+        g->measuring = true;
+        begin_window(g, now, guests);
+        return;
+    }
+    if (now < g->window_end_ns || (g->probing && !g->measuring)) {
         return;
     }
     uint64_t n = guests->requests - g->last.requests;
     uint64_t busy = guests->busy_ns - g->last.busy_ns;
 
-    g->window_end_ns = now_ns + WINDOW_MS * NS_PER_MS;
     /* A root that went away takes its counts with it: begin anew. */
-    bool valid = guests->requests >= g->last.requests;
-
-    g->last = *guests;
-    if (!n || !valid) {
-        g->depth = (unsigned)min_u64(g->depth * 2ULL, GOVERNOR_DEPTH_MAX);
-        return;
+    if (guests->requests < g->last.requests) {
+        n = 0;
     }
-    uint64_t mean = busy / n;
-
-    if (!g->best_ns || mean < g->best_ns) {
-        g->best_ns = mean;
+    if (n) {
+        judge(g, now, busy / n);
     } else {
-        g->best_ns += g->best_ns >> FORGET_SHIFT;
+        /* Nobody is there to be disturbed. */
+        g->probing = g->measuring = false;
+        g->quiet_ns = 0;
+        g->depth = g->depth * 2 < GOVERNOR_DEPTH_MAX ? g->depth * 2
+                                                     : GOVERNOR_DEPTH_MAX;
     }
-    if (mean > TOLERANCE * g->best_ns) {
-        g->depth = (unsigned)max_u64(g->depth / 2, 1);
-    } else if (g->depth < GOVERNOR_DEPTH_MAX) {
-        g->depth++;
+    begin_window(g, now, guests);
+}
+
+void
+governor_piece_done(struct governor *g, uint64_t now, uint64_t ns)
+{
+    if (g->depth < 1) {
+        uint64_t pause = (uint64_t)((double)ns * (1 / g->depth - 1));
+
+        g->pause_end_ns = now + min_u64(pause, PAUSE_MAX);
     }
+}
+
+bool
+governor_allows(const struct governor *g, uint64_t now, unsigned in_flight,
+                uint64_t *ret_ns)
+{
+    if (g->probing) {
+        *ret_ns = g->measuring ? g->window_end_ns : now + NS_PER_MS;
+        return false;
+    }
+    if (g->depth < 1 && now < g->pause_end_ns) {
+        *ret_ns = min_u64(g->pause_end_ns, g->window_end_ns);
+        return false;
+    }
+    *ret_ns = NEVER;
+    return !in_flight || in_flight + 1 <= (unsigned)g->depth;
 }

@@ -3,30 +3,46 @@
  * The governor: how many pieces a transfer may have in flight, so that the
  * guest hardly feels it (design §2).
  *
- * It looks at the guest's mean latency over short windows.  Without a guest's
- * request in a window the depth grows at once; with some, it halves when the
- * latency is well above the best that was seen lately, and grows by one when
- * it is not.  It never falls below one: a busy guest never stops a transfer.
+ * It compares the guest's mean latency over short windows with what it is
+ * undisturbed.  That it measures itself: about once a second the transfer
+ * stands still for one window (a probe).  Well below twice the undisturbed
+ * latency the depth grows, above it falls.  A depth below one means one piece
+ * at a time with a pause behind it, in proportion; it never falls below
+ * GOVERNOR_DEPTH_MIN, so a busy guest never stops a transfer.  Where no guest
+ * asks for anything the depth grows at once, and nothing is probed.
  */
 #ifndef SLUICE_TRANSFER_GOVERNOR_H
 #define SLUICE_TRANSFER_GOVERNOR_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "block/block.h"
 
-enum { GOVERNOR_DEPTH_MAX = 16 };
+#define GOVERNOR_DEPTH_MAX 16.0
+#define GOVERNOR_DEPTH_MIN 0.125
 
 struct governor {
-    unsigned depth;
-    uint64_t window_end_ns;
-    uint64_t best_ns; /* the guest's latency when it was well; 0: unknown */
+    double depth;
+    bool probing;           /* nothing may start */
+    bool measuring;         /* and nothing is in flight any more */
+    uint64_t quiet_ns;      /* the guest's latency undisturbed; 0: unknown */
+    uint64_t window_end_ns, next_probe_ns;
+    uint64_t pause_end_ns;  /* the piece of a depth below one is paid for */
     struct root_stats last;
 };
 
 void governor_init(struct governor *g);
-/* Takes the guests' statistics and sets the depth.  Does not yield. */
+/*
+ * Takes the guests' statistics and sets the depth; @in_flight: pieces of the
+ * transfer.  Does not yield.
+ */
 void governor_update(struct governor *g, uint64_t now_ns,
-                     const struct root_stats *guests);
+                     const struct root_stats *guests, unsigned in_flight);
+/* A piece has ended that took @ns. */
+void governor_piece_done(struct governor *g, uint64_t now_ns, uint64_t ns);
+/* May another piece start beside @in_flight?  Else *ret_ns: when to ask. */
+bool governor_allows(const struct governor *g, uint64_t now_ns,
+                     unsigned in_flight, uint64_t *ret_ns);
 
 #endif

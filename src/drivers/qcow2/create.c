@@ -158,16 +158,31 @@ write_header(struct node *file, const struct layout *l)
     return node_write_buf(file, 0, buf, bytes);
 }
 
+/* A file is emptied, so that nothing of it takes blocks; a device cannot be. */
+static int
+make_zero(struct node *file, uint64_t bytes)
+{
+    auto_err ignored = {0};
+    int r = node_truncate(file, 0, &ignored);
+
+    if (!r && !file->size) {
+        r = node_truncate(file, bytes, &ignored);
+    } else {
+        r = node_zero(file, 0, bytes, REQ_MAY_UNMAP, NULL);
+    }
+    return r;
+}
+
 /*
- * All of it is made zero first, which costs no blocks, then only what is not
- * zero is written: a clone takes some 16 KiB.  The header comes last, so that
- * what a crash leaves is no image.
+ * All of it is made zero first, then only what is not zero is written: a clone
+ * takes some 16 KiB.  The header comes last, so that what a crash leaves is no
+ * image.
  */
 static int
 write_image(struct node *file, const struct layout *l)
 {
     uint64_t all = 1 + l->table_clusters + l->blocks + l->l1_clusters;
-    int r = node_zero(file, 0, all << l->cluster_bits, REQ_MAY_UNMAP, NULL);
+    int r = make_zero(file, all << l->cluster_bits);
 
     if (!r) {
         r = write_refcount_table(file, l);
