@@ -17,10 +17,16 @@ test: setup-tests all
 demo: setup-tests all
 	@tools/demo $(BUILD)
 
+bench: setup-tests all
+	@bench/bench.py $(BUILD) --json $(BUILD)/bench.json --svg docs/bench.svg
+
+bench-quick: setup-tests all
+	@bench/bench.py $(BUILD) --quick --json $(BUILD)/bench-quick.json
+
 install: all
 	@ninja -C $(BUILD) install
 
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all setup setup-tests test demo install clean
+.PHONY: all setup setup-tests test demo bench bench-quick install clean

@@ -87,6 +87,8 @@ def parse():
 
 def main():
     a = parse()
+    if shutil.disk_usage(a.memory).free < 12 << 30:
+        sys.exit(f"bench: {a.memory} needs 12 GiB of free space")
     found = peers.find(os.path.abspath(a.build))
     folders = {"ext4": tempfile.mkdtemp(prefix="bench-", dir=a.disk),
                "tmpfs": tempfile.mkdtemp(prefix="bench-", dir=a.memory),

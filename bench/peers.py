@@ -23,7 +23,12 @@ class Qmp:
 
     def __init__(self, path):
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.connect(path)
+        for attempt in range(100):
+            try:
+                self.socket.connect(path)
+                break
+            except ConnectionRefusedError:  # bound, and not yet listening
+                time.sleep(0.01)
         self.lines = self.socket.makefile("r")
         self.lines.readline()
         self.events = []

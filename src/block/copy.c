@@ -11,7 +11,9 @@
 struct piece {
     const struct copy *copy;
     uint64_t off, len;
-    unsigned char *data; /* NULL: zeroes */
+    unsigned char *data; /* NULL: zeroes, or cloned from: */
+    struct node *clone_from; /* a protocol node; NULL: nothing is */
+    uint64_t clone_off;      /* where the piece begins in it */
     struct range_hold hold;
     struct copy_result *result;
 };
@@ -84,6 +86,17 @@ put_data(struct piece *p, uint64_t off, uint64_t len)
                       &p->hold);
 }
 
+static int
+put_clone(struct piece *p, uint64_t off, uint64_t len)
+{
+    int r = node_clone(p->copy->target, off, p->clone_from,
+                       p->clone_off + (off - p->off), len, p->copy->flags,
+                       &p->hold);
+
+    p->result->cloned += r ? 0 : len;
+    return r;
+}
+
 /* Writes a missing part, cut into runs of clusters that are zero or not. */
 static int
 put_part(struct piece *p, uint64_t off, uint64_t len)
@@ -91,6 +104,9 @@ put_part(struct piece *p, uint64_t off, uint64_t len)
     uint64_t unit = max_u64(p->copy->target->cluster_size, 4096);
     uint64_t end = off + len;
 
+    if (p->clone_from) {
+        return put_clone(p, off, len);
+    }
     if (!p->data) {
         return put_zeroes(p, off, len);
     }
@@ -143,6 +159,56 @@ put_missing(struct piece *p)
     return 0;
 }
 
+static int
+put_locked(struct piece *p)
+{
+    struct node *target = p->copy->target;
+    uint64_t unit = target->cluster_size;
+
+    range_lock_take(&target->ranges, &p->hold, align_down(p->off, unit),
+                    align_up(p->off + p->len, unit), RANGE_EXCLUSIVE);
+    int r = p->copy->fill ? put_missing(p) : put_part(p, p->off, p->len);
+
+    range_lock_release(&target->ranges, &p->hold);
+    return r;
+}
+
+/*
+ * Where the piece is one extent of plain data in one file, the target may
+ * share its blocks.  -ENOTSUP where it cannot: what was done until then stays,
+ * the copy skips it.
+ */
+static int
+try_clone(struct piece *p)
+{
+    const struct copy *copy = p->copy;
+    struct node *layer;
+    struct extent ext;
+
+    if (!copy->no_clone || *copy->no_clone || copy->known_zero ||
+        !copy->target->drv->clone ||
+        p->off + p->len > copy->source->size) {
+        return -ENOTSUP;
+    }
+    int r = chain_status(copy->source, NULL, p->off, p->len, false, &ext,
+                         &layer);
+
+    p->result->read_failed = r != 0;
+    if (r || ext.kind != EXTENT_DATA || ext.len < p->len || !layer->file ||
+        !layer->file->child->drv->clone) {
+        return r ? r : -ENOTSUP;
+    }
+    p->clone_from = layer->file->child;
+    p->clone_off = ext.host_off;
+    unsigned token = grace_enter(&layer->lookups);
+
+    r = put_locked(p);
+    grace_leave(&layer->lookups, token);
+    *copy->no_clone = r == -ENOTSUP;
+    p->clone_from = NULL;
+    return r;
+}
+
 int
 copy_range(const struct copy *copy, uint64_t off, uint64_t len,
            struct copy_result *ret)
@@ -156,15 +222,14 @@ copy_range(const struct copy *copy, uint64_t off, uint64_t len,
     if (!p.len) {
         return 0;
     }
-    int r = read_source(copy, &p);
+    int r = try_clone(&p);
 
+    if (r != -ENOTSUP) {
+        return r;
+    }
+    r = read_source(copy, &p);
     if (!r) {
-        uint64_t unit = target->cluster_size;
-
-        range_lock_take(&target->ranges, &p.hold, align_down(off, unit),
-                        align_up(off + p.len, unit), RANGE_EXCLUSIVE);
-        r = copy->fill ? put_missing(&p) : put_part(&p, off, p.len);
-        range_lock_release(&target->ranges, &p.hold);
+        r = put_locked(&p);
     }
     put_buffer(copy->buffers, p.data, p.len);
     return r;

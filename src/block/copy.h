@@ -33,11 +33,12 @@ struct copy {
     struct copy_buffers *buffers; /* NULL: memory of its own for each */
     bool fill;       /* only where the target's own layer has nothing */
     bool known_zero; /* the source reads zero: do not read it */
+    bool *no_clone;  /* set once blocks cannot be shared; NULL: never try */
     unsigned flags;  /* REQ_BACKGROUND */
 };
 
 struct copy_result {
-    uint64_t copied, zeroed, skipped; /* bytes of the target */
+    uint64_t copied, cloned, zeroed, skipped; /* bytes of the target */
     bool read_failed; /* an error came from the source, not the target */
 };
 

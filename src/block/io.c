@@ -403,6 +403,28 @@ node_write_buf(struct node *node, uint64_t off, const void *buf, uint64_t len)
     return node_write(node, off, sg_one(&iov), 0, NULL);
 }
 
+int
+node_clone(struct node *node, uint64_t off, struct node *from,
+           uint64_t from_off, uint64_t len, unsigned flags,
+           struct range_hold *hold)
+{
+    struct change c = {.node = node,
+                       .op = TAP_OP_WRITE,
+                       .off = off,
+                       .len = len,
+                       .quiet = flags & (REQ_BACKGROUND | REQ_QUIET)};
+    bool whole = is_aligned(off, node->cluster_size) &&
+                 (is_aligned(len, node->cluster_size) ||
+                  off + len == node->size);
+    int r = node->drv->clone && whole ? change_begin(&c, hold) : -ENOTSUP;
+
+    if (r) {
+        return r;
+    }
+    r = node->drv->clone(node, off, from, from_off, len, flags, c.hold);
+    return change_end(&c, r, flags);
+}
+
 static int
 write_zeroes(struct node *node, uint64_t off, uint64_t len, unsigned flags,
              struct range_hold *hold)

@@ -132,6 +132,13 @@ struct driver {
     int (*read)(struct node *node, uint64_t off, struct sg sg, unsigned flags);
     int (*write)(struct node *node, uint64_t off, struct sg sg, unsigned flags,
                  struct range_hold *hold);
+    /*
+     * As `write`, sharing the blocks of a protocol node's range (reflinks);
+     * whole clusters.  -ENOTSUP where that cannot be.
+     */
+    int (*clone)(struct node *node, uint64_t off, struct node *from,
+                 uint64_t from_off, uint64_t len, unsigned flags,
+                 struct range_hold *hold);
     /* Multiples of the cluster size.  -ENOTSUP: io.c writes zeroes. */
     int (*zero)(struct node *node, uint64_t off, uint64_t len, unsigned flags,
                 struct range_hold *hold);
@@ -249,6 +256,10 @@ int node_write(struct node *node, uint64_t off, struct sg sg, unsigned flags,
                struct range_hold *hold);
 int node_write_buf(struct node *node, uint64_t off, const void *buf,
                    uint64_t len);
+/* Whole clusters; @from is a protocol node. */
+int node_clone(struct node *node, uint64_t off, struct node *from,
+               uint64_t from_off, uint64_t len, unsigned flags,
+               struct range_hold *hold);
 int node_zero(struct node *node, uint64_t off, uint64_t len, unsigned flags,
               struct range_hold *hold);
 int node_discard(struct node *node, uint64_t off, uint64_t len);

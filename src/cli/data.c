@@ -241,14 +241,21 @@ cli_follow_local(struct cli *cli, const char *job_id, const char *what)
 
     if (cli->json) {
         cli_print_json(json_pack(
-            "{s:s, s:s, s:I, s:I, s:I, s:I}", "type", "result", "verb", what,
+            "{s:s, s:s, s:I, s:I, s:I, s:I, s:I}", "type", "result", "verb", what,
             "bytes-moved", (json_int_t)report.bytes_moved, "bytes-zeroed",
-            (json_int_t)report.bytes_zeroed, "elapsed-ns",
+            (json_int_t)report.bytes_zeroed, "bytes-cloned",
+            (json_int_t)report.bytes_cloned, "elapsed-ns",
             (json_int_t)report.elapsed_ns, "rate",
             (json_int_t)report.rate_bps));
     } else {
         printf("Moved %s in %.1f s (%s/s).\n", moved,
                (double)report.elapsed_ns / 1e9, rate);
+        if (report.bytes_cloned) {
+            auto_free char *shared = cli_format_size(report.bytes_cloned);
+
+            printf("Shared %s of blocks with the source, copying nothing.\n",
+                   shared);
+        }
     }
     return EXIT_OK;
 }

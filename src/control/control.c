@@ -19,7 +19,9 @@ control_new(struct loop *loop, const struct control_options *options)
     ctl->held = options->hold_clients;
     ctl->graph = graph_new(
         loop, &(struct graph_options){.drivers = all_drivers,
-                                      .backing_paths = options->backing_paths});
+                                      .backing_paths = options->backing_paths,
+                                      .chain_index_bytes =
+                                          options->chain_index_bytes});
     ctl->jobs = jobs_new(loop, control_job_event, ctl);
     ctl->objects = json_object();
     list_init(&ctl->clients);

@@ -7,6 +7,7 @@
 #ifndef SLUICE_CONTROL_H
 #define SLUICE_CONTROL_H
 
+#include <stdint.h>
 #include <jansson.h>
 #include <stdbool.h>
 
@@ -22,6 +23,7 @@ struct stream;
 struct control_options {
     /* Where headers may name backing files: see graph_options. */
     const char *backing_paths;
+    uint64_t chain_index_bytes; /* of each disk; 0: the default */
     /* NBD clients wait until control_ready(). */
     bool hold_clients;
 };

@@ -9,6 +9,7 @@
 #include <getopt.h>
 #include <jansson.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "control/control.h"
@@ -18,6 +19,7 @@
 
 enum {
     OPTION_BLOCKDEV = 256,
+    OPTION_CHAIN_INDEX,
     OPTION_CHARDEV,
     OPTION_DAEMONIZE,
     OPTION_EXPORT,
@@ -29,12 +31,15 @@ enum {
     OPTION_UNTRUSTED,
 };
 
+enum { CHAIN_INDEX_MIB_MAX = 65536 };
+
 /* "-": words that are no options come in their place, as option 1. */
 static const char short_options[] = "-hT:V";
 
 static const struct option long_options[] = {
     {"backing-paths", required_argument, NULL, OPTION_BACKING_PATHS},
     {"blockdev", required_argument, NULL, OPTION_BLOCKDEV},
+    {"chain-index-size", required_argument, NULL, OPTION_CHAIN_INDEX},
     {"chardev", required_argument, NULL, OPTION_CHARDEV},
     {"daemonize", no_argument, NULL, OPTION_DAEMONIZE},
     {"export", required_argument, NULL, OPTION_EXPORT},
@@ -85,10 +90,13 @@ static const char help[] =
     "  --backing-paths <folder>[:<folder>...]\n"
     "                         where image headers may name backing files\n"
     "                         (default: any plain local path)\n"
+    "  --chain-index-size <MiB>\n"
+    "                         memory of each disk's index of its backing files\n"
+    "                         (default: 32)\n"
     "  --untrusted            image headers may name no backing file\n"
     "\n"
     "All options but --help, --version, --daemonize, --pidfile,\n"
-    "--backing-paths and --untrusted take effect in their order.\n";
+    "--backing-paths, --chain-index-size and --untrusted take effect in their order.\n";
 
 void
 print_help(const char *program)
@@ -99,6 +107,7 @@ print_help(const char *program)
 int
 options_first_pass(int argc, char **argv, struct daemon_options *ret)
 {
+    char *end;
     int c;
 
     optind = 0; /* glibc: begin anew, with the current short_options */
@@ -122,6 +131,17 @@ options_first_pass(int argc, char **argv, struct daemon_options *ret)
             break;
         case OPTION_BACKING_PATHS:
             ret->backing_paths = optarg;
+            break;
+        case OPTION_CHAIN_INDEX:
+            ret->chain_index_mib = strtoul(optarg, &end, 10);
+            if (*end || !ret->chain_index_mib ||
+                ret->chain_index_mib > CHAIN_INDEX_MIB_MAX) {
+                fprintf(stderr,
+                        "%s: --chain-index-size '%s' is no number of MiB from "
+                        "1 to %d\n",
+                        argv[0], optarg, CHAIN_INDEX_MIB_MAX);
+                return 1;
+            }
             break;
         case OPTION_UNTRUSTED:
             ret->untrusted = true;

@@ -12,6 +12,7 @@
 struct daemon_options {
     bool daemonize, untrusted;
     const char *pidfile, *backing_paths;
+    unsigned long chain_index_mib; /* 0: the default */
 };
 
 /* --chardev: where a monitor's clients come from, until it takes it. */

@@ -114,6 +114,7 @@ daemon_main(void *arg)
 {
     struct daemon *d = arg;
     struct control_options options = {
+        .chain_index_bytes = (uint64_t)d->options.chain_index_mib << 20,
         .backing_paths =
             d->options.untrusted ? "" : d->options.backing_paths,
         .hold_clients = true,

@@ -232,6 +232,22 @@ file_driver_write(struct node *node, uint64_t off, struct sg sg, unsigned flags,
 }
 
 static int
+file_driver_clone(struct node *node, uint64_t off, struct node *from,
+                  uint64_t from_off, uint64_t len, unsigned flags,
+                  struct range_hold *hold)
+{
+    if (from->drv != node->drv) {
+        return -ENOTSUP;
+    }
+    int r = file_clone(file_of(node), off, file_of(from), from_off, len);
+
+    if (!r) {
+        grown(node, off + len);
+    }
+    return r;
+}
+
+static int
 file_driver_status(struct node *node, uint64_t off, uint64_t len,
                    struct extent *ret)
 {
@@ -370,7 +386,7 @@ file_driver_create(struct graph *graph, json_t *options, struct err *err)
     .is_protocol = true, .open = file_driver_open,                             \
     .close = file_driver_close, .read = file_driver_read,                      \
     .write = file_driver_write, .zero = file_driver_zero,                      \
-    .discard = file_driver_discard, .flush = file_driver_flush,                \
+    .clone = file_driver_clone, .discard = file_driver_discard, .flush = file_driver_flush,                \
     .status = file_driver_status, .truncate = file_driver_truncate,            \
     .info = file_driver_info
 

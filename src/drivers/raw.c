@@ -76,6 +76,17 @@ raw_write(struct node *node, uint64_t off, struct sg sg, unsigned flags,
 }
 
 static int
+raw_clone(struct node *node, uint64_t off, struct node *from,
+          uint64_t from_off, uint64_t len, unsigned flags,
+          struct range_hold *hold)
+{
+    struct raw *raw = node->state;
+
+    return node_clone(node->file->child, off + raw->offset, from, from_off,
+                      len, flags, NULL);
+}
+
+static int
 raw_zero(struct node *node, uint64_t off, uint64_t len, unsigned flags,
          struct range_hold *hold)
 {
@@ -118,6 +129,7 @@ const struct driver driver_raw = {
     .close = raw_close,
     .map = raw_map,
     .write = raw_write,
+    .clone = raw_clone,
     .zero = raw_zero,
     .discard = raw_discard,
     .truncate = raw_truncate,

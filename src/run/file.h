@@ -39,6 +39,8 @@ struct file_ops {
     int (*allocated)(struct file *file, uint64_t *ret);
     int (*extent)(struct file *file, uint64_t off, uint64_t len, bool *ret_data,
                   uint64_t *ret_len);
+    int (*clone)(struct file *file, uint64_t off, struct file *from,
+                 uint64_t from_off, uint64_t len);
     int (*lock)(struct file *file, uint64_t off, uint64_t len, int mode);
     void (*close)(struct file *file);
 };
@@ -140,6 +142,17 @@ file_extent(struct file *file, uint64_t off, uint64_t len, bool *ret_data,
             uint64_t *ret_len)
 {
     return file->ops->extent(file, off, len, ret_data, ret_len);
+}
+
+/*
+ * Makes the range share the blocks of @from's (FICLONERANGE): copies nothing.
+ * -ENOTSUP where the file system cannot, or not for this range.
+ */
+static inline int
+file_clone(struct file *file, uint64_t off, struct file *from,
+           uint64_t from_off, uint64_t len)
+{
+    return file->ops->clone(file, off, from, from_off, len);
 }
 
 /*

@@ -429,6 +429,41 @@ real_extent(struct file *file, uint64_t off, uint64_t len, bool *ret_data,
     return r;
 }
 
+static void
+call_clone(void *arg)
+{
+    struct call *c = arg;
+    struct file_clone_range range = {.src_fd = c->mode,
+                                     .src_offset = c->value,
+                                     .src_length = c->len,
+                                     .dest_offset = c->off};
+
+    c->result = ioctl(c->fd, FICLONERANGE, &range) ? -errno : 0;
+}
+
+static int
+real_clone(struct file *file, uint64_t off, struct file *from,
+           uint64_t from_off, uint64_t len)
+{
+    struct call call = {.mode = file_of(from)->fd,
+                        .value = from_off,
+                        .off = off,
+                        .len = len};
+    int r = in_worker(file_of(file), call_clone, &call);
+
+    switch (r) {
+    case -EOPNOTSUPP:
+    case -ENOTTY:
+    case -EXDEV:
+    case -EINVAL: /* not aligned with the file system's blocks */
+    case -EPERM:
+    case -ETXTBSY:
+        return -ENOTSUP;
+    default:
+        return r;
+    }
+}
+
 static int
 real_lock(struct file *file, uint64_t off, uint64_t len, int mode)
 {
@@ -475,6 +510,7 @@ static const struct file_ops real_file_ops = {
     .size = real_size,
     .allocated = real_allocated,
     .extent = real_extent,
+    .clone = real_clone,
     .lock = real_lock,
     .close = real_close,
 };

@@ -85,9 +85,10 @@ worker_main(void *arg)
         int r = copy_range(&w->copy, w->off, w->len, &res);
 
         t->report.bytes_moved += res.copied;
+        t->report.bytes_cloned += res.cloned;
         t->report.bytes_zeroed += res.zeroed;
         t->report.bytes_skipped += res.skipped;
-        t->epoch_bytes += res.copied;
+        t->epoch_bytes += res.copied + res.cloned;
         done = !r || handle_error(t, r, res.read_failed);
     }
     uint64_t now = loop_now(loop_of(t));
@@ -110,6 +111,7 @@ start_worker(struct transfer *t, const struct missing *m, bool hot)
         .t = t, .copy = t->copy, .off = m->off, .len = m->len, .hot = hot};
     w->copy.known_zero = m->zero;
     w->copy.buffers = &t->buffers;
+    w->copy.no_clone = &t->no_clone;
     list_push(&t->active, &w->link);
     t->workers++;
     t->in_flight += m->len;

@@ -41,6 +41,7 @@ struct transfer {
     const struct transfer_recipe *recipe;
     struct copy copy;
     struct copy_buffers buffers;
+    bool no_clone; /* the file system was asked and cannot share blocks */
     struct node *base; /* stream */
     char *backing_file;
     struct root *root; /* the claim on the target */

@@ -42,6 +42,7 @@ int convert_start(struct jobs *jobs, const struct transfer_options *options,
 /* What a finished or running transfer reports. */
 struct transfer_report {
     uint64_t bytes_moved;   /* written to the target, zeroes excepted */
+    uint64_t bytes_cloned;  /* shared with the source's file */
     uint64_t bytes_zeroed;  /* found or known to be zero */
     uint64_t bytes_skipped; /* filled by the guest meanwhile */
     uint64_t pause_ns, held;

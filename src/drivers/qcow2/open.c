@@ -369,6 +369,7 @@ const struct driver driver_qcow2 = {
     .map = qcow2_map,
     .read = qcow2_read_compressed,
     .write = qcow2_write,
+    .clone = qcow2_clone,
     .zero = qcow2_zero,
     .discard = qcow2_discard,
     .unallocate = qcow2_unallocate,

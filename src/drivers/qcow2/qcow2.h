@@ -165,6 +165,9 @@ void qcow2_compress_fini(struct qcow2 *q);
 /* write.c */
 int qcow2_write(struct node *node, uint64_t off, struct sg sg, unsigned flags,
                 struct range_hold *hold);
+int qcow2_clone(struct node *node, uint64_t off, struct node *from,
+                uint64_t from_off, uint64_t len, unsigned flags,
+                struct range_hold *hold);
 int qcow2_zero(struct node *node, uint64_t off, uint64_t len, unsigned flags,
                struct range_hold *hold);
 int qcow2_discard(struct node *node, uint64_t off, uint64_t len,

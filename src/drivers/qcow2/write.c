@@ -17,6 +17,7 @@ enum {
     BATCH = 64,           /* clusters that one allocation takes at most */
     PAYLOAD_IOVS = 30,    /* elements of a payload written without a copy */
     SET_BATCH = 64,
+    CLONE_BATCH = 1024,
 };
 
 /* How many clusters from @off on are, or are not, in place. */
@@ -228,6 +229,45 @@ qcow2_write(struct node *node, uint64_t off, struct sg sg, unsigned flags,
         }
         off += len;
         sg = sg_slice(sg, len, sg.len - len);
+    }
+    return 0;
+}
+
+/* Fresh clusters that share another file's blocks, then the entries. */
+int
+qcow2_clone(struct node *node, uint64_t off, struct node *from,
+            uint64_t from_off, uint64_t len, unsigned flags,
+            struct range_hold *hold)
+{
+    struct qcow2 *q = qcow2_of(node);
+    uint64_t end = off + len;
+
+    range_lock_widen(&node->ranges, hold, off, align_up(end, q->cluster_size));
+    while (off < end) {
+        uint64_t want = div_up(end - off, q->cluster_size), host, n;
+        bool is_zero;
+        int r = qcow2_alloc(q, min_u64(want, CLONE_BATCH), &host, &n, &is_zero);
+
+        if (r) {
+            return r;
+        }
+        uint64_t here = min_u64(n * q->cluster_size, end - off);
+
+        /* A cluster that the source ends in would be shared in part. */
+        r = is_aligned(here, q->cluster_size)
+                ? node_clone(node->file->child, host, from, from_off, here,
+                             flags, NULL)
+                : -ENOTSUP;
+        if (!r) {
+            r = set_entries(q, off, n, host);
+        } else {
+            qcow2_unalloc(q, host, n); /* where this fails too, they leak */
+        }
+        if (r) {
+            return r;
+        }
+        off += here;
+        from_off += here;
     }
     return 0;
 }

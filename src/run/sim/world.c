@@ -279,6 +279,26 @@ world_extent(struct file *file, uint64_t off, uint64_t len, bool *ret_data,
     return 0;
 }
 
+/* Half of the seeds have a file system that shares blocks. */
+static int
+world_clone(struct file *file, uint64_t off, struct file *from,
+            uint64_t from_off, uint64_t len)
+{
+    auto_free unsigned char *data = NULL;
+    struct iovec iov;
+    uint64_t unit = SIM_SECTOR;
+
+    if (!(sim_of(file->loop)->o.seed & 1) || !is_aligned(off, unit) ||
+        !is_aligned(from_off, unit) || !is_aligned(len, unit)) {
+        return -ENOTSUP;
+    }
+    data = xmalloc(len);
+    iov = (struct iovec){data, len};
+    int r = world_read(from, from_off, sg_one(&iov), 0);
+
+    return r ? r : change(file, OP_WRITE, off, len, sg_one(&iov));
+}
+
 static int
 world_lock(struct file *file, uint64_t off, uint64_t len, int mode)
 {
@@ -337,6 +357,7 @@ static const struct file_ops world_file_ops = {
     .size = world_size,
     .allocated = world_size,
     .extent = world_extent,
+    .clone = world_clone,
     .lock = world_lock,
     .close = world_close,
 };
