@@ -70,7 +70,8 @@ world_wait(struct loop *loop, uint64_t deadline_ns)
     if (loop->n_ready) {
         return true;
     }
-    if (deadline_ns == NEVER) {
+    if (deadline_ns == NEVER ||
+        (sim->o.max_ns && deadline_ns > sim->o.max_ns)) {
         return false;
     }
     sim->now = max_u64(sim->now, deadline_ns);
@@ -122,8 +123,8 @@ io_begin(struct sim *sim)
 {
     uint64_t n = ++sim->n_io;
 
-    if (sim->o.fail_at &&
-        (n == sim->o.fail_at || (sim->o.fail_all_after && n > sim->o.fail_at))) {
+    if (sim->o.fail_at && (n == sim->o.fail_at ||
+                           (sim->o.fail_all_after && n > sim->o.fail_at))) {
         return -sim->o.fail_errno;
     }
     return 0;
@@ -173,8 +174,7 @@ change(struct file *file, enum disk_op_kind kind, uint64_t off, uint64_t len,
     if (!file_of(file)->writable) {
         return -EBADF;
     }
-    if (!r && kind != OP_PUNCH && sim->disk->capacity &&
-        end > inode->now.len &&
+    if (!r && kind != OP_PUNCH && sim->disk->capacity && end > inode->now.len &&
         sim_disk_used(sim->disk) + end - inode->now.len > sim->disk->capacity) {
         r = -ENOSPC;
     }
@@ -263,13 +263,13 @@ world_extent(struct file *file, uint64_t off, uint64_t len, bool *ret_data,
     uint64_t end = off + len;
 
     delay(sim_of(file->loop));
-    *ret_data = off < im->len &&
-                !bytes_are_zero(im->p + off,
-                                min_u64(SIM_SECTOR, im->len - off));
+    *ret_data =
+        off < im->len &&
+        !bytes_are_zero(im->p + off, min_u64(SIM_SECTOR, im->len - off));
     for (*ret_len = 0; off < end; off += SIM_SECTOR) {
-        bool data = off < im->len &&
-                    !bytes_are_zero(im->p + off,
-                                    min_u64(SIM_SECTOR, im->len - off));
+        bool data =
+            off < im->len &&
+            !bytes_are_zero(im->p + off, min_u64(SIM_SECTOR, im->len - off));
 
         if (data != *ret_data) {
             break;
@@ -284,8 +284,7 @@ world_lock(struct file *file, uint64_t off, uint64_t len, int mode)
 {
     struct sim_file *sf = file_of(file);
 
-    list_for_each_safe(it, &sf->inode->locks)
-    {
+    list_for_each_safe (it, &sf->inode->locks) {
         struct sim_lock *l = container_of(it, struct sim_lock, link);
         bool overlap = l->off < off + len && off < l->off + l->len;
 
@@ -314,8 +313,7 @@ world_close(struct file *file)
 {
     struct sim_file *sf = file_of(file);
 
-    list_for_each_safe(it, &sf->inode->locks)
-    {
+    list_for_each_safe (it, &sf->inode->locks) {
         struct sim_lock *l = container_of(it, struct sim_lock, link);
 
         if (l->owner == sf) {
