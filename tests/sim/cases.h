@@ -3,6 +3,7 @@
 #ifndef SLUICE_TESTS_SIM_CASES_H
 #define SLUICE_TESTS_SIM_CASES_H
 
+#include <malloc.h>
 #include <stdlib.h>
 
 #include "sim/sweep.h"
@@ -57,6 +58,8 @@ static inline void
 cases_run(int argc, char **argv, const struct sweep_setup *setups, size_t n,
           unsigned plain_runs)
 {
+    /* What nobody wrote must not look right by chance. */
+    mallopt(M_PERTURB, 0xa5);
     cases_setups = setups;
     cases_n = n;
     cases_plain_runs = plain_runs;

@@ -504,6 +504,10 @@ world_options(struct sweep *s)
     if (sc->trouble == TROUBLE_SWITCH) {
         o.switch_at = sc->at;
     }
+    if (sc->trouble == TROUBLE_CUT) {
+        o.cut_at = sc->at;
+        o.cut_ns = s->setup->cut_ns;
+    }
     return o;
 }
 
@@ -517,7 +521,7 @@ sweep_run(struct sweep *s, const struct script *sc)
     s->next_tag = 1000000;
     s->failures = 0;
     s->running = 0;
-    s->may_fail = sc->trouble == TROUBLE_FAIL;
+    s->may_fail = s->setup->may_fail || sc->trouble == TROUBLE_FAIL;
     s->oracle = oracle_new(s->setup->size / SECTOR);
     disk = prepare(s);
     struct sim_options o = world_options(s);
@@ -529,6 +533,7 @@ sweep_run(struct sweep *s, const struct script *sc)
     }
     s->n_io = sim_n_io(s->sim);
     s->n_switches = sim_n_switches(s->sim);
+    s->n_messages = sim_n_messages(s->sim);
     sim_free(s->sim);
     s->sim = NULL;
     judge_disk(s, disk, "closing");

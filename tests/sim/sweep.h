@@ -58,6 +58,7 @@ struct sweep_setup {
     /* Starts what the disk needs outside (a server), and stops it. */
     void *(*serve)(struct graph *graph);
     void (*unserve)(void *service);
+    bool may_fail; /* requests may fail in every run */
     /* Only as data for other cases: cases_run() leaves it out. */
     bool special;
 };

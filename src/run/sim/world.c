@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /*
  * The simulated world: virtual time, a scheduler that picks among the ready
- * coroutines at random, and files over a simulated disk.
+ * coroutines at random, and files over a simulated disk (streams: net.c).
  *
  * Time passes only when nothing is ready: it jumps to the next timer.  Where
  * there is no timer either, nothing can ever happen again, and the world says
@@ -13,17 +13,9 @@
 
 #include "base/bytes.h"
 #include "run/file.h"
-#include "run/sim/disk.h"
+#include "run/sim/world.h"
 
 enum { DELAY_MAX_NS = 100000 };
-
-struct sim {
-    struct loop loop;
-    struct sim_disk *disk;
-    struct sim_options o;
-    uint64_t now, rng;
-    uint64_t n_io, n_events, n_syncs;
-};
 
 struct sim_lock {
     struct list link; /* of the inode */
@@ -37,12 +29,6 @@ struct sim_file {
     struct inode *inode;
     bool writable;
 };
-
-static struct sim *
-sim_of(struct loop *loop)
-{
-    return container_of(loop, struct sim, loop);
-}
 
 static struct sim_file *
 file_of(struct file *file)
@@ -98,6 +84,7 @@ world_pick(struct loop *loop, struct list *ready, unsigned n)
 static void
 world_flush(struct loop *loop)
 {
+    net_pump(sim_of(loop));
 }
 
 static void
@@ -438,6 +425,11 @@ static const struct loop_ops world_ops = {
     .rename = world_rename,
     .unlink = world_unlink,
     .sync_folder = world_sync_folder,
+    .fd_wait = net_fd_wait,
+    .fd_wake = net_fd_wake,
+    .listen = net_listen,
+    .connect = net_connect,
+    .connect_fd = net_connect_fd,
 };
 
 struct sim *
@@ -450,6 +442,7 @@ sim_new(struct sim_disk *disk, const struct sim_options *options)
     sim->o = *options;
     sim->rng = options->seed;
     sim->now = 1;
+    net_init(sim);
     return sim;
 }
 
@@ -487,6 +480,12 @@ uint64_t
 sim_n_syncs(const struct sim *sim)
 {
     return sim->n_syncs;
+}
+
+uint64_t
+sim_n_messages(const struct sim *sim)
+{
+    return sim->n_messages;
 }
 
 uint64_t
