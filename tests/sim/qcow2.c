@@ -3,11 +3,46 @@
 #include "base/bytes.h"
 #include "sim/cases.h"
 
-enum { SIZE = 48 * 1024, ODD_SIZE = 37 * 512 };
+enum {
+    SIZE = 48 * 1024,
+    ODD_SIZE = 37 * 512,
+    REFTABLE_SIZE = 2 << 20,
+    L1_SIZE = (2 << 20) - 4096, /* a whole cluster of L1 entries */
+    L1_MORE = 64 << 10,
+};
 
 #define TOP                                                                    \
     "{\"driver\":\"qcow2\",\"node-name\":\"top\",\"discard\":\"unmap\","       \
     "\"file\":{\"driver\":\"file\",\"filename\":\"top\"}}"
+
+/* Makes the disk larger beside the guests, so that L1 has to move. */
+static void
+grow(struct sweep *s)
+{
+    unsigned char sector[512], got[512];
+    auto_err err = ERR_INIT;
+
+    coro_sleep(sim_random(&s->rng) % NS_PER_MS);
+    int r = node_truncate(s->top, L1_SIZE + L1_MORE, &err);
+
+    if (r) {
+        if (!s->may_fail) {
+            sweep_fail(s, "growing the disk failed: %s", err.msg);
+        }
+        return;
+    }
+    /* The new part is empty, and usable. */
+    sector_fill(sector, 77);
+    r = node_read_buf(s->top, L1_SIZE + L1_MORE - 512, got, 512);
+    if (!r && !bytes_are_zero(got, 512)) {
+        sweep_fail(s, "the new part of the disk does not read zero");
+    }
+    r = r ? r : node_write_buf(s->top, L1_SIZE + L1_MORE - 512, sector, 512);
+    r = r ? r : node_read_buf(s->top, L1_SIZE + L1_MORE - 512, got, 512);
+    if (r ? !s->may_fail : memcmp(sector, got, 512)) {
+        sweep_fail(s, "the new part of the disk does not keep a write");
+    }
+}
 
 #define COMMON .options = TOP, .ops = 12, .max_states = 48
 
@@ -37,6 +72,30 @@ static const struct sweep_setup setups[] = {
      .size = SIZE,
      .guests = 3,
      COMMON},
+    /*
+     * The refcount table has one cluster and counts 2 MiB, which the image has
+     * nearly filled: the guests' writes make the table grow.
+     */
+    {.name = "qcow2-reftable",
+     .image = "create qcow2 top cluster-size=512 refcount-bits=64 "
+              "size=2097152\n"
+              "fill qcow2 top 0 3860 1\n",
+     .size = REFTABLE_SIZE,
+     .first = 3850,
+     .guests = 3,
+     .ops = 8,
+     .options = TOP,
+     .max_states = 4},
+    {.name = "qcow2-l1",
+     .image = "create qcow2 top cluster-size=512 size=2093056\n"
+              "fill qcow2 top 4060 20 1\n",
+     .size = L1_SIZE,
+     .first = 4040,
+     .operation = grow,
+     .guests = 2,
+     .ops = 3,
+     .options = TOP,
+     .max_states = 3},
 };
 
 /* The judges themselves: a dropped flush must show, in most places. */

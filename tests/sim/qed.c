@@ -5,6 +5,7 @@
  * backing file's contents again (unallocate), as a commit does.
  */
 #include "base/bytes.h"
+#include "drivers/drivers.h"
 #include "sim/cases.h"
 
 enum {
@@ -65,6 +66,11 @@ unallocate(struct sweep *s)
 #define COMMON                                                                 \
     .options = TOP, .operation = unallocate, .ops = 12, .max_states = 48
 
+/* A file that cannot make holes: zeroes then change the entries. */
+static struct driver no_holes;
+static const struct driver *const without_holes[] = {&no_holes, &driver_qed,
+                                                     NULL};
+
 static const struct sweep_setup setups[] = {
     {.name = "qed",
      .image = "create qed top cluster-size=4096 table-size=1 size=49152\n",
@@ -85,11 +91,20 @@ static const struct sweep_setup setups[] = {
      .size = SIZE,
      .guests = 3,
      COMMON},
+    {.name = "qed-no-holes",
+     .image = "create qed top cluster-size=4096 table-size=1 size=49152\n",
+     .size = SIZE,
+     .guests = 4,
+     .drivers = without_holes,
+     COMMON},
 };
 
 int
 main(int argc, char **argv)
 {
+    no_holes = driver_file;
+    no_holes.zero = NULL;
+    no_holes.discard = NULL;
     cases_run(argc, argv, setups, ARRAY_LEN(setups), 500);
     return tap_done();
 }

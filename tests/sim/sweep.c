@@ -203,8 +203,9 @@ unsigned
 sweep_plain(const struct sweep_setup *setup, uint64_t first, unsigned runs)
 {
     struct sweep s = {.setup = setup};
+    double end = seconds() + budget();
 
-    for (unsigned i = 0; i < runs && !s.failures; i++) {
+    for (unsigned i = 0; i < runs && !s.failures && seconds() < end; i++) {
         run_seed(&s, first + i, 0);
     }
     return report(&s);

@@ -117,7 +117,7 @@ unsigned sweep_failures(const struct sweep_setup *setup, uint64_t seed);
 unsigned sweep_switches(const struct sweep_setup *setup, uint64_t seed);
 /* All links are cut at the n-th message, for every n. */
 unsigned sweep_cuts(const struct sweep_setup *setup, uint64_t seed);
-/* Runs without failures and crashes: reads are judged. */
+/* At most @runs without failures and crashes: reads are judged. */
 unsigned sweep_plain(const struct sweep_setup *setup, uint64_t first,
                      unsigned runs);
 /* One run of the script in a file; prints what becomes of it. */

@@ -15,7 +15,8 @@
 #include "run/file.h"
 #include "run/sim/world.h"
 
-enum { DELAY_MAX_NS = 100000 };
+/* One I/O in STALL_CHANCE takes longer than many others one after the other. */
+enum { DELAY_MAX_NS = 100000, STALL_CHANCE = 16, STALL_MAX_NS = 3000000 };
 
 struct sim_lock {
     struct list link; /* of the inode */
@@ -91,7 +92,9 @@ static void
 delay(struct sim *sim)
 {
     if (!sim->o.in_order) {
-        coro_sleep(sim_random(&sim->rng) % DELAY_MAX_NS);
+        coro_sleep(sim_random(&sim->rng) % (sim_random(&sim->rng) % STALL_CHANCE
+                                                ? DELAY_MAX_NS
+                                                : STALL_MAX_NS));
     } else {
         coro_relax();
     }
