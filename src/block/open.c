@@ -341,6 +341,15 @@ header_backing_options(struct node *node, json_t **ret, struct err *err)
                  path);
         return r;
     }
+    /* A header's word is nobody's: it names a format, no filter or protocol. */
+    const struct driver *drv = graph_driver(node->graph, format);
+
+    if (drv && !drv->map) {
+        return err_set(err, -EINVAL,
+                       "The header of '%s' names '%s' as the format of its "
+                       "backing file, which is no format",
+                       node->filename ? node->filename : node->name, format);
+    }
     *ret = json_pack("{s:s, s:b, s:{s:s, s:s}}", "driver", format, "read-only",
                      1, "file", "driver", "file", "filename", path);
     return 0;

@@ -5,7 +5,7 @@
 #include "block/node.h"
 
 const struct driver *const all_drivers[] = {
-    &driver_file, &driver_host_device, &driver_raw,
-    &driver_copy_on_read, &driver_qcow2, &driver_qed, &driver_nbd, &driver_mem, &driver_null,
-    NULL,
+    &driver_file,  &driver_host_device, &driver_raw,   &driver_copy_on_read,
+    &driver_qcow2, &driver_qed,         &driver_nbd,   &driver_mem,
+    &driver_null,  &driver_fault,       &driver_crash, NULL,
 };

@@ -14,6 +14,8 @@ extern const struct driver driver_qed;
 extern const struct driver driver_nbd;
 extern const struct driver driver_mem;
 extern const struct driver driver_null;
+extern const struct driver driver_fault;
+extern const struct driver driver_crash;
 
 /* NULL-terminated. */
 extern const struct driver *const all_drivers[];

@@ -19,7 +19,7 @@
 /* A request in flight; on its coroutine's stack. */
 struct call {
     struct coro *co;
-    bool done;
+    bool done, waiting;
     int error; /* positive errno */
     struct extent *extent;
 };
@@ -38,7 +38,13 @@ completed(void *arg, int *error)
 
     call->done = true;
     call->error = *error;
-    coro_wake(call->co);
+    /*
+     * libnbd calls also from within the call that issues it, where sending
+     * fails: nobody waits yet, and a wake would outlive the coroutine.
+     */
+    if (call->waiting) {
+        coro_wake(call->co);
+    }
     return 1;
 }
 
@@ -58,6 +64,7 @@ finish(struct nbd_link *link, struct call *call, int64_t cookie)
     }
     /* It may have to be sent, or to notice that the connection broke. */
     nbd_link_pump(link);
+    call->waiting = true;
     while (!call->done) {
         coro_yield();
     }

@@ -25,6 +25,7 @@
 #include "base/mem.h"
 #include "block/limits.h"
 #include "drivers/nbd_client.h"
+#include "run/stream.h"
 
 #define PAUSE_MIN (50 * NS_PER_MS)
 #define PAUSE_MAX (8 * NS_PER_S)
@@ -100,7 +101,15 @@ begin_connect(struct nbd_link *link, struct nbd_handle *h, struct err *err)
 {
     struct offload_group group;
     struct resolve res = {.host = link->o.host, .port = link->o.port};
+    struct address to = {.kind = link->o.path ? ADDRESS_UNIX : ADDRESS_TCP,
+                         .path = link->o.path,
+                         .host = link->o.host,
+                         .port = link->o.port};
+    int fd, r = fd_connect(loop_of(link), &to, &fd, err);
 
+    if (r != -ENOTSUP) {
+        return r ? r : nbd_aio_connect_socket(h, fd);
+    }
     if (link->o.path) {
         return nbd_aio_connect_unix(h, link->o.path);
     }

@@ -216,6 +216,7 @@ coro_resume(struct coro_pool *pool, struct coro *co)
     if (!f->ended) {
         return false;
     }
+    assert(!co->ready); /* woken while it ran, it would run once more */
     if (pool->n_idle < POOL_MAX) {
         /* Last in, first out: the warmest stack is used next. */
         list_push_front(&pool->idle, &f->idle);

@@ -10,6 +10,7 @@
 #ifndef SLUICE_RUN_LOOP_H
 #define SLUICE_RUN_LOOP_H
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -64,6 +65,9 @@ struct loop_ops {
                   struct listener **ret, struct err *err);
     int (*connect)(struct loop *loop, const struct address *address,
                    struct stream **ret, struct err *err); /* yields */
+    /* NULL where libraries connect by themselves; see fd_connect(). */
+    int (*connect_fd)(struct loop *loop, const struct address *address,
+                      int *ret, struct err *err); /* yields */
 };
 
 struct timer {
@@ -146,6 +150,19 @@ static inline void
 fd_wake(struct loop *loop, int fd)
 {
     loop->ops->fd_wake(loop, fd);
+}
+
+/*
+ * A connected descriptor for such a library, which takes it over; -ENOTSUP,
+ * with nothing set, where it is to connect by itself.  Yields.
+ */
+static inline int
+fd_connect(struct loop *loop, const struct address *address, int *ret,
+           struct err *err)
+{
+    return loop->ops->connect_fd
+               ? loop->ops->connect_fd(loop, address, ret, err)
+               : -ENOTSUP;
 }
 
 /*

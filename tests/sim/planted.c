@@ -162,8 +162,7 @@ static void
 a_correct_store_passes(void)
 {
     for (uint64_t seed = 1; seed <= 20; seed++) {
-        struct store st =
-            run_store(NO_BUG, (struct sim_options){.seed = seed});
+        struct store st = run_store(NO_BUG, (struct sim_options){.seed = seed});
 
         CHECK(!st.caught);
         CHECK(st.states > 4 * UPDATES);
@@ -194,8 +193,8 @@ an_fsync_that_lies_is_caught(void)
     unsigned caught = 0;
 
     for (uint64_t n = 1; n <= UPDATES; n++) {
-        caught += run_store(NO_BUG, (struct sim_options){.seed = 1,
-                                                         .drop_sync_at = n})
+        caught += run_store(NO_BUG,
+                            (struct sim_options){.seed = 1, .drop_sync_at = n})
                       .caught;
     }
     CHECK_INT(caught, UPDATES);
@@ -296,8 +295,8 @@ a_failing_io_is_reported(void)
     struct store st = {0};
 
     sim_disk_put(disk, "data", "x", 1);
-    st.sim = sim_new(
-        disk, &(struct sim_options){.fail_at = 1, .fail_errno = EIO});
+    st.sim =
+        sim_new(disk, &(struct sim_options){.fail_at = 1, .fail_errno = EIO});
     CHECK(loop_run_main(sim_loop(st.sim), one_read, &st));
     CHECK(st.caught);
     sim_free(st.sim);

@@ -7,8 +7,8 @@
 #include <errno.h>
 
 #include "block/edit.h"
-#include "sim/sweep.h"
-#include "tap.h"
+#include "base/bytes.h"
+#include "sim/cases.h"
 
 enum { SIZE = 40 * 1024 };
 
@@ -16,27 +16,6 @@ enum { SIZE = 40 * 1024 };
     "{\"driver\":\"qcow2\",\"node-name\":\"" name "\"," more                   \
     "\"discard\":\"unmap\",\"file\":{\"driver\":\"file\",\"filename\":\"" file \
     "\"}}"
-
-static void
-create(struct graph *graph, const char *name, const char *more)
-{
-    auto_free char *file = xasprintf("{\"filename\":\"%s\",\"size\":0}", name);
-    auto_free char *image = xasprintf(
-        "{\"file\":{\"driver\":\"file\",\"filename\":\"%s\"},\"size\":%d%s}",
-        name, SIZE, more);
-
-    sweep_create(graph, "file", file);
-    sweep_create(graph, "qcow2", image);
-}
-
-static void
-prepare(struct graph *graph, struct oracle *o, uint64_t seed)
-{
-    create(graph, "base", ",\"cluster-size\":1024");
-    create(graph, "over",
-           ",\"cluster-size\":2048,\"backing-file\":\"base\","
-           "\"backing-fmt\":\"qcow2\"");
-}
 
 static void
 snapshot(struct sweep *s)
@@ -67,43 +46,23 @@ snapshot(struct sweep *s)
     }
 }
 
-static const struct sweep_setup setup = {
-    .name = "snapshot",
-    .options = IMAGE("top", "base", ""),
-    .judge_options = IMAGE("top", "over", ""),
-    .size = SIZE,
-    .prepare = prepare,
-    .operation = snapshot,
-    .guests = 3,
-    .ops = 12,
-    .max_states = 32,
+static const struct sweep_setup setups[] = {
+    {.name = "snapshot",
+     .image = "create qcow2 base cluster-size=1024 size=40960\n"
+              "create qcow2 over cluster-size=2048 backing-file=base "
+              "backing-fmt=qcow2 size=40960\n",
+     .options = IMAGE("top", "base", ""),
+     .judge_options = IMAGE("top", "over", ""),
+     .size = SIZE,
+     .operation = snapshot,
+     .guests = 3,
+     .ops = 12,
+     .max_states = 32},
 };
 
-static void
-every_read_is_right(void)
-{
-    CHECK_INT(sweep_plain(&setup, 1, 300), 0);
-}
-
-static void
-every_crash_leaves_a_right_chain(void)
-{
-    CHECK_INT(sweep_crashes(&setup, 1), 0);
-}
-
-static void
-every_failing_io_leaves_a_right_chain(void)
-{
-    CHECK_INT(sweep_failures(&setup, 1), 0);
-}
-
 int
-main(void)
+main(int argc, char **argv)
 {
-    tap_run("every read is right", every_read_is_right);
-    tap_run("every crash leaves a right chain",
-            every_crash_leaves_a_right_chain);
-    tap_run("every failing I/O leaves a right chain",
-            every_failing_io_leaves_a_right_chain);
+    cases_run(argc, argv, setups, ARRAY_LEN(setups), 300);
     return tap_done();
 }

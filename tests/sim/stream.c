@@ -6,8 +6,8 @@
  */
 #include <errno.h>
 
-#include "sim/sweep.h"
-#include "tap.h"
+#include "base/bytes.h"
+#include "sim/cases.h"
 #include "transfer/transfer.h"
 
 enum { SIZE = 40 * 1024 };
@@ -16,55 +16,17 @@ enum { SIZE = 40 * 1024 };
     "{\"driver\":\"qcow2\",\"node-name\":\"top\",\"discard\":\"unmap\","       \
     "\"file\":{\"driver\":\"file\",\"filename\":\"top\"}}"
 
-static void
-create(struct graph *graph, const char *name, const char *more, uint64_t size)
-{
-    auto_free char *file = xasprintf("{\"filename\":\"%s\",\"size\":0}", name);
-    auto_free char *image = xasprintf(
-        "{\"file\":{\"driver\":\"file\",\"filename\":\"%s\"},\"size\":%llu%s}",
-        name, (unsigned long long)size, more);
-
-    sweep_create(graph, "file", file);
-    sweep_create(graph, "qcow2", image);
-}
-
-static void
-fill(struct graph *graph, struct oracle *o, const char *name, uint64_t sector,
-     uint64_t n, uint64_t tag)
-{
-    json_t *options =
-        json_pack("{s:s, s:s, s:{s:s, s:s}}", "driver", "qcow2", "node-name",
-                  "fill", "file", "driver", "file", "filename", name);
-    struct node *node;
-
-    if (node_add(graph, options, &node, NULL)) {
-        abort();
-    }
-    sweep_fill(node, o, sector, n, tag);
-    json_decref(options);
-    node_del(graph, "fill", NULL);
-}
-
-/* base (raw data in most of it) <- middle, shorter than both <- top. */
-static void
-prepare_three(struct graph *graph, struct oracle *o, uint64_t seed)
-{
-    create(graph, "base", ",\"cluster-size\":1024", SIZE);
-    fill(graph, o, "base", 5, 60, 1);
-    create(graph, "middle",
-           ",\"cluster-size\":512,\"backing-file\":\"base\","
-           "\"backing-fmt\":\"qcow2\"",
-           SIZE / 2);
-    fill(graph, o, "middle", 10, 7, 1001);
-    for (uint64_t i = SIZE / 2 / 512; i < SIZE / 512; i++) {
-        oracle_init(o, i, 0); /* the short middle hides the rest of the base */
-    }
-    create(graph, "top",
-           ",\"cluster-size\":2048,\"backing-file\":\"middle\","
-           "\"backing-fmt\":\"qcow2\"",
-           SIZE);
-    fill(graph, o, "top", 30, 3, 2001);
-}
+/* base (data in most of it) <- middle, shorter than both <- top. */
+#define THREE                                                                  \
+    "create qcow2 base cluster-size=1024 size=40960\n"                         \
+    "fill qcow2 base 5 60 1\n"                                                 \
+    "create qcow2 middle cluster-size=512 backing-file=base "                  \
+    "backing-fmt=qcow2 size=20480\n"                                           \
+    "fill qcow2 middle 10 7 1001\n"                                            \
+    "hide 40 40\n"                                                             \
+    "create qcow2 top cluster-size=2048 backing-file=middle "                  \
+    "backing-fmt=qcow2 size=40960\n"                                           \
+    "fill qcow2 top 30 3 2001\n"
 
 static struct node *
 backing_of(struct node *node)
@@ -162,57 +124,7 @@ stream_on_a_full_disk(struct sweep *s)
     jobs_free(jobs);
 }
 
-static const struct sweep_setup full = {.name = "stream-full",
-                                        .options = TOP,
-                                        .size = SIZE,
-                                        .prepare = prepare_three,
-                                        .operation = stream_on_a_full_disk,
-                                        .max_states = 8};
-
-static const struct sweep_setup setups[] = {
-    {.name = "stream-all",
-     .options = TOP,
-     .size = SIZE,
-     .prepare = prepare_three,
-     .operation = stream_all,
-     .guests = 2,
-     .ops = 10,
-     .max_states = 32},
-    {.name = "stream-to-base",
-     .options = TOP,
-     .size = SIZE,
-     .prepare = prepare_three,
-     .operation = stream_to_base,
-     .guests = 2,
-     .ops = 10,
-     .max_states = 32},
-};
-
-static void
-every_read_is_right(void)
-{
-    for (size_t i = 0; i < ARRAY_LEN(setups); i++) {
-        CHECK_INT(sweep_plain(&setups[i], 1, 300), 0);
-    }
-}
-
-static void
-every_crash_leaves_a_right_disk(void)
-{
-    for (size_t i = 0; i < ARRAY_LEN(setups); i++) {
-        CHECK_INT(sweep_crashes(&setups[i], 1), 0);
-    }
-}
-
-static void
-every_failing_io_leaves_a_right_disk(void)
-{
-    for (size_t i = 0; i < ARRAY_LEN(setups); i++) {
-        CHECK_INT(sweep_failures(&setups[i], 1), 0);
-    }
-}
-
-/* Cancel, or pause and resume, at the n-th switch. */
+/* Cancel, or pause and resume, at a switch of coroutines. */
 static void
 cancel_it(struct sweep *s)
 {
@@ -237,34 +149,58 @@ pause_it(struct sweep *s)
     }
 }
 
+#define COMMON .options = TOP, .image = THREE, .size = SIZE
+#define GUESTS .guests = 2, .ops = 10, .max_states = 32
+
+static const struct sweep_setup setups[] = {
+    {.name = "stream-all",
+     .operation = stream_all,
+     .disturb = cancel_it,
+     COMMON,
+     GUESTS},
+    {.name = "stream-to-base",
+     .operation = stream_to_base,
+     .disturb = cancel_it,
+     COMMON,
+     GUESTS},
+    {.name = "stream-paused",
+     .operation = stream_all,
+     .disturb = pause_it,
+     .special = true,
+     COMMON,
+     GUESTS},
+    {.name = "stream-full",
+     .operation = stream_on_a_full_disk,
+     .max_states = 8,
+     .special = true,
+     COMMON},
+};
+
 static void
 a_cancel_at_any_moment_leaves_a_right_disk(void)
 {
-    CHECK_INT(sweep_switches(&setups[0], 1, cancel_it), 0);
-    CHECK_INT(sweep_switches(&setups[1], 2, cancel_it), 0);
+    CHECK_INT(sweep_switches(&setups[0], 1), 0);
+    CHECK_INT(sweep_switches(&setups[1], 2), 0);
 }
 
 static void
 a_pause_at_any_moment_loses_nothing(void)
 {
-    CHECK_INT(sweep_switches(&setups[0], 3, pause_it), 0);
+    CHECK_INT(sweep_switches(&setups[2], 3), 0);
 }
 
 static void
 a_full_disk_pauses_the_stream(void)
 {
-    CHECK_INT(sweep_plain(&full, 1, 50), 0);
-    CHECK_INT(sweep_crashes(&full, 1), 0);
+    CHECK_INT(sweep_plain(&setups[3], 1, 50), 0);
+    CHECK_INT(sweep_crashes(&setups[3], 1), 0);
 }
 
 int
-main(void)
+main(int argc, char **argv)
 {
+    cases_run(argc, argv, setups, ARRAY_LEN(setups), 300);
     tap_run("a full disk pauses the stream", a_full_disk_pauses_the_stream);
-    tap_run("every read is right", every_read_is_right);
-    tap_run("every crash leaves a right disk", every_crash_leaves_a_right_disk);
-    tap_run("every failing I/O leaves a right disk",
-            every_failing_io_leaves_a_right_disk);
     tap_run("a cancel at any moment leaves a right disk",
             a_cancel_at_any_moment_leaves_a_right_disk);
     tap_run("a pause at any moment loses nothing",

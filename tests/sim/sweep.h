@@ -1,16 +1,21 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /*
- * The sweeps over an image format, or over an operation on one: a guest that
- * reads, writes, zeroes, discards and flushes at random in a simulated world,
- * and an oracle that judges
+ * The sweeps over an image format, or over an operation on one: guests that
+ * read, write, zero, discard and flush at random in a simulated world, and an
+ * oracle that judges
  *
  *   every read of the guest,
  *   every state that a power failure or a kill can leave, at every durable
  *   event: the image opens, its check finds no corruption, every sector reads
  *   as allowed,
- *   every run in which the n-th I/O fails.
+ *   every run in which the n-th I/O fails, a link is cut at the n-th message,
+ *   something (a cancel) comes at the n-th switch of coroutines.
  *
- * All of it is decided by a seed, which a failure prints.
+ * A seed becomes a script (script.h); one that fails is shrunk and printed.
+ *
+ *   script.c  a run as data           run.c    runs and judges one
+ *   images.c  its images              shrink.c makes a failing one small
+ *   sweep.c   the sweeps              cases.h  what a test program calls
  */
 #ifndef SLUICE_TESTS_SIM_SWEEP_H
 #define SLUICE_TESTS_SIM_SWEEP_H
@@ -22,28 +27,45 @@
 #include "block/node.h"
 #include "run/sim/sim.h"
 #include "sim/oracle.h"
+#include "sim/script.h"
 
 struct sweep;
 
 struct sweep_setup {
     const char *name;
+    /* How to make the images: see script.h; made without failures. */
+    const char *image;
     /* How to open the disk (JSON); the node's name must be "top". */
     const char *options;
     /* How to open what a crash left, where that differs; else NULL. */
     const char *judge_options;
+    /* And where the header names no backing file any more; else NULL. */
+    const char *judge_alone;
     uint64_t size; /* of the disk, bytes */
-    /* Makes the images, in a world without failures; describes them in @o. */
-    void (*prepare)(struct graph *graph, struct oracle *o, uint64_t seed);
-    /* Runs beside the guest, in a coroutine of its own; may be NULL. */
-    void (*operation)(struct sweep *s);
-    /* Called with what a crash left, open read-write, before it is judged. */
-    void (*recover)(struct graph *graph, struct node *top);
+    /* The sectors that guests touch; @span 0: all. */
+    uint64_t first, span;
     unsigned guests, ops; /* coroutines, and requests of each */
     uint64_t max_states;  /* crash states per event */
+    uint64_t max_ns;      /* a run that takes longer hangs; 0: no limit */
+    uint64_t cut_ns;      /* how long a cut link stays down */
+    const struct driver *const *drivers; /* NULL: all */
+    /* Runs beside the guests, in a coroutine of its own; may be NULL. */
+    void (*operation)(struct sweep *s);
+    /* Called in a coroutine at the switch that a script names. */
+    void (*disturb)(struct sweep *s);
+    /* Called with what a crash left, open read-write, before it is judged. */
+    void (*recover)(struct graph *graph, struct node *top);
+    /* Starts what the disk needs outside (a server), and stops it. */
+    void *(*serve)(struct graph *graph);
+    void (*unserve)(void *service);
+    bool may_fail; /* requests may fail in every run */
+    /* Only as data for other cases: cases_run() leaves it out. */
+    bool special;
 };
 
 struct sweep {
     const struct sweep_setup *setup;
+    const struct script *script;
     struct sim *sim;
     struct graph *graph;
     struct node *top;
@@ -51,20 +73,36 @@ struct sweep {
     struct oracle *oracle;
     uint64_t seed, rng, next_tag;
     unsigned running;
-    bool quiet;        /* failures are wanted: do not print them */
-    bool may_fail;     /* an I/O of this run fails: requests may, too */
-    bool crashes;      /* judge the crash states */
-    uint64_t states;   /* judged so far */
-    uint64_t switches; /* the most that a run had */
-    unsigned failures; /* what was found wrong */
-    void *op;          /* the operation's own */
-    void (*act)(struct sweep *s);
+    bool verbose;        /* says what a replay does */
+    bool quiet;          /* failures are wanted: nothing is shrunk or printed */
+    bool may_fail;       /* an I/O of this run fails: requests may, too */
+    bool crashes;        /* judge all crash states, not only the script's */
+    uint64_t max_states; /* overrides the setup's; 0: does not */
+    uint64_t states;     /* judged so far */
+    uint64_t n_io, n_switches, n_messages; /* of the last run */
+    unsigned failures;                     /* of the last run */
+    char *why;                             /* the first of them */
+    struct script found;                   /* with what made it fail */
+    const struct sim_crash *crash;         /* being judged */
+    void *service;
+    void *op; /* the operation's own */
 };
+
+/* Runs a script: sets @failures and so on.  After a hang its world is lost. */
+void sweep_run(struct sweep *s, const struct script *sc);
+void sweep_fini(struct sweep *s);
+/* Counts a failure; the first one is kept. */
+void sweep_fail(struct sweep *s, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+
+/* The script that a seed stands for. */
+struct script sweep_script(const struct sweep_setup *setup, uint64_t seed);
 
 /*
  * Runs the sweep for seeds from @first on until the share of SIM_BUDGET (in
- * seconds, from the environment; default 2) is used, at least one.  Returns
- * the failures; prints states and seeds as TAP comments.
+ * seconds, from the environment; default 2) is used, at least one.  This and
+ * the others return the failures, and print counts and a shrunk script as TAP
+ * comments.
  */
 unsigned sweep_crashes(const struct sweep_setup *setup, uint64_t first);
 /*
@@ -75,20 +113,24 @@ unsigned sweep_lies(const struct sweep_setup *setup, uint64_t seed,
                     unsigned max);
 /* The n-th I/O fails, for every n, with EIO and with ENOSPC. */
 unsigned sweep_failures(const struct sweep_setup *setup, uint64_t seed);
-/* @act is called in a coroutine at the n-th switch of coroutines, for every n. */
-unsigned sweep_switches(const struct sweep_setup *setup, uint64_t seed,
-                        void (*act)(struct sweep *s));
-/* One run without failures and crashes: reads are judged. */
+/* setup->disturb comes at the n-th switch of coroutines, for every n. */
+unsigned sweep_switches(const struct sweep_setup *setup, uint64_t seed);
+/* All links are cut at the n-th message, for every n. */
+unsigned sweep_cuts(const struct sweep_setup *setup, uint64_t seed);
+/* At most @runs without failures and crashes: reads are judged. */
 unsigned sweep_plain(const struct sweep_setup *setup, uint64_t first,
                      unsigned runs);
+/* One run of the script in a file; prints what becomes of it. */
+unsigned sweep_replay(const struct sweep_setup *setups, size_t n,
+                      const char *path);
 
-/* For prepare(): writes tags 1 to n into a node from sector @sector on. */
+/* shrink.c: the smallest script found that still fails as s->found does. */
+struct script sweep_shrink(struct sweep *s);
+
+/* images.c */
+void images_make(struct graph *graph, struct oracle *o, const char *lines);
+/* Writes @n tags into a node from sector @sector on. */
 void sweep_fill(struct node *node, struct oracle *o, uint64_t sector,
                 uint64_t n, uint64_t first_tag);
-/* Counts a failure and prints it with the seed. */
-void sweep_fail(struct sweep *s, const char *fmt, ...)
-    __attribute__((format(printf, 2, 3)));
-/* Creates an image: driver_X.create() with JSON options. */
-void sweep_create(struct graph *graph, const char *driver, const char *options);
 
 #endif

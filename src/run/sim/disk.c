@@ -10,6 +10,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/bytes.h"
@@ -124,8 +125,7 @@ op_free(struct disk_op *op)
 static void
 ops_free(struct list *ops)
 {
-    list_for_each_safe(it, ops)
-    {
+    list_for_each_safe (it, ops) {
         op_free(container_of(it, struct disk_op, link));
     }
 }
@@ -178,8 +178,7 @@ inode_sync_first(struct inode *inode)
 static struct name *
 name_find(struct list *names, const char *name)
 {
-    list_for_each(it, names)
-    {
+    list_for_each (it, names) {
         struct name *n = container_of(it, struct name, link);
 
         if (!strcmp(n->name, name)) {
@@ -292,8 +291,7 @@ disk_unlink(struct sim_disk *disk, const char *name)
 void
 disk_sync_names(struct sim_disk *disk)
 {
-    list_for_each_safe(it, &disk->name_log)
-    {
+    list_for_each_safe (it, &disk->name_log) {
         struct name_op *op = container_of(it, struct name_op, link);
 
         name_apply(&disk->durable_names, op);
@@ -329,8 +327,7 @@ sim_disk_free(struct sim_disk *disk)
     disk_sync_names(disk);
     names_free(&disk->names);
     names_free(&disk->durable_names);
-    list_for_each_safe(it, &disk->inodes)
-    {
+    list_for_each_safe (it, &disk->inodes) {
         struct inode *inode = container_of(it, struct inode, link);
 
         ops_free(&inode->in_flight);
@@ -379,8 +376,7 @@ sim_disk_used(const struct sim_disk *disk)
 {
     uint64_t sum = 0;
 
-    list_for_each(it, &disk->names)
-    {
+    list_for_each (it, &disk->names) {
         sum += container_of(it, struct name, link)->inode->now.len;
     }
     return sum;
@@ -391,18 +387,15 @@ sim_disk_pending(const struct sim_disk *disk)
 {
     unsigned n = 0;
 
-    list_for_each(it, &disk->inodes)
-    {
+    list_for_each (it, &disk->inodes) {
         struct inode *inode = container_of(it, struct inode, link);
 
         n += inode->n_logged;
-        list_for_each(op, &inode->in_flight)
-        {
+        list_for_each (op, &inode->in_flight) {
             n++;
         }
     }
-    list_for_each(it, &disk->name_log)
-    {
+    list_for_each (it, &disk->name_log) {
         n++;
     }
     return n;
@@ -414,25 +407,23 @@ sim_disk_pending(const struct sim_disk *disk)
  */
 
 struct chosen {
-    enum { CHOOSE_MASK, CHOOSE_RANDOM } how;
-    uint64_t mask;              /* CHOOSE_MASK: bit i is operation i */
-    unsigned prefix, alone, missing; /* see choose() */
+    enum { CHOOSE_MASK, CHOOSE_RANDOM, CHOOSE_FATES } how;
+    uint64_t mask; /* CHOOSE_MASK: bit i is operation i */
     unsigned n;
-    uint64_t seed;
+    uint64_t seed, torn;
     unsigned next; /* number of the next operation asked about */
+    char *fates;   /* what was chosen; CHOOSE_FATES: what is to be */
 };
 
-enum { LOST, KEPT, TORN };
-
 /* Which of the structured states the index-th one is. */
-static int
+static bool
 structured(uint64_t index, unsigned i, unsigned n)
 {
     if (index == 0) {
-        return LOST;
+        return false;
     }
     if (index == 1) {
-        return KEPT;
+        return true;
     }
     index -= 2;
     if (index < n) {
@@ -445,20 +436,34 @@ structured(uint64_t index, unsigned i, unsigned n)
     return i <= index - n; /* prefixes */
 }
 
-static int
-choose(struct chosen *c, uint64_t index)
+static enum sim_fate
+choose_one(struct chosen *c, uint64_t index, unsigned i)
 {
-    unsigned i = c->next++;
-
-    if (c->n <= FULL_ENUMERATION_MAX && c->how == CHOOSE_MASK) {
-        return (int)(c->mask >> i & 1);
+    if (c->how == CHOOSE_FATES) {
+        return i < strlen(c->fates) ? (enum sim_fate)c->fates[i] : SIM_LOST;
     }
     if (c->how == CHOOSE_MASK) {
-        return structured(index, i, c->n);
+        bool kept = c->n <= FULL_ENUMERATION_MAX ? c->mask >> i & 1
+                                                 : structured(index, i, c->n);
+
+        return kept ? SIM_KEPT : SIM_LOST;
     }
     uint64_t r = sim_random(&c->seed);
 
-    return r % TORN_CHANCE == 0 ? TORN : (int)(r >> 32 & 1);
+    return r % TORN_CHANCE == 0 ? SIM_TORN : r >> 32 & 1 ? SIM_KEPT : SIM_LOST;
+}
+
+static enum sim_fate
+choose(struct chosen *c, uint64_t index)
+{
+    unsigned i = c->next++;
+    enum sim_fate fate = choose_one(c, index, i);
+
+    if (c->how != CHOOSE_FATES && i < SIM_FATES_MAX) {
+        c->fates[i] = (char)fate;
+        c->fates[i + 1] = 0;
+    }
+    return fate;
 }
 
 static void
@@ -469,15 +474,14 @@ crash_inode(struct inode *to, struct inode *from, struct chosen *c,
 
     image_copy(&to->durable, &from->durable);
     for (size_t l = 0; l < ARRAY_LEN(lists); l++) {
-        list_for_each(it, lists[l])
-        {
+        list_for_each (it, lists[l]) {
             struct disk_op *op = container_of(it, struct disk_op, link);
-            int fate = process ? KEPT : choose(c, index);
+            enum sim_fate fate = process ? SIM_KEPT : choose(c, index);
 
-            if (fate == KEPT) {
+            if (fate == SIM_KEPT) {
                 apply(&to->durable, op);
-            } else if (fate == TORN) {
-                apply_torn(&to->durable, op, &c->seed);
+            } else if (fate == SIM_TORN) {
+                apply_torn(&to->durable, op, &c->torn);
             }
         }
     }
@@ -487,8 +491,7 @@ crash_inode(struct inode *to, struct inode *from, struct chosen *c,
 static struct inode *
 twin(struct sim_disk *disk, const struct inode *of)
 {
-    list_for_each(it, &disk->inodes)
-    {
+    list_for_each (it, &disk->inodes) {
         struct inode *inode = container_of(it, struct inode, link);
 
         if (inode->id == of->id) {
@@ -504,8 +507,7 @@ crash_state(struct sim_disk *from, struct chosen *c, uint64_t index,
 {
     struct sim_disk *to = sim_disk_new();
 
-    list_for_each(it, &from->inodes)
-    {
+    list_for_each (it, &from->inodes) {
         struct inode *old = container_of(it, struct inode, link);
         struct inode *inode = inode_new(to);
 
@@ -514,23 +516,20 @@ crash_state(struct sim_disk *from, struct chosen *c, uint64_t index,
     }
     to->next_id = from->next_id;
     to->capacity = from->capacity;
-    list_for_each(it, &from->durable_names)
-    {
+    list_for_each (it, &from->durable_names) {
         struct name *n = container_of(it, struct name, link);
 
         name_set(&to->durable_names, n->name, twin(to, n->inode));
     }
-    list_for_each(it, &from->name_log)
-    {
+    list_for_each (it, &from->name_log) {
         struct name_op op = *container_of(it, struct name_op, link);
 
-        if (process || choose(c, index) != LOST) {
+        if (process || choose(c, index) != SIM_LOST) {
             op.inode = op.inode ? twin(to, op.inode) : NULL;
             name_apply(&to->durable_names, &op);
         }
     }
-    list_for_each(it, &to->durable_names)
-    {
+    list_for_each (it, &to->durable_names) {
         struct name *n = container_of(it, struct name, link);
 
         name_set(&to->names, n->name, n->inode);
@@ -541,12 +540,18 @@ crash_state(struct sim_disk *from, struct chosen *c, uint64_t index,
 struct sim_disk *
 sim_crash_next(struct sim_crash *crash)
 {
-    struct chosen c = {.n = sim_disk_pending(crash->disk)};
+    struct chosen c = {.n = sim_disk_pending(crash->disk),
+                       .fates = crash->fates};
     uint64_t index = crash->index++;
     uint64_t fixed = c.n <= FULL_ENUMERATION_MAX ? 1ULL << c.n : 2 + 3 * c.n;
 
     if (crash->kind == SIM_CRASH_PROCESS) {
         return index ? NULL : crash_state(crash->disk, &c, 0, true);
+    }
+    if (crash->replay) {
+        c.how = CHOOSE_FATES;
+        c.torn = crash->torn;
+        return index ? NULL : crash_state(crash->disk, &c, 0, false);
     }
     if (index >= crash->max_states || (c.n == 0 && index)) {
         return NULL;
@@ -563,5 +568,59 @@ sim_crash_next(struct sim_crash *crash)
     }
     /* State 0 loses all and state 1 keeps all, whichever way they count. */
     c.mask = index == 1 ? UINT64_MAX : index == (1ULL << c.n) - 1 ? 1 : index;
+    c.torn = crash->torn = ~c.seed;
+    crash->fates[0] = 0;
     return crash_state(crash->disk, &c, index, false);
+}
+
+/* The name that the file has now. */
+static const char *
+name_of(struct sim_disk *disk, const struct inode *inode)
+{
+    list_for_each (it, &disk->names) {
+        struct name *n = container_of(it, struct name, link);
+
+        if (n->inode == inode) {
+            return n->name;
+        }
+    }
+    return "(no name)";
+}
+
+void
+sim_disk_describe(struct sim_disk *disk,
+                  void (*say)(void *arg, unsigned i, const char *text),
+                  void *arg)
+{
+    static const char *const kinds[] = {"write", "punch", "truncate"};
+    unsigned n = 0;
+    char text[256];
+
+    list_for_each (it, &disk->inodes) {
+        struct inode *inode = container_of(it, struct inode, link);
+        struct list *lists[] = {&inode->log, &inode->in_flight};
+
+        for (size_t l = 0; l < ARRAY_LEN(lists); l++) {
+            list_for_each (op_it, lists[l]) {
+                struct disk_op *op = container_of(op_it, struct disk_op, link);
+
+                snprintf(text, sizeof(text), "%s: %s %llu+%llu%s",
+                         name_of(disk, inode), kinds[op->kind],
+                         (unsigned long long)op->off,
+                         (unsigned long long)op->len,
+                         op->logged ? "" : " (in flight)");
+                say(arg, n++, text);
+            }
+        }
+    }
+    list_for_each (it, &disk->name_log) {
+        struct name_op *op = container_of(it, struct name_op, link);
+
+        snprintf(text, sizeof(text), "%s of the name %s",
+                 op->kind == NAME_REMOVE ? "removal"
+                 : op->from              ? "rename"
+                                         : "creation",
+                 op->name);
+        say(arg, n++, text);
+    }
 }

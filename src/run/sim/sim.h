@@ -6,7 +6,8 @@
  * virtual time with a seeded scheduler over one disk: everything above the
  * seam runs in it unchanged, in one thread, and the same seed gives the same
  * run.  Each I/O takes a random virtual time, so that requests overlap and
- * complete in any order.
+ * complete in any order.  Links between its streams delay, deliver in parts,
+ * and can be cut (net.c).
  *
  * What a crash leaves (sim_disk_crash()):
  *   process  every I/O that was issued is kept, memory is gone;
@@ -52,14 +53,31 @@ enum sim_crash_kind { SIM_CRASH_PROCESS, SIM_CRASH_POWER };
  * @max_states power states: all subsets where they fit, else none, all, each
  * alone, each one missing, every prefix, and random ones with torn writes.
  */
+/* What became of a change that no fsync had covered. */
+enum sim_fate { SIM_LOST = 'l', SIM_KEPT = 'k', SIM_TORN = 't' };
+
+enum { SIM_FATES_MAX = 255 };
+
+/*
+ * @fates tells what the last state was: a letter for each pending change, in a
+ * fixed order (those behind SIM_FATES_MAX are left out), and @torn the seed
+ * that tore.  With @replay, these two ask for that one state.
+ */
 struct sim_crash {
     struct sim_disk *disk;
     enum sim_crash_kind kind;
     uint64_t max_states, index, seed;
+    bool replay;
+    uint64_t torn;
+    char fates[SIM_FATES_MAX + 1];
 };
 struct sim_disk *sim_crash_next(struct sim_crash *crash);
 /* Writes and names that a power failure now could lose. */
 unsigned sim_disk_pending(const struct sim_disk *disk);
+/* Describes each of them, in the order of sim_crash's fates. */
+void sim_disk_describe(struct sim_disk *disk,
+                       void (*say)(void *arg, unsigned i, const char *text),
+                       void *arg);
 
 /* Worlds. */
 
@@ -72,6 +90,10 @@ struct sim_options {
     uint64_t fail_at;
     int fail_errno;
     bool fail_all_after; /* and every later one, too */
+    /* All links are cut at the n-th message, which is lost; see below. */
+    uint64_t cut_at, cut_ns;
+    /* When the world ends: a run that is not over by then hangs; 0: never. */
+    uint64_t max_ns;
     /* Planted bug: the n-th fsync says it is done and does nothing. */
     uint64_t drop_sync_at;
     /* Called before each durable event takes effect, and after each fsync. */
@@ -87,10 +109,16 @@ struct sim *sim_new(struct sim_disk *disk, const struct sim_options *options);
 void sim_free(struct sim *sim);
 struct loop *sim_loop(struct sim *sim);
 struct sim_disk *sim_world_disk(struct sim *sim);
-/* Counters: I/Os begun, durable events, fsyncs, switches. */
+/*
+ * Cuts all links: what is on the way is lost, both ends break, and nobody can
+ * connect for @down_ns.
+ */
+void sim_cut_links(struct sim *sim, uint64_t down_ns);
+/* Counters: I/Os begun, durable events, fsyncs, messages, switches. */
 uint64_t sim_n_io(const struct sim *sim);
 uint64_t sim_n_events(const struct sim *sim);
 uint64_t sim_n_syncs(const struct sim *sim);
+uint64_t sim_n_messages(const struct sim *sim);
 uint64_t sim_n_switches(const struct sim *sim);
 
 /* The generator that all of the simulator's choices come from (splitmix64). */

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /*
  * The simulated world: virtual time, a scheduler that picks among the ready
- * coroutines at random, and files over a simulated disk.
+ * coroutines at random, and files over a simulated disk (streams: net.c).
  *
  * Time passes only when nothing is ready: it jumps to the next timer.  Where
  * there is no timer either, nothing can ever happen again, and the world says
@@ -13,17 +13,10 @@
 
 #include "base/bytes.h"
 #include "run/file.h"
-#include "run/sim/disk.h"
+#include "run/sim/world.h"
 
-enum { DELAY_MAX_NS = 100000 };
-
-struct sim {
-    struct loop loop;
-    struct sim_disk *disk;
-    struct sim_options o;
-    uint64_t now, rng;
-    uint64_t n_io, n_events, n_syncs;
-};
+/* One I/O in STALL_CHANCE takes longer than many others one after the other. */
+enum { DELAY_MAX_NS = 100000, STALL_CHANCE = 16, STALL_MAX_NS = 3000000 };
 
 struct sim_lock {
     struct list link; /* of the inode */
@@ -37,12 +30,6 @@ struct sim_file {
     struct inode *inode;
     bool writable;
 };
-
-static struct sim *
-sim_of(struct loop *loop)
-{
-    return container_of(loop, struct sim, loop);
-}
 
 static struct sim_file *
 file_of(struct file *file)
@@ -70,7 +57,8 @@ world_wait(struct loop *loop, uint64_t deadline_ns)
     if (loop->n_ready) {
         return true;
     }
-    if (deadline_ns == NEVER) {
+    if (deadline_ns == NEVER ||
+        (sim->o.max_ns && deadline_ns > sim->o.max_ns)) {
         return false;
     }
     sim->now = max_u64(sim->now, deadline_ns);
@@ -97,13 +85,16 @@ world_pick(struct loop *loop, struct list *ready, unsigned n)
 static void
 world_flush(struct loop *loop)
 {
+    net_pump(sim_of(loop));
 }
 
 static void
 delay(struct sim *sim)
 {
     if (!sim->o.in_order) {
-        coro_sleep(sim_random(&sim->rng) % DELAY_MAX_NS);
+        coro_sleep(sim_random(&sim->rng) % (sim_random(&sim->rng) % STALL_CHANCE
+                                                ? DELAY_MAX_NS
+                                                : STALL_MAX_NS));
     } else {
         coro_relax();
     }
@@ -122,8 +113,8 @@ io_begin(struct sim *sim)
 {
     uint64_t n = ++sim->n_io;
 
-    if (sim->o.fail_at &&
-        (n == sim->o.fail_at || (sim->o.fail_all_after && n > sim->o.fail_at))) {
+    if (sim->o.fail_at && (n == sim->o.fail_at ||
+                           (sim->o.fail_all_after && n > sim->o.fail_at))) {
         return -sim->o.fail_errno;
     }
     return 0;
@@ -173,8 +164,7 @@ change(struct file *file, enum disk_op_kind kind, uint64_t off, uint64_t len,
     if (!file_of(file)->writable) {
         return -EBADF;
     }
-    if (!r && kind != OP_PUNCH && sim->disk->capacity &&
-        end > inode->now.len &&
+    if (!r && kind != OP_PUNCH && sim->disk->capacity && end > inode->now.len &&
         sim_disk_used(sim->disk) + end - inode->now.len > sim->disk->capacity) {
         r = -ENOSPC;
     }
@@ -263,13 +253,13 @@ world_extent(struct file *file, uint64_t off, uint64_t len, bool *ret_data,
     uint64_t end = off + len;
 
     delay(sim_of(file->loop));
-    *ret_data = off < im->len &&
-                !bytes_are_zero(im->p + off,
-                                min_u64(SIM_SECTOR, im->len - off));
+    *ret_data =
+        off < im->len &&
+        !bytes_are_zero(im->p + off, min_u64(SIM_SECTOR, im->len - off));
     for (*ret_len = 0; off < end; off += SIM_SECTOR) {
-        bool data = off < im->len &&
-                    !bytes_are_zero(im->p + off,
-                                    min_u64(SIM_SECTOR, im->len - off));
+        bool data =
+            off < im->len &&
+            !bytes_are_zero(im->p + off, min_u64(SIM_SECTOR, im->len - off));
 
         if (data != *ret_data) {
             break;
@@ -304,8 +294,7 @@ world_lock(struct file *file, uint64_t off, uint64_t len, int mode)
 {
     struct sim_file *sf = file_of(file);
 
-    list_for_each_safe(it, &sf->inode->locks)
-    {
+    list_for_each_safe (it, &sf->inode->locks) {
         struct sim_lock *l = container_of(it, struct sim_lock, link);
         bool overlap = l->off < off + len && off < l->off + l->len;
 
@@ -334,8 +323,7 @@ world_close(struct file *file)
 {
     struct sim_file *sf = file_of(file);
 
-    list_for_each_safe(it, &sf->inode->locks)
-    {
+    list_for_each_safe (it, &sf->inode->locks) {
         struct sim_lock *l = container_of(it, struct sim_lock, link);
 
         if (l->owner == sf) {
@@ -461,6 +449,11 @@ static const struct loop_ops world_ops = {
     .rename = world_rename,
     .unlink = world_unlink,
     .sync_folder = world_sync_folder,
+    .fd_wait = net_fd_wait,
+    .fd_wake = net_fd_wake,
+    .listen = net_listen,
+    .connect = net_connect,
+    .connect_fd = net_connect_fd,
 };
 
 struct sim *
@@ -473,6 +466,7 @@ sim_new(struct sim_disk *disk, const struct sim_options *options)
     sim->o = *options;
     sim->rng = options->seed;
     sim->now = 1;
+    net_init(sim);
     return sim;
 }
 
@@ -510,6 +504,12 @@ uint64_t
 sim_n_syncs(const struct sim *sim)
 {
     return sim->n_syncs;
+}
+
+uint64_t
+sim_n_messages(const struct sim *sim)
+{
+    return sim->n_messages;
 }
 
 uint64_t

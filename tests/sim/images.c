@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* The "image" lines of a script. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "sim/sweep.h"
+
+enum { SECTOR = 512 };
+
+void
+sweep_fill(struct node *node, struct oracle *o, uint64_t sector, uint64_t n,
+           uint64_t first_tag)
+{
+    unsigned char buf[SECTOR];
+
+    for (uint64_t i = 0; i < n; i++) {
+        sector_fill(buf, first_tag + i);
+        if (node_write_buf(node, (sector + i) * SECTOR, buf, SECTOR)) {
+            abort();
+        }
+        if (o) {
+            oracle_init(o, sector + i, first_tag + i);
+        }
+    }
+}
+
+static void
+must_create(struct graph *graph, const char *driver, json_t *options)
+{
+    auto_err err = ERR_INIT;
+
+    if (graph_driver(graph, driver)->create(graph, options, &err)) {
+        printf("# creating a %s image: %s\n", driver, err.msg);
+        abort();
+    }
+    json_decref(options);
+}
+
+/* KEY=VALUE words become members; a value of digits is a number. */
+static json_t *
+members(const char *words)
+{
+    json_t *o = json_object();
+    auto_free char *copy = xstrdup(words);
+    char *save = NULL;
+
+    for (char *w = strtok_r(copy, " ", &save); w;
+         w = strtok_r(NULL, " ", &save)) {
+        char *value = strchr(w, '=');
+
+        if (!value) {
+            printf("# no KEY=VALUE: %s\n", w);
+            abort();
+        }
+        *value++ = 0;
+        json_object_set_new(o, w,
+                            value[strspn(value, "0123456789")]
+                                ? json_string(value)
+                                : json_integer(atoll(value)));
+    }
+    return o;
+}
+
+static void
+create(struct graph *graph, const char *format, const char *name,
+       const char *words)
+{
+    json_t *options = members(words);
+
+    if (!strcmp(format, "qcow2")) { /* its file is a node */
+        must_create(graph, "file",
+                    json_pack("{s:s, s:i}", "filename", name, "size", 0));
+        json_object_set_new(
+            options, "file",
+            json_pack("{s:s, s:s}", "driver", "file", "filename", name));
+    } else {
+        json_object_set_new(options, "filename", json_string(name));
+    }
+    must_create(graph, strcmp(format, "raw") ? format : "file", options);
+}
+
+static void
+fill(struct graph *graph, struct oracle *o, const char *format,
+     const char *name, const unsigned long long *v)
+{
+    json_t *options =
+        json_pack("{s:s, s:s, s:{s:s, s:s}}", "driver", format, "node-name",
+                  "fill", "file", "driver", "file", "filename", name);
+    auto_err err = ERR_INIT;
+    struct node *node;
+
+    if (node_add(graph, options, &node, &err)) {
+        printf("# filling %s: %s\n", name, err.msg);
+        abort();
+    }
+    sweep_fill(node, o, v[0], v[1], v[2]);
+    json_decref(options);
+    node_del(graph, "fill", NULL);
+}
+
+static void
+obey(struct graph *graph, struct oracle *o, const char *line)
+{
+    unsigned long long v[3];
+    char format[32], name[64];
+    int at = 0;
+
+    if (sscanf(line, "create %31s %63s %n", format, name, &at) == 2 && at) {
+        create(graph, format, name, line + at);
+    } else if (sscanf(line, "fill %31s %63s %llu %llu %llu", format, name,
+                      &v[0], &v[1], &v[2]) == 5) {
+        fill(graph, o, format, name, v);
+    } else if (sscanf(line, "hide %llu %llu", &v[0], &v[1]) == 2) {
+        for (uint64_t i = 0; i < v[1]; i++) {
+            oracle_init(o, v[0] + i, 0);
+        }
+    } else {
+        printf("# not understood: image %s\n", line);
+        abort();
+    }
+}
+
+void
+images_make(struct graph *graph, struct oracle *o, const char *lines)
+{
+    while (*lines) {
+        size_t len = strcspn(lines, "\n");
+        auto_free char *line = xasprintf("%.*s", (int)len, lines);
+
+        obey(graph, o, line);
+        lines += len + (lines[len] == '\n');
+    }
+}

@@ -1,0 +1,549 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* One run of a script: images, guests, the operation, the judges. */
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/log.h"
+#include "drivers/drivers.h"
+#include "sim/sweep.h"
+
+enum { SECTOR = 512 };
+
+void
+sweep_fail(struct sweep *s, const char *fmt, ...)
+{
+    va_list ap;
+
+    if (s->failures++) {
+        return; /* the first one tells all: the rest follows from it */
+    }
+    va_start(ap, fmt);
+    free(s->why);
+    s->why = xvasprintf(fmt, ap);
+    va_end(ap);
+    script_fini(&s->found);
+    s->found = script_copy(s->script);
+    if (s->crash) {
+        s->found.trouble =
+            s->crash->kind == SIM_CRASH_POWER ? TROUBLE_POWER : TROUBLE_KILL;
+        s->found.at = sim_n_events(s->sim);
+        s->found.torn = s->crash->torn;
+        memcpy(s->found.fates, s->crash->fates, sizeof(s->found.fates));
+    }
+}
+
+static struct graph *
+new_graph(const struct sweep *s, struct sim *sim)
+{
+    const struct sweep_setup *setup = s->setup;
+    struct graph_options o = {.drivers = setup->drivers ? setup->drivers
+                                                        : all_drivers};
+
+    return graph_new(sim_loop(sim), &o);
+}
+
+static int
+open_top(struct graph *graph, const char *text, struct node **ret,
+         struct err *err)
+{
+    json_t *options = json_loads(text, 0, NULL);
+    int r = node_add(graph, options, ret, err);
+
+    json_decref(options);
+    return r;
+}
+
+/* The guest. */
+
+static void
+guest_write(struct sweep *s, uint64_t sector, uint64_t n, unsigned flags)
+{
+    uint64_t tag = s->next_tag++;
+    unsigned char *buf = xmalloc(n * SECTOR);
+    struct iovec iov = {buf, n * SECTOR};
+
+    for (uint64_t i = 0; i < n; i++) {
+        sector_fill(buf + i * SECTOR, tag);
+    }
+    uint64_t id = oracle_begin(s->oracle, sector, n, tag);
+    int r = root_write(s->root, sector * SECTOR, sg_one(&iov), flags);
+
+    oracle_end(s->oracle, sector, n, id, r == 0);
+    free(buf);
+    if (r && !s->may_fail) {
+        sweep_fail(s, "a write failed: %s", err_text(r));
+    }
+}
+
+static void
+guest_zero(struct sweep *s, uint64_t sector, uint64_t n, unsigned flags)
+{
+    uint64_t id = oracle_begin(s->oracle, sector, n, 0);
+    int r = root_zero(s->root, sector * SECTOR, n * SECTOR, flags);
+
+    oracle_end(s->oracle, sector, n, id, r == 0);
+    if (r && !s->may_fail) {
+        sweep_fail(s, "a zero request failed: %s", err_text(r));
+    }
+}
+
+static void
+guest_discard(struct sweep *s, uint64_t sector, uint64_t n)
+{
+    uint64_t id = oracle_begin(s->oracle, sector, n, 0);
+    int r = root_discard(s->root, sector * SECTOR, n * SECTOR);
+
+    oracle_end(s->oracle, sector, n, id, false);
+    if (r && !s->may_fail) {
+        sweep_fail(s, "a discard failed: %s", err_text(r));
+    }
+}
+
+static void
+guest_flush(struct sweep *s)
+{
+    uint64_t begin = oracle_now(s->oracle);
+    int r = root_flush(s->root);
+
+    if (!r) {
+        oracle_flushed(s->oracle, begin);
+    } else if (!s->may_fail) {
+        sweep_fail(s, "a flush failed: %s", err_text(r));
+    }
+}
+
+static void
+guest_read(struct sweep *s, uint64_t sector, uint64_t n)
+{
+    unsigned char *buf = xmalloc(n * SECTOR);
+    struct iovec iov = {buf, n * SECTOR};
+    uint64_t begin = oracle_read_begin(s->oracle), tag;
+    int r = root_read(s->root, sector * SECTOR, sg_one(&iov), 0);
+
+    if (r && !s->may_fail) {
+        sweep_fail(s, "a read failed: %s", err_text(r));
+    }
+    for (uint64_t i = 0; i < n && !r; i++) {
+        if (!sector_tag(buf + i * SECTOR, &tag) ||
+            !oracle_allows_read(s->oracle, sector + i, tag, begin)) {
+            sweep_fail(s, "sector %llu reads %#llx, allowed: %s",
+                       (unsigned long long)(sector + i),
+                       (unsigned long long)tag,
+                       oracle_explain(s->oracle, sector + i));
+        }
+    }
+    oracle_read_end(s->oracle, begin);
+    free(buf);
+}
+
+struct guest {
+    struct sweep *s;
+    unsigned id;
+};
+
+static void
+take_step(struct sweep *s, const struct step *st)
+{
+    switch (st->op) {
+    case STEP_READ:
+        guest_read(s, st->sector, st->n);
+        break;
+    case STEP_WRITE:
+    case STEP_WRITE_FUA:
+        guest_write(s, st->sector, st->n,
+                    st->op == STEP_WRITE_FUA ? REQ_FUA : 0);
+        break;
+    case STEP_ZERO:
+    case STEP_UNMAP:
+        guest_zero(s, st->sector, st->n,
+                   st->op == STEP_UNMAP ? REQ_MAY_UNMAP : 0);
+        break;
+    case STEP_DISCARD:
+        guest_discard(s, st->sector, st->n);
+        break;
+    case STEP_FLUSH:
+        guest_flush(s);
+        break;
+    }
+}
+
+static void
+guest(void *arg)
+{
+    struct guest *g = arg;
+    struct sweep *s = g->s;
+
+    for (unsigned i = 0; i < s->script->n_steps; i++) {
+        if (s->script->steps[i].guest == g->id) {
+            take_step(s, &s->script->steps[i]);
+        }
+    }
+    free(g);
+    s->running--;
+}
+
+static void
+operation(void *arg)
+{
+    struct sweep *s = arg;
+
+    s->setup->operation(s);
+    s->running--;
+}
+
+/* Judging. */
+
+struct judge {
+    struct sweep *s;
+    struct sim *sim;
+    const char *what;
+};
+
+static void
+say(void *arg, const char *line)
+{
+    struct sweep *s = arg;
+
+    if (s->verbose) {
+        printf("#   %s\n", line);
+    }
+}
+
+static void
+judge_sectors(struct judge *j, struct node *top)
+{
+    struct sweep *s = j->s;
+    uint64_t sectors = s->setup->size / SECTOR, tag;
+    unsigned char *buf = xmalloc(s->setup->size);
+    int r = node_read_buf(top, 0, buf, s->setup->size);
+
+    if (r) {
+        sweep_fail(s, "after %s the disk cannot be read: %s", j->what,
+                   err_text(r));
+    }
+    for (uint64_t i = 0; i < sectors && !r; i++) {
+        if (!sector_tag(buf + i * SECTOR, &tag) ||
+            !oracle_allows_crash(s->oracle, i, tag)) {
+            sweep_fail(s, "after %s sector %llu reads %#llx, allowed: %s",
+                       j->what, (unsigned long long)i, (unsigned long long)tag,
+                       oracle_explain(s->oracle, i));
+        }
+    }
+    free(buf);
+}
+
+static void
+judge_check(struct judge *j, struct node *node)
+{
+    struct check_report report = {0};
+    auto_err err = ERR_INIT;
+
+    if (!node->drv->check) {
+        return;
+    }
+    if (node->drv->check(node, 0, &report, &err)) {
+        sweep_fail(j->s, "after %s the check fails: %s", j->what, err.msg);
+    } else if (report.corruptions) {
+        report.say = say;
+        report.arg = j->s;
+        node->drv->check(node, 0, &report, &err);
+        sweep_fail(j->s, "after %s the image is corrupt", j->what);
+    }
+}
+
+/* The disk, with the operator's options for what the header says now. */
+static int
+open_judged(struct judge *j, struct graph *graph, struct node **ret,
+            struct err *err)
+{
+    const struct sweep_setup *setup = j->s->setup;
+    const char *options =
+        setup->judge_options ? setup->judge_options : setup->options;
+
+    if (!setup->judge_alone) {
+        return open_top(graph, options, ret, err);
+    }
+    int r = open_top(graph, setup->judge_alone, ret, err);
+
+    if (!r && (*ret)->header_backing.filename) {
+        node_del(graph, "top", NULL);
+        r = open_top(graph, options, ret, err);
+    }
+    return r;
+}
+
+static void
+judge_main(void *arg)
+{
+    struct judge *j = arg;
+    const struct sweep_setup *setup = j->s->setup;
+    struct graph *graph = new_graph(j->s, j->sim);
+    void *service = setup->serve ? setup->serve(graph) : NULL;
+    auto_err err = ERR_INIT;
+    struct node *top;
+
+    if (open_judged(j, graph, &top, &err)) {
+        sweep_fail(j->s, "after %s the disk does not open: %s", j->what,
+                   err.msg);
+    } else {
+        judge_check(j, top);
+        if (setup->recover) {
+            setup->recover(graph, top);
+        }
+        judge_sectors(j, top);
+    }
+    node_del(graph, "top", NULL);
+    if (service) {
+        setup->unserve(service);
+    }
+    graph_free(graph);
+}
+
+static void
+judge_disk(struct sweep *s, struct sim_disk *disk, const char *what)
+{
+    struct sim_options o = {
+        .seed = 1, .in_order = true, .max_ns = s->setup->max_ns};
+    struct judge j = {s, sim_new(disk, &o), what};
+
+    if (!loop_run_main(sim_loop(j.sim), judge_main, &j)) {
+        sweep_fail(s, "after %s opening the disk hangs", what);
+        return; /* its world is lost */
+    }
+    sim_free(j.sim);
+}
+
+static void
+judge_crash(struct sweep *s, struct sim_crash *crash, const char *what)
+{
+    struct sim_disk *disk;
+
+    while (!s->failures && (disk = sim_crash_next(crash))) {
+        s->crash = crash;
+        s->states++;
+        judge_disk(s, disk, what);
+        sim_disk_free(disk);
+        s->crash = NULL;
+    }
+}
+
+static void
+say_fate(void *arg, unsigned i, const char *text)
+{
+    const struct sim_crash *crash = arg;
+    char fate = i < strlen(crash->fates) ? crash->fates[i] : SIM_LOST;
+
+    printf("#   %s %s\n",
+           fate == SIM_KEPT   ? "kept"
+           : fate == SIM_TORN ? "torn"
+                              : "lost",
+           text);
+}
+
+static void
+on_event(void *arg, struct sim *sim)
+{
+    struct sweep *s = arg;
+    const struct script *sc = s->script;
+    struct sim_crash power = {
+        .disk = sim_world_disk(sim),
+        .kind = SIM_CRASH_POWER,
+        .max_states = s->max_states ? s->max_states : s->setup->max_states,
+        .seed = s->seed + sim_n_events(sim)};
+    struct sim_crash kill = {.disk = sim_world_disk(sim),
+                             .kind = SIM_CRASH_PROCESS};
+    bool here = sim_n_events(sim) == sc->at && !s->crashes;
+
+    if (here && sc->trouble == TROUBLE_POWER) {
+        power.replay = true;
+        power.torn = sc->torn;
+        memcpy(power.fates, sc->fates, sizeof(power.fates));
+        if (s->verbose) {
+            printf("# at event %llu the power fails:\n",
+                   (unsigned long long)sc->at);
+            sim_disk_describe(power.disk, say_fate, &power);
+        }
+    }
+    if (s->crashes || (here && sc->trouble == TROUBLE_POWER)) {
+        judge_crash(s, &power, "a power failure");
+    }
+    if (s->crashes || (here && sc->trouble == TROUBLE_KILL)) {
+        judge_crash(s, &kill, "a kill");
+    }
+}
+
+/* Runs. */
+
+struct prepare {
+    struct sweep *s;
+    struct sim *sim;
+};
+
+static void
+prepare_main(void *arg)
+{
+    struct prepare *p = arg;
+    struct graph_options o = {.drivers = all_drivers};
+    struct graph *graph = graph_new(sim_loop(p->sim), &o);
+
+    images_make(graph, p->s->oracle, p->s->script->image);
+    graph_free(graph);
+}
+
+static struct sim_disk *
+prepare(struct sweep *s)
+{
+    struct sim_disk *disk = sim_disk_new(), *clean;
+    struct sim_options o = {.seed = s->seed, .in_order = true};
+    struct prepare p = {s, sim_new(disk, &o)};
+    struct sim_crash all = {.disk = disk, .kind = SIM_CRASH_PROCESS};
+
+    if (!loop_run_main(sim_loop(p.sim), prepare_main, &p)) {
+        printf("# preparing hangs\n");
+        abort();
+    }
+    sim_free(p.sim);
+    clean = sim_crash_next(&all); /* everything durable */
+    sim_disk_free(disk);
+    return clean;
+}
+
+static void
+run_guests(struct sweep *s)
+{
+    struct loop *loop = sim_loop(s->sim);
+
+    s->running = script_guests(s->script);
+    for (unsigned i = 0, n = s->running; i < n; i++) {
+        struct guest *g = xzalloc(sizeof(*g));
+
+        *g = (struct guest){s, i};
+        coro_start(loop, guest, g);
+    }
+    if (s->setup->operation && !s->script->alone) {
+        s->running++;
+        coro_start(loop, operation, s);
+    }
+    while (s->running) {
+        coro_sleep(NS_PER_MS);
+    }
+    if (!s->may_fail) {
+        struct judge j = {s, s->sim, "the run"};
+
+        judge_check(&j, root_node(s->root));
+    }
+}
+
+static void
+run_main(void *arg)
+{
+    struct sweep *s = arg;
+    const struct sweep_setup *setup = s->setup;
+    auto_err err = ERR_INIT;
+
+    s->graph = new_graph(s, s->sim);
+    s->service = setup->serve ? setup->serve(s->graph) : NULL;
+    if (open_top(s->graph, setup->options, &s->top, &err)) {
+        if (!s->may_fail) {
+            sweep_fail(s, "the disk does not open: %s", err.msg);
+        }
+    } else if (root_new(s->top, CLAIM_WRITE, "guest", &s->root, &err)) {
+        sweep_fail(s, "the guest gets no claim: %s", err.msg);
+    } else {
+        run_guests(s);
+        root_free(s->root);
+    }
+    if (s->service) {
+        node_del(s->graph, "top", NULL);
+        setup->unserve(s->service);
+    }
+    graph_free(s->graph);
+}
+
+static void
+disturb_main(void *arg)
+{
+    struct sweep *s = arg;
+
+    s->setup->disturb(s);
+    s->running--;
+}
+
+static void
+on_switch(void *arg, struct sim *sim)
+{
+    struct sweep *s = arg;
+
+    if (s->running &&
+        s->setup->disturb) { /* else there is nothing to disturb */
+        s->running++;
+        coro_start(sim_loop(sim), disturb_main, s);
+    }
+}
+
+static struct sim_options
+world_options(struct sweep *s)
+{
+    const struct script *sc = s->script;
+    struct sim_options o = {.seed = s->seed,
+                            .in_order = sc->calm,
+                            .drop_sync_at = sc->lie,
+                            .max_ns = s->setup->max_ns,
+                            .on_event = on_event,
+                            .on_switch = on_switch,
+                            .arg = s};
+
+    if (sc->trouble == TROUBLE_FAIL) {
+        o.fail_at = sc->at;
+        o.fail_errno = sc->error;
+    }
+    if (sc->trouble == TROUBLE_SWITCH) {
+        o.switch_at = sc->at;
+    }
+    if (sc->trouble == TROUBLE_CUT) {
+        o.cut_at = sc->at;
+        o.cut_ns = s->setup->cut_ns;
+    }
+    return o;
+}
+
+void
+sweep_run(struct sweep *s, const struct script *sc)
+{
+    struct sim_disk *disk;
+
+    s->script = sc;
+    s->seed = s->rng = sc->seed;
+    s->next_tag = 1000000;
+    s->failures = 0;
+    s->running = 0;
+    s->may_fail = s->setup->may_fail || sc->trouble == TROUBLE_FAIL;
+    s->oracle = oracle_new(s->setup->size / SECTOR);
+    disk = prepare(s);
+    struct sim_options o = world_options(s);
+
+    s->sim = sim_new(disk, &o);
+    if (!loop_run_main(sim_loop(s->sim), run_main, s)) {
+        sweep_fail(s, "the run hangs");
+        return; /* its world is lost */
+    }
+    s->n_io = sim_n_io(s->sim);
+    s->n_switches = sim_n_switches(s->sim);
+    s->n_messages = sim_n_messages(s->sim);
+    sim_free(s->sim);
+    s->sim = NULL;
+    judge_disk(s, disk, "closing");
+    sim_disk_free(disk);
+    oracle_free(s->oracle);
+}
+
+void
+sweep_fini(struct sweep *s)
+{
+    script_fini(&s->found);
+    free(s->why);
+}
