@@ -16,6 +16,7 @@
 
 #include "base/list.h"
 #include "block/block.h"
+#include "block/file_set.h"
 #include "block/grace.h"
 #include "block/range_lock.h"
 #include "run/loop.h"
@@ -62,6 +63,8 @@ struct node {
     bool named;       /* held by its name: blockdev-add */
     bool visible;     /* open as a whole: graph_find() sees it */
     char *filename;   /* for messages: the file that it shows; may be NULL */
+    struct file_id file_id;         /* of that file */
+    const struct file_set *above;   /* while it is opened: see node_set_file() */
     struct backing_ref header_backing;
     unsigned refs;
     struct list parents; /* of struct edge */
@@ -216,6 +219,13 @@ int node_open_ref(struct graph *graph, const json_t *def, struct node **ret,
  * driver must not look at such a file.  Does not yield.
  */
 int node_backing_path(struct node *node, char **ret, struct err *err);
+/*
+ * For drivers of files, while they open: the node shows this file.  -ELOOP
+ * where it is the file of an image above it in the chain that is being opened;
+ * to be asked before the file is locked, which fails if that image is written.
+ * Does not yield.
+ */
+int node_set_file(struct node *node, struct file_id id, struct err *err);
 /* For drivers: opens or refers to the child in options[key] (required). */
 int node_open_file(struct node *node, json_t *options, struct err *err);
 

@@ -73,11 +73,12 @@ take_common_options(struct node *node, json_t *options)
 
 /*
  * One node; @options is the caller's, and is kept by the node.  @is_layer: it
- * is opened as another one's backing file.
+ * is opened as another one's backing file.  @above: the files of the images
+ * above it in the chain; may be NULL.
  */
 static int
 open_one(struct graph *graph, json_t *options, bool is_layer,
-         struct node **ret, struct err *err)
+         const struct file_set *above, struct node **ret, struct err *err)
 {
     const char *driver = opt_str(options, "driver");
     const char *name = opt_str(options, "node-name");
@@ -99,8 +100,10 @@ open_one(struct graph *graph, json_t *options, bool is_layer,
     take_common_options(node, options);
     node->is_layer = is_layer;
     node->drv = drv;
+    node->above = above;
     int r = drv->open(node, options, err);
 
+    node->above = NULL;
     if (r) {
         node->drv = NULL; /* a failed open has nothing to close */
         node_unref(node);
@@ -136,12 +139,13 @@ inherit(json_t *child, const struct node *parent, bool read_only)
 
 static int
 open_child_options(struct node *node, json_t *def, bool is_layer,
-                   struct node **ret, struct err *err)
+                   const struct file_set *above, struct node **ret,
+                   struct err *err)
 {
     json_t *options = json_deep_copy(def);
 
     inherit(options, node, is_layer || node->read_only);
-    int r = open_one(node->graph, options, is_layer, ret, err);
+    int r = open_one(node->graph, options, is_layer, above, ret, err);
 
     json_decref(options);
     return r;
@@ -187,7 +191,7 @@ node_open_file(struct node *node, json_t *options, struct err *err)
     if (json_is_string(def)) {
         r = find_by_name(node->graph, json_string_value(def), &child, err);
     } else {
-        r = open_child_options(node, def, false, &child, err);
+        r = open_child_options(node, def, false, node->above, &child, err);
         if (!r) {
             /* A format as a file has a chain of its own. */
             r = open_chain(child, err);
@@ -216,11 +220,25 @@ node_open_file(struct node *node, json_t *options, struct err *err)
     if (!r && child->filename && !node->filename) {
         node->filename = xstrdup(child->filename);
     }
+    node->file_id = child->file_id;
     node_unref(child);
     return r;
 }
 
 /* Backing files. */
+
+int
+node_set_file(struct node *node, struct file_id id, struct err *err)
+{
+    if (node->above && file_set_has(node->above, id)) {
+        return err_set(err, -ELOOP,
+                       "'%s' is above itself in the chain: the chain of "
+                       "backing files is a loop",
+                       node->filename);
+    }
+    node->file_id = id;
+    return 0;
+}
 
 char *
 backing_name_for(const char *path, const char *backing)
@@ -320,38 +338,51 @@ node_backing_path(struct node *node, char **ret, struct err *err)
     return 0;
 }
 
-/* Options for the backing file that @node's header names. */
+/* A header may state an image format, not how to reach something. */
+static bool
+is_image_format(struct graph *graph, const char *name)
+{
+    const struct driver *drv = graph_driver(graph, name);
+
+    return drv && !drv->is_protocol &&
+           (!drv->is_filter || !strcmp(name, "raw"));
+}
+
+/* Options for the backing file that @node's header names, and its path. */
 static int
-header_backing_options(struct node *node, json_t **ret, struct err *err)
+header_backing_options(struct node *node, json_t **ret, char **ret_path,
+                       struct err *err)
 {
     auto_free char *path = NULL;
     const char *format = node->header_backing.format;
+    const char *self = node->filename ? node->filename : node->name;
     int r = node_backing_path(node, &path, err);
 
     if (r) {
         return r;
     }
-    if (!format) {
+    if (!format || !*format) {
         r = err_set(err, -EINVAL,
                     "The header of '%s' names the backing file '%s' but not "
                     "its format",
-                    node->filename ? node->filename : node->name, path);
-        err_hint(err, "state it with 'qemu-img rebase -u -b %s -F FORMAT', or "
-                      "give the option 'backing'",
-                 path);
+                    self, path);
+        err_hint(err, "state it with 'qemu-img rebase -u -f %s -b BACKING -F "
+                      "FORMAT IMAGE', or give the option 'backing'",
+                 node->drv->name);
         return r;
     }
-    /* A header's word is nobody's: it names a format, no filter or protocol. */
-    const struct driver *drv = graph_driver(node->graph, format);
-
-    if (drv && !drv->map) {
-        return err_set(err, -EINVAL,
-                       "The header of '%s' names '%s' as the format of its "
-                       "backing file, which is no format",
-                       node->filename ? node->filename : node->name, format);
+    if (!is_image_format(node->graph, format)) {
+        r = err_set(err, -EINVAL,
+                    "The header of '%s' names the backing file '%s' with the "
+                    "format '%s', which is no image format known here",
+                    self, path, format);
+        err_hint(err, "the formats are raw, qcow2 and qed; state it with "
+                      "'qemu-img rebase -u', or give the option 'backing'");
+        return r;
     }
+    *ret_path = take_ptr(path);
     *ret = json_pack("{s:s, s:b, s:{s:s, s:s}}", "driver", format, "read-only",
-                     1, "file", "driver", "file", "filename", path);
+                     1, "file", "driver", "file", "filename", *ret_path);
     return 0;
 }
 
@@ -366,18 +397,39 @@ attach_backing(struct node *node, struct node *backing, struct err *err)
                     err);
 }
 
-/* Does a node of the chain from @top show the same file as @node? */
-static bool
-chain_has_file(struct node *top, const struct node *node)
+/*
+ * Opens a backing file.  The error names the file that failed, and once the
+ * image that refers to it, however deep in the chain both are.
+ */
+static int
+open_backing(struct node *node, json_t *def, const struct file_set *above,
+             struct node **ret, struct err *err)
 {
-    for (struct node *n = top; n && n != node;
-         n = n->backing ? n->backing->child : NULL) {
-        if (n->filename && node->filename &&
-            !strcmp(n->filename, node->filename)) {
-            return true;
-        }
+    const char *self = node->filename ? node->filename : node->name;
+    auto_err inner = ERR_INIT;
+    json_t *made = NULL;
+    char *path = NULL;
+    int r = def ? 0 : header_backing_options(node, &made, &path, err);
+
+    if (r) {
+        return r;
     }
-    return false;
+    r = open_child_options(node, def ? def : made, true, above, ret, &inner);
+    json_decref(made);
+    if (!r) {
+        free(path);
+        return 0;
+    }
+    /* An image that names itself is named once. */
+    if (path && strcmp(path, self)) {
+        err_prefix(&inner, "Could not open the backing file of '%s'", self);
+    }
+    free(path);
+    if (r == -ELOOP && !inner.hint) {
+        err_hint(&inner, "give one of its images another backing file, or "
+                         "none, with 'qemu-img rebase -u'");
+    }
+    return err_propagate(err, &inner);
 }
 
 /*
@@ -385,10 +437,10 @@ chain_has_file(struct node *top, const struct node *node)
  * none, or where an existing node was referred to, whose chain is open.
  */
 static int
-open_next(struct node *node, struct node **ret, struct err *err)
+open_next(struct node *node, const struct file_set *above, struct node **ret,
+          struct err *err)
 {
     json_t *def = json_object_get(node->options, "backing");
-    json_t *made = NULL;
     struct node *backing;
     int r;
 
@@ -400,11 +452,7 @@ open_next(struct node *node, struct node **ret, struct err *err)
     if (json_is_string(def)) {
         r = find_by_name(node->graph, json_string_value(def), &backing, err);
     } else {
-        r = def ? 0 : header_backing_options(node, &made, err);
-        if (!r) {
-            r = open_child_options(node, def ? def : made, true, &backing, err);
-        }
-        json_decref(made);
+        r = open_backing(node, def, above, &backing, err);
     }
     if (r) {
         return r;
@@ -420,28 +468,26 @@ open_next(struct node *node, struct node **ret, struct err *err)
 static int
 open_chain(struct node *top, struct err *err)
 {
+    struct file_set files = {0};
     unsigned depth = 1;
+    int r = 0;
 
     for (struct node *node = top, *next; node; node = next) {
-        int r = open_next(node, &next, err);
-
+        file_set_add(&files, node->file_id);
+        r = open_next(node, &files, &next, err);
         if (r) {
-            return r;
-        }
-        if (next && chain_has_file(top, next)) {
-            return err_set(err, -ELOOP,
-                           "Backing file '%s' of '%s' is above it in the "
-                           "chain already: the chain is a loop",
-                           next->filename, node->filename);
+            break;
         }
         if (++depth > LIMIT_CHAIN_DEPTH) {
-            return err_set(err, -ELOOP,
-                           "The chain of '%s' has more than %d images",
-                           top->filename ? top->filename : top->name,
-                           LIMIT_CHAIN_DEPTH);
+            r = err_set(err, -ELOOP,
+                        "The chain of '%s' has more than %d images",
+                        top->filename ? top->filename : top->name,
+                        LIMIT_CHAIN_DEPTH);
+            break;
         }
     }
-    return 0;
+    file_set_fini(&files);
+    return r;
 }
 
 /*
@@ -464,7 +510,7 @@ node_open(struct graph *graph, const json_t *options, struct node **ret,
 {
     json_t *copy = json_deep_copy(options);
     struct node *node = NULL;
-    int r = open_one(graph, copy, false, &node, err);
+    int r = open_one(graph, copy, false, NULL, &node, err);
 
     json_decref(copy);
     if (r) {

@@ -141,7 +141,12 @@ open_file(struct node *node, json_t *options, struct file **ret,
         node->read_only = true;
         r = file_open(loop, node->filename, flags & ~(unsigned)FILE_WRITE, ret);
     }
-    if (r) {
+    if (r == -ENOTSUP) {
+        err_set(err, r,
+                "Could not open '%s': it is neither a regular file nor a block "
+                "device",
+                node->filename);
+    } else if (r) {
         err_set_errno(err, r, "Could not open '%s'", node->filename);
         if (r == -EINVAL && direct) {
             err_hint(err, "its file system may not support O_DIRECT: leave "
@@ -171,6 +176,9 @@ file_driver_open(struct node *node, json_t *options, struct err *err)
     }
     if (node->drv == &driver_host_device && !f->is_block_device) {
         r = err_set(err, -EINVAL, "'%s' is no block device", filename);
+    }
+    if (!r) {
+        r = node_set_file(node, (struct file_id){f->dev, f->ino}, err);
     }
     if (!r && wants_locks(options)) {
         r = lock_image(node, f, err);

@@ -9,15 +9,19 @@ qemu-img's check must find nothing but leaks, and every sector must hold what
 it held at the last acknowledged flush, or a write sent later.  Now and then
 the next run goes on with the same image.
 """
+import os
 import random
 import sys
 
-from disk_harness import Daemon, Folder, Nbd, Qmp, QmpError, run, tap
+from harness import (Daemon, Nbd, QmpError, main, nbd_server, need, run,
+                     temporary_folder)
 
-SLUICED = sys.argv[1]
+SLUICED = os.path.abspath(sys.argv[1])
 SEED = int(sys.argv[2]) if len(sys.argv) > 2 else 1
 COUNT = int(sys.argv[3]) if len(sys.argv) > 3 else 100
 SIZE, SECTOR, DEPTH = 8 << 20, 512, 8
+
+need("qemu-img")
 
 
 class Disk:
@@ -92,41 +96,43 @@ def one(at, disk, rng, stream):
     options = ["--blockdev", f"driver={disk.fmt},node-name=d,file.driver=file,"
                f"file.filename={disk.path}", "--export",
                "type=nbd,id=e,node-name=d,name=d,writable=on"]
-    with Daemon(SLUICED, at, options) as daemon:
-        with Nbd(daemon.nbd_path, "d") as nbd:
+    with Daemon(SLUICED, *nbd_server(at("nbd.sock")), *options,
+                folder=at("")) as daemon:
+        qmp = daemon.qmp()
+        with Nbd(at("nbd.sock"), "d") as nbd:
             if stream:
-                with Qmp(daemon.qmp_path) as qmp:
-                    try:
-                        qmp.call("block-stream", job_id="j", device="d")
-                    except QmpError as e:
-                        # A stream of an earlier run of this disk was done.
-                        if "no backing file" not in e.desc:
-                            raise
+                try:
+                    qmp.cmd("block-stream", job_id="j", device="d")
+                except QmpError as e:
+                    # A stream of an earlier run of this disk was done.
+                    if "no backing file" not in e.desc:
+                        raise
             load(daemon, nbd, disk, rng)
         daemon.wait()
     disk.judge()
 
 
-def main():
-    with Folder() as memory, Folder(memory=False) as slow:
-        for at in (memory, slow):
-            rng = random.Random(SEED)
-            with open(at("template"), "wb") as f:
-                f.write(rng.randbytes(SIZE))
-        disks = {}
+def kills(places):
+    disks = {}
 
-        def test(i):
-            rng = random.Random(SEED * 1000 + i)
-            at = slow if i % 20 == 7 else memory
-            disk = disks.get(at)
-            if disk is None or rng.random() < 0.6:
-                fmt = "qed" if rng.random() < 0.3 else "qcow2"
-                disk = Disk(at, fmt)
-            disks[at] = None  # a disk that failed is not used again
-            one(at, disk, rng, i % 2 == 1)
-            disks[at] = disk
+    def test(i):
+        rng = random.Random(SEED * 1000 + i)
+        at = places[i % 20 == 7]
+        disk = disks.get(at)
+        if disk is None or rng.random() < 0.6:
+            fmt = "qed" if rng.random() < 0.3 else "qcow2"
+            disk = Disk(at, fmt)
+        disks[at] = None  # a disk that failed is not used again
+        one(at, disk, rng, i % 2 == 1)
+        disks[at] = disk
 
-        return tap([(f"kill {i}", lambda i=i: test(i)) for i in range(COUNT)])
+    return [(f"kill {i}", lambda i=i: test(i)) for i in range(COUNT)]
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    with temporary_folder(memory=True) as memory, temporary_folder() as slow:
+        at = [lambda name, f=f: os.path.join(f, name) for f in (memory, slow)]
+        for place in at:
+            with open(place("template"), "wb") as f:
+                f.write(random.Random(SEED).randbytes(SIZE))
+        main(kills(at))

@@ -89,8 +89,13 @@ check_table(struct node *node, const char *what, uint64_t off, uint64_t bytes,
     }
     if (!off || in_cluster(q, off) || !add_ok(off, bytes, &end) ||
         off >= node->file->child->size) {
-        return REFUSE(-EINVAL, "'%s': the offset %llu of its %s is invalid",
-                      self(node), (unsigned long long)off, what);
+        int r = REFUSE(-EUCLEAN, "'%s': its %s cannot lie at offset %llu of a "
+                                 "file of %llu bytes",
+                       self(node), what, (unsigned long long)off,
+                       (unsigned long long)node->file->child->size);
+
+        err_hint(err, "it is damaged or cut off: restore it from a copy");
+        return r;
     }
     return 0;
 }
@@ -114,7 +119,7 @@ parse_numbers(struct node *node, const unsigned char *head, struct err *err)
     q->cluster_bits = ld_be32(head + H_CLUSTER_BITS);
     if (q->cluster_bits < CLUSTER_BITS_MIN ||
         q->cluster_bits > CLUSTER_BITS_MAX) {
-        return REFUSE(-EINVAL, "'%s': unsupported cluster size 2^%u",
+        return REFUSE(-EUCLEAN, "'%s': unsupported cluster size 2^%u",
                       self(node), q->cluster_bits);
     }
     q->cluster_size = 1ULL << q->cluster_bits;
@@ -124,7 +129,7 @@ parse_numbers(struct node *node, const unsigned char *head, struct err *err)
     q->autoclear = v3 ? ld_be64(head + H_AUTOCLEAR) : 0;
     q->refcount_order = v3 ? ld_be32(head + H_REFCOUNT_ORDER) : 4;
     if (q->refcount_order > 6) {
-        return REFUSE(-EINVAL, "'%s': the refcount width 2^%u is too large",
+        return REFUSE(-EUCLEAN, "'%s': the refcount width 2^%u is too large",
                       self(node), q->refcount_order);
     }
     q->block_bits = q->cluster_bits + 3 - q->refcount_order;
@@ -147,7 +152,7 @@ check_numbers(struct node *node, const unsigned char *head, uint64_t got,
 
     if (length < (q->version >= 3 ? HEADER_V3 : HEADER_V2) ||
         length > min_u64(q->cluster_size, got)) {
-        return REFUSE(-EINVAL, "'%s': the header length %llu is invalid",
+        return REFUSE(-EUCLEAN, "'%s': the header length %llu is invalid",
                       self(node), (unsigned long long)length);
     }
     if (q->incompatible & INCOMPAT_COMPRESSION) {
@@ -158,8 +163,8 @@ check_numbers(struct node *node, const unsigned char *head, uint64_t got,
         }
     }
     if (node->size > LIMIT_IMAGE_SIZE || q->l1_size < need) {
-        return REFUSE(-EINVAL, "'%s': its L1 table of %u entries is too small "
-                               "for %llu bytes",
+        return REFUSE(-EUCLEAN, "'%s': its L1 table of %u entries is too small "
+                                "for %llu bytes",
                       self(node), q->l1_size, (unsigned long long)node->size);
     }
     int r = q->l1_size || node->size
@@ -188,8 +193,8 @@ parse_extensions(struct node *node, const unsigned char *head, uint64_t size,
         }
         at += 8;
         if (len > size - at) {
-            return REFUSE(-EINVAL, "'%s': a header extension is longer than "
-                                   "the header",
+            return REFUSE(-EUCLEAN, "'%s': a header extension is longer than "
+                                    "the header",
                           self(node));
         }
         if (type == EXT_BACKING_FORMAT) {
@@ -213,8 +218,8 @@ parse_backing(struct node *node, const unsigned char *head, uint64_t size,
         return 0;
     }
     if (len > LIMIT_BACKING_NAME || off > size || len > size - off) {
-        return REFUSE(-EINVAL, "'%s': the backing file name lies outside the "
-                               "header",
+        return REFUSE(-EUCLEAN, "'%s': the backing file name lies outside the "
+                                "header",
                       self(node));
     }
     node->header_backing.filename = xstrndup((const char *)head + off, len);
