@@ -21,7 +21,7 @@ enum {
     SCAN_STEP_SHIFT = 30, /* look at most 1 GiB ahead before a pause point */
     RETRY_MS = 100,
 };
-#define DEFAULT_IN_FLIGHT (16 * MIB)
+#define DEFAULT_IN_FLIGHT (64 * MIB)
 #define DEFAULT_PIECE MIB
 #define EPOCH_BYTES (256 * MIB)
 #define EPOCH_NS NS_PER_S
@@ -93,7 +93,7 @@ worker_main(void *arg)
     }
     uint64_t now = loop_now(loop_of(t));
 
-    governor_piece_done(&t->governor, now, now - start);
+    governor_piece_done(&t->governor, now, now - start, w->len);
     t->job.current += w->hot ? 0 : w->len;
     list_remove(&w->link);
     t->in_flight -= w->len;

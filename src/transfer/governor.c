@@ -5,17 +5,26 @@
 #include "base/bytes.h"
 #include "run/loop.h"
 
-enum { START_DEPTH = 8, WINDOW_MS = 10, PROBE_EVERY_MS = 1000 };
+enum {
+    START_DEPTH = 4,
+    WINDOW_MS = 10,
+    PROBE_EVERY_MS = 1000,
+    CLIMB_WINDOW_MS = 50, /* and two pieces for each in flight */
+    CLIMB_HOLD_MS = 1000,
+};
 
 #define TOLERANCE 1.6 /* times the undisturbed latency */
 #define GROWTH 1.15
 #define CUT 0.7
 #define PAUSE_MAX (100 * NS_PER_MS)
+#define STEP 2.0
+#define GAIN 1.05 /* what a step up must bring to stay */
+#define LIMIT_MIN 2.0
 
 void
 governor_init(struct governor *g)
 {
-    *g = (struct governor){.depth = START_DEPTH};
+    *g = (struct governor){.depth = START_DEPTH, .limit = START_DEPTH};
 }
 
 static void
@@ -75,9 +84,40 @@ governor_update(struct governor *g, uint64_t now,
     begin_window(g, now, guests);
 }
 
-void
-governor_piece_done(struct governor *g, uint64_t now, uint64_t ns)
+static void
+climb(struct governor *g, uint64_t now)
 {
+    double rate = (double)g->climb_bytes / (double)(now - g->climb_start_ns);
+    bool better = rate > GAIN * g->last_rate;
+
+    if (g->stepped_up && !better) {
+        g->limit = g->limit / STEP > LIMIT_MIN ? g->limit / STEP : LIMIT_MIN;
+        g->stepped_up = false;
+        g->hold_until_ns = now + CLIMB_HOLD_MS * NS_PER_MS;
+    } else if (now >= g->hold_until_ns) {
+        g->limit = g->limit * STEP < GOVERNOR_DEPTH_MAX ? g->limit * STEP
+                                                        : GOVERNOR_DEPTH_MAX;
+        g->stepped_up = true;
+        g->last_rate = rate;
+    }
+}
+
+void
+governor_piece_done(struct governor *g, uint64_t now, uint64_t ns,
+                    uint64_t bytes)
+{
+    g->climb_bytes += bytes;
+    g->climb_pieces++;
+    /* Only what was bound by the limit says something about it. */
+    if (!g->climb_start_ns || g->depth < g->limit) {
+        g->climb_start_ns = now;
+        g->climb_bytes = g->climb_pieces = 0;
+    } else if (now - g->climb_start_ns >= CLIMB_WINDOW_MS * NS_PER_MS &&
+               g->climb_pieces >= 2 * g->limit) {
+        climb(g, now);
+        g->climb_start_ns = now;
+        g->climb_bytes = g->climb_pieces = 0;
+    }
     if (g->depth < 1) {
         uint64_t pause = (uint64_t)((double)ns * (1 / g->depth - 1));
 
@@ -98,5 +138,6 @@ governor_allows(const struct governor *g, uint64_t now, unsigned in_flight,
         return false;
     }
     *ret_ns = NEVER;
-    return !in_flight || in_flight + 1 <= (unsigned)g->depth;
+    return !in_flight || (in_flight + 1 <= (unsigned)g->depth &&
+                          in_flight + 1 <= (unsigned)g->limit);
 }

@@ -22,7 +22,7 @@ struct transfer_options {
     uint64_t speed;           /* bytes a second, 0: unlimited */
     enum on_error on_error;
     bool auto_finalize, auto_dismiss;
-    uint64_t max_in_flight; /* bytes; 0: the default, 16 MiB */
+    uint64_t max_in_flight; /* bytes; 0: the default, 64 MiB */
     uint64_t piece; /* bytes of one copy, a power of two; 0: 1 MiB */
 };
 
