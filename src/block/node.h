@@ -58,6 +58,7 @@ struct node {
     bool named;       /* held by its name: blockdev-add */
     bool visible;     /* open as a whole: graph_find() sees it */
     char *filename;   /* for messages: the file that it shows; may be NULL */
+    uint64_t file_dev, file_ino; /* that file's identity; inode 0: unknown */
     struct backing_ref header_backing;
     unsigned refs;
     struct list parents; /* of struct edge */

@@ -16,6 +16,7 @@
 #include "base/bytes.h"
 #include "block/graph_internal.h"
 #include "block/limits.h"
+#include "run/file.h"
 
 const char *
 opt_str(json_t *options, const char *key)
@@ -212,6 +213,10 @@ node_open_file(struct node *node, json_t *options, struct err *err)
     if (!r && child->filename && !node->filename) {
         node->filename = xstrdup(child->filename);
     }
+    if (!r) {
+        node->file_dev = child->file_dev;
+        node->file_ino = child->file_ino;
+    }
     node_unref(child);
     return r;
 }
@@ -332,9 +337,8 @@ header_backing_options(struct node *node, json_t **ret, struct err *err)
                     "The header of '%s' names the backing file '%s' but not "
                     "its format",
                     node->filename ? node->filename : node->name, path);
-        err_hint(err, "state it with 'qemu-img rebase -u -b %s -F FORMAT', or "
-                      "give the option 'backing'",
-                 path);
+        err_hint(err, "state it with 'qemu-img rebase -u -b BACKING -F FORMAT "
+                      "IMAGE', or give the option 'backing'");
         return r;
     }
     *ret = json_pack("{s:s, s:b, s:{s:s, s:s}}", "driver", format, "read-only",
@@ -353,18 +357,99 @@ attach_backing(struct node *node, struct node *backing, struct err *err)
                     err);
 }
 
-/* Does a node of the chain from @top show the same file as @node? */
-static bool
-chain_has_file(struct node *top, const struct node *node)
+/*
+ * Loops.  A header can spell a file's name in many ways, so what counts is the
+ * file itself; but an image that is open above, to be written, would refuse to
+ * be opened again before that can be seen.
+ */
+
+static const char *
+shown_as(const struct node *node)
 {
-    for (struct node *n = top; n && n != node;
-         n = n->backing ? n->backing->child : NULL) {
-        if (n->filename && node->filename &&
-            !strcmp(n->filename, node->filename)) {
+    return node->filename ? node->filename : node->name;
+}
+
+static bool
+same_file(const struct node *a, uint64_t dev, uint64_t ino)
+{
+    return ino && a->file_ino == ino && a->file_dev == dev;
+}
+
+/* Is it in the chain from @top down to @last? */
+static bool
+chain_has_file(const struct node *top, const struct node *last, uint64_t dev,
+               uint64_t ino)
+{
+    for (const struct node *n = top;; n = n->backing->child) {
+        if (same_file(n, dev, ino)) {
             return true;
         }
+        if (n == last) {
+            return false;
+        }
     }
-    return false;
+}
+
+/* As chain_has_file(), for what could not be opened as a node. */
+static bool
+chain_has_path(const struct node *top, const struct node *last,
+               const char *path)
+{
+    struct file *f;
+
+    if (!path || file_open(graph_loop(last->graph), path, 0, &f)) {
+        return false;
+    }
+    bool found = chain_has_file(top, last, f->dev, f->ino);
+
+    file_close(f);
+    return found;
+}
+
+static int
+refuse_loop(const struct node *last, struct err *err)
+{
+    int r = err_set(err, -ELOOP,
+                    "The backing chain is a loop: the header of '%s' names an "
+                    "image that is already above it",
+                    shown_as(last));
+
+    err_hint(err, "give one of its images its true backing file, with "
+                  "'qemu-img rebase -u'");
+    return r;
+}
+
+/* The message is about the one file that failed; where it was named helps. */
+static void
+explain_backing(const struct node *parent, struct err *err)
+{
+    if (err && !err->hint) {
+        err_hint(err, "it is the backing file of '%s': put it in place, or "
+                      "state another one with the option 'backing'",
+                 shown_as(parent));
+    }
+}
+
+static int
+open_backing(struct node *top, struct node *node, json_t *def,
+             struct node **ret, struct err *err)
+{
+    auto_err inner = ERR_INIT;
+    const char *path = opt_str(json_object_get(def, "file"), "filename");
+    int r = open_child_options(node, def, true, ret, &inner);
+
+    if (r == -EBUSY && chain_has_path(top, node, path)) {
+        return refuse_loop(node, err);
+    }
+    if (r) {
+        explain_backing(node, &inner);
+        return err_propagate(err, &inner);
+    }
+    if (chain_has_file(top, node, (*ret)->file_dev, (*ret)->file_ino)) {
+        node_unref(*ret);
+        return refuse_loop(node, err);
+    }
+    return 0;
 }
 
 /*
@@ -372,7 +457,8 @@ chain_has_file(struct node *top, const struct node *node)
  * none, or where an existing node was referred to, whose chain is open.
  */
 static int
-open_next(struct node *node, struct node **ret, struct err *err)
+open_next(struct node *top, struct node *node, struct node **ret,
+          struct err *err)
 {
     json_t *def = json_object_get(node->options, "backing");
     json_t *made = NULL;
@@ -389,7 +475,7 @@ open_next(struct node *node, struct node **ret, struct err *err)
     } else {
         r = def ? 0 : header_backing_options(node, &made, err);
         if (!r) {
-            r = open_child_options(node, def ? def : made, true, &backing, err);
+            r = open_backing(top, node, def ? def : made, &backing, err);
         }
         json_decref(made);
     }
@@ -410,22 +496,17 @@ open_chain(struct node *top, struct err *err)
     unsigned depth = 1;
 
     for (struct node *node = top, *next; node; node = next) {
-        int r = open_next(node, &next, err);
+        int r = open_next(top, node, &next, err);
 
         if (r) {
             return r;
         }
-        if (next && chain_has_file(top, next)) {
-            return err_set(err, -ELOOP,
-                           "Backing file '%s' of '%s' is above it in the "
-                           "chain already: the chain is a loop",
-                           next->filename, node->filename);
-        }
         if (++depth > LIMIT_CHAIN_DEPTH) {
-            return err_set(err, -ELOOP,
-                           "The chain of '%s' has more than %d images",
-                           top->filename ? top->filename : top->name,
-                           LIMIT_CHAIN_DEPTH);
+            r = err_set(err, -EMLINK, "The chain of '%s' has more than %d "
+                                      "images",
+                        shown_as(top), LIMIT_CHAIN_DEPTH);
+            err_hint(err, "merge or rebase some of its lower images first");
+            return r;
         }
     }
     return 0;

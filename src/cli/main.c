@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /* The entry: finds the verb, prepares what it needs, runs it. */
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,6 +8,7 @@
 #include "block/node.h"
 #include "cli/cli.h"
 #include "drivers/drivers.h"
+#include "run/process.h"
 #include "run/real.h"
 #include "transfer/job.h"
 
@@ -123,7 +123,7 @@ main(int argc, char **argv)
     const struct verb *verb = NULL;
     int code;
 
-    signal(SIGPIPE, SIG_IGN);
+    process_init();
     for (int i = 1; i < argc; i++) {
         bool help = !strcmp(argv[i], "--help") || !strcmp(argv[i], "-h");
 

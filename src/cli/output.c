@@ -41,6 +41,7 @@ exit_code_of(int code)
     case EROFS:
         return EXIT_PERMISSION;
     case EUCLEAN:
+    case ELOOP: /* a header that names itself, by a detour */
         return EXIT_CORRUPT;
     default:
         return EXIT_FAILED;

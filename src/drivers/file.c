@@ -183,6 +183,8 @@ file_driver_open(struct node *node, json_t *options, struct err *err)
 
     st->f = f;
     node->state = st;
+    node->file_dev = f->dev;
+    node->file_ino = f->ino;
     node->limits.min_align = f->align;
     return 0;
 }

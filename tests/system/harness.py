@@ -97,10 +97,10 @@ class Qmp:
         self.send(name, arguments)
         return self.answer()
 
-    def cmd(self, name, **arguments):
+    def cmd(self, command, /, **arguments):
         """Underscores in argument names stand for dashes."""
         args = {k.replace("_", "-"): v for k, v in arguments.items()}
-        answer = self.raw(name, args)
+        answer = self.raw(command, args)
         if "error" in answer:
             raise QmpError(answer["error"])
         return answer["return"]

@@ -89,7 +89,7 @@ check_table(struct node *node, const char *what, uint64_t off, uint64_t bytes,
     }
     if (!off || in_cluster(q, off) || !add_ok(off, bytes, &end) ||
         off >= node->file->child->size) {
-        return REFUSE(-EINVAL, "'%s': the offset %llu of its %s is invalid",
+        return REFUSE(-EUCLEAN, "'%s': the offset %llu of its %s is invalid",
                       self(node), (unsigned long long)off, what);
     }
     return 0;
@@ -147,7 +147,7 @@ check_numbers(struct node *node, const unsigned char *head, uint64_t got,
 
     if (length < (q->version >= 3 ? HEADER_V3 : HEADER_V2) ||
         length > min_u64(q->cluster_size, got)) {
-        return REFUSE(-EINVAL, "'%s': the header length %llu is invalid",
+        return REFUSE(-EUCLEAN, "'%s': the header length %llu is invalid",
                       self(node), (unsigned long long)length);
     }
     if (q->incompatible & INCOMPAT_COMPRESSION) {
@@ -158,7 +158,7 @@ check_numbers(struct node *node, const unsigned char *head, uint64_t got,
         }
     }
     if (node->size > LIMIT_IMAGE_SIZE || q->l1_size < need) {
-        return REFUSE(-EINVAL, "'%s': its L1 table of %u entries is too small "
+        return REFUSE(-EUCLEAN, "'%s': its L1 table of %u entries is too small "
                                "for %llu bytes",
                       self(node), q->l1_size, (unsigned long long)node->size);
     }
@@ -188,7 +188,7 @@ parse_extensions(struct node *node, const unsigned char *head, uint64_t size,
         }
         at += 8;
         if (len > size - at) {
-            return REFUSE(-EINVAL, "'%s': a header extension is longer than "
+            return REFUSE(-EUCLEAN, "'%s': a header extension is longer than "
                                    "the header",
                           self(node));
         }
@@ -213,7 +213,7 @@ parse_backing(struct node *node, const unsigned char *head, uint64_t size,
         return 0;
     }
     if (len > LIMIT_BACKING_NAME || off > size || len > size - off) {
-        return REFUSE(-EINVAL, "'%s': the backing file name lies outside the "
+        return REFUSE(-EUCLEAN, "'%s': the backing file name lies outside the "
                                "header",
                       self(node));
     }
