@@ -20,7 +20,7 @@ const struct verb cli_verbs[] = {
     {"info", "info PATH -f FORMAT", "describe an image and its chain", verb_info,
      true},
     {"check", "check PATH -f FORMAT [--repair leaks|all]",
-     "check an image's consistency", verb_check, true},
+     "check an image's consistency", verb_check, true, 1},
     {"map", "map PATH -f FORMAT", "show which layer holds which range",
      verb_map, true},
     {"compare", "compare PATH PATH -f FORMAT [-F FORMAT]",

@@ -4,7 +4,6 @@
  * a daemon without a command line.  It uses the daemon's own commands.
  */
 #include <errno.h>
-#include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -72,9 +71,13 @@ start(struct serve *s, struct err *err)
     r = call(s, "blockdev-add",
              json_pack("{s:s, s:s, s:b, s:s, s:{s:s, s:s}}", "driver",
                        s->format, "node-name", "disk", "read-only",
-                       (int)s->read_only, "discard", "unmap", "file", "driver",
+                       (int)(s->read_only || s->cli->dry_run), "discard", "unmap", "file", "driver",
                        "file", "filename", s->path),
              err);
+    if (s->cli->dry_run) {
+        json_decref(address);
+        return r;
+    }
     if (!r) {
         r = call(s, "nbd-server-start", json_pack("{s:O}", "addr", address),
                  err);
@@ -105,9 +108,11 @@ print_where(const struct serve *s)
             : xasprintf("nbd+unix:///%s?socket=%s", s->name, s->nbd + 5);
 
     if (s->cli->json) {
-        cli_print_json(json_pack("{s:s, s:s, s:s, s:s}", "type", "result",
+        cli_print_json(json_pack("{s:s, s:s, s:s, s:s, s:b}", "type", "result",
                                  "uri", uri, "control", s->control, "node",
-                                 "disk"));
+                                 "disk", "dry-run", (int)s->cli->dry_run));
+    } else if (s->cli->dry_run) {
+        printf("Would serve '%s' (%s) at %s\n", s->path, s->format, uri);
     } else {
         printf("Serving  %s\nControl  %s\nDisk     disk   (e.g. sluice "
                "--socket %s stream disk)\n",
@@ -138,7 +143,9 @@ serve_main(void *arg)
     } else {
         s->code = EXIT_OK;
         print_where(s);
-        control_wait_quit(s->ctl);
+        if (!s->cli->dry_run) {
+            control_wait_quit(s->ctl);
+        }
     }
     signal_watch_stop(&s->signals);
     control_free(s->ctl);
@@ -150,7 +157,7 @@ choose_addresses(struct serve *s)
 {
     char folder[] = "/tmp/sluice-XXXXXX";
 
-    if ((!s->nbd || !s->control) && mkdtemp(folder)) {
+    if ((!s->nbd || !s->control) && !s->cli->dry_run && mkdtemp(folder)) {
         s->folder = xstrdup(folder);
     }
     if (!s->nbd) {
@@ -185,40 +192,19 @@ run(struct serve *s)
 int
 verb_serve(struct cli *cli)
 {
-    static const struct option longs[] = {
-        {"nbd", required_argument, 0, 'n'},
-        {"control", required_argument, 0, 'c'},
-        {"name", required_argument, 0, 'N'},
-        {"read-only", no_argument, 0, 'r'},
-        {0}};
     struct serve s = {.cli = cli, .name = "", .code = EXIT_FAILED};
-    int c;
+    const struct cli_option options[] = {
+        {'f', NULL, &s.format, NULL, true},
+        {0, "nbd", &s.nbd, NULL, false},
+        {0, "control", &s.control, NULL, false},
+        {0, "name", &s.name, NULL, false},
+        {'r', "read-only", NULL, &s.read_only, false},
+        {0}};
+    int r = cli_parse(cli, options, &s.path, 1,
+                      "an image and its format, -f, are");
 
-    optind = 1;
-    while ((c = getopt_long(cli->argc, cli->argv, "f:r", longs, NULL)) != -1) {
-        switch (c) {
-        case 'f':
-            s.format = optarg;
-            break;
-        case 'n':
-            s.nbd = optarg;
-            break;
-        case 'c':
-            s.control = optarg;
-            break;
-        case 'N':
-            s.name = optarg;
-            break;
-        case 'r':
-            s.read_only = true;
-            break;
-        default:
-            return cli_usage(cli, "bad option");
-        }
+    if (r) {
+        return r;
     }
-    if (optind + 1 != cli->argc || !s.format) {
-        return cli_usage(cli, "an image and its format, -f, are needed");
-    }
-    s.path = cli->argv[optind];
     return run(&s);
 }
