@@ -52,17 +52,37 @@ struct verb {
     /* An exit code.  Verbs with `local` run in a coroutine, with a graph. */
     int (*run)(struct cli *cli);
     bool local;
+    int usage_code; /* exit code for wrong usage; 0: EXIT_USAGE */
 };
 
 extern const struct verb cli_verbs[]; /* ends with a NULL name */
 
 /* Prints the error (and its hint), as text or JSON; returns its exit code. */
 int cli_error(const struct cli *cli, struct err *err);
-/* Says how the verb is called; returns EXIT_USAGE. */
+/* As cli_error(), with the exit code of the verb's own that is returned. */
+int cli_error_as(const struct cli *cli, struct err *err, int code);
+/* Says how the verb is called; returns the verb's exit code for that. */
 int cli_usage(const struct cli *cli, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 /* One JSON object on a line of its own; takes @object. */
 void cli_print_json(json_t *object);
+
+/* An option of a verb, in a table that ends with an empty one. */
+struct cli_option {
+    char letter;       /* 0: none */
+    const char *name;  /* NULL: none */
+    const char **value; /* takes a value; else NULL */
+    bool *flag;
+    bool needed;
+};
+
+/*
+ * Takes the verb's arguments apart: exactly @wanted positional ones, and what
+ * the table says.  0, or an exit code after it said what is wrong; @needs
+ * completes "... needed".
+ */
+int cli_parse(struct cli *cli, const struct cli_option *options,
+              const char **positional, int wanted, const char *needs);
 
 /*
  * A size: bytes, or with a suffix K, M, G, T (1024), KiB ..., kB, MB ... (SI).
@@ -75,6 +95,12 @@ char *cli_format_size(uint64_t bytes);
 /* Opens an image file in this process; NULL with the error printed. */
 struct node *cli_open(struct cli *cli, const char *path, const char *format,
                       const char *node_name, bool read_only, struct err *err);
+
+/*
+ * For verbs that take one image, "PATH -f FORMAT": parses that and opens it
+ * for reading.  0, or an exit code after it said what is wrong.
+ */
+int cli_open_argument(struct cli *cli, struct node **ret, struct err *err);
 
 /* A progress bar on a terminal, a line every 10 s elsewhere, JSON lines. */
 struct progress {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /* Verbs that read whole disks: map, compare, convert. */
 #include <errno.h>
-#include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -64,26 +63,13 @@ depth_of(const struct node *top, const struct node *layer)
 int
 verb_map(struct cli *cli)
 {
-    const char *format = NULL;
     struct map_row row = {0};
+    struct node *node = NULL;
     auto_err err = ERR_INIT;
-    int c, r = 0;
+    int r = cli_open_argument(cli, &node, &err);
 
-    optind = 1;
-    while ((c = getopt(cli->argc, cli->argv, "f:")) != -1) {
-        if (c != 'f') {
-            return cli_usage(cli, "bad option");
-        }
-        format = optarg;
-    }
-    if (optind + 1 != cli->argc || !format) {
-        return cli_usage(cli, "a path and its format, -f, are needed");
-    }
-    const char *path = cli->argv[optind];
-    struct node *node = cli_open(cli, path, format, "image", true, &err);
-
-    if (!node) {
-        return cli_error(cli, &err);
+    if (r) {
+        return r;
     }
     if (!cli->json) {
         printf("%14s %12s  %-10s %s\n", "offset", "length", "kind", "file");
@@ -94,7 +80,8 @@ verb_map(struct cli *cli)
 
         r = chain_status(node, NULL, off, node->size - off, true, &ext, &layer);
         if (r) {
-            err_set_errno(&err, r, "Could not read the map of '%s'", path);
+            err_set_errno(&err, r, "Could not read the map of '%s'",
+                          node->filename);
             return cli_error(cli, &err);
         }
         if (row.len && row.kind == ext.kind && row.layer == layer) {
@@ -163,8 +150,7 @@ compare_nodes(struct cli *cli, struct node *a, struct node *b, struct err *err)
             progress_end(&p);
             err_set_errno(err, r, "Reading at offset %llu failed",
                           (unsigned long long)off);
-            cli_error(cli, err);
-            return COMPARE_FAILED;
+            return cli_error_as(cli, err, COMPARE_FAILED);
         }
         for (uint64_t i = 0; memcmp(x, y, COMPARE_CHUNK) && i < COMPARE_CHUNK;
              i++) {
@@ -182,35 +168,23 @@ compare_nodes(struct cli *cli, struct node *a, struct node *b, struct err *err)
 int
 verb_compare(struct cli *cli)
 {
-    const char *f1 = NULL, *f2 = NULL;
+    const char *paths[2], *f1 = NULL, *f2 = NULL;
+    const struct cli_option options[] = {
+        {'f', NULL, &f1, NULL, true}, {'F', NULL, &f2, NULL, false}, {0}};
     auto_err err = ERR_INIT;
-    int c;
+    int r = cli_parse(cli, options, paths, 2,
+                      "two paths and their format, -f (and -F for the second), "
+                      "are");
 
-    optind = 1;
-    while ((c = getopt(cli->argc, cli->argv, "f:F:")) != -1) {
-        switch (c) {
-        case 'f':
-            f1 = optarg;
-            break;
-        case 'F':
-            f2 = optarg;
-            break;
-        default:
-            return cli_usage(cli, "bad option");
-        }
+    if (r) {
+        return r;
     }
-    if (optind + 2 != cli->argc || !f1) {
-        return cli_usage(cli, "two paths and their format, -f (and -F for the "
-                              "second), are needed");
-    }
-    struct node *a = cli_open(cli, cli->argv[optind], f1, "a", true, &err);
-    struct node *b = a ? cli_open(cli, cli->argv[optind + 1], f2 ? f2 : f1, "b",
-                                  true, &err)
-                       : NULL;
+    struct node *a = cli_open(cli, paths[0], f1, "a", true, &err);
+    struct node *b =
+        a ? cli_open(cli, paths[1], f2 ? f2 : f1, "b", true, &err) : NULL;
 
     if (!b) {
-        cli_error(cli, &err);
-        return COMPARE_FAILED;
+        return cli_error_as(cli, &err, COMPARE_FAILED);
     }
     return compare_nodes(cli, a, b, &err);
 }
@@ -284,32 +258,20 @@ int
 verb_convert(struct cli *cli)
 {
     struct new_image im = {.fresh = true};
-    const char *format = NULL;
+    const char *paths[2], *format = NULL;
+    const struct cli_option options[] = {
+        {'f', NULL, &format, NULL, true},
+        {'O', NULL, &im.format, NULL, true},
+        {'o', NULL, &im.options, NULL, false},
+        {0}};
     auto_err err = ERR_INIT;
-    int c;
+    int r = cli_parse(cli, options, paths, 2, "two paths, -f and -O are");
 
-    optind = 1;
-    while ((c = getopt(cli->argc, cli->argv, "f:O:o:")) != -1) {
-        switch (c) {
-        case 'f':
-            format = optarg;
-            break;
-        case 'O':
-            im.format = optarg;
-            break;
-        case 'o':
-            im.options = optarg;
-            break;
-        default:
-            return cli_usage(cli, "bad option");
-        }
+    if (r) {
+        return r;
     }
-    if (optind + 2 != cli->argc || !format || !im.format) {
-        return cli_usage(cli, "two paths, -f and -O are needed");
-    }
-    im.path = cli->argv[optind + 1];
-    struct node *source =
-        cli_open(cli, cli->argv[optind], format, "source", true, &err);
+    im.path = paths[1];
+    struct node *source = cli_open(cli, paths[0], format, "source", true, &err);
 
     if (!source) {
         return cli_error(cli, &err);

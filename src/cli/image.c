@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /* Verbs on one image: create, clone, info, check. */
 #include <errno.h>
-#include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,37 +14,25 @@ int
 verb_create(struct cli *cli)
 {
     struct new_image im = {0};
+    const char *args[2];
+    const struct cli_option options[] = {
+        {'f', NULL, &im.format, NULL, true},
+        {'o', NULL, &im.options, NULL, false},
+        {'b', NULL, &im.backing, NULL, false},
+        {'F', NULL, &im.backing_format, NULL, false},
+        {0}};
     auto_err err = ERR_INIT;
-    int c;
+    int r = cli_parse(cli, options, args, 2, "a path, a size and -f are");
 
-    optind = 1;
-    while ((c = getopt(cli->argc, cli->argv, "f:o:b:F:")) != -1) {
-        switch (c) {
-        case 'f':
-            im.format = optarg;
-            break;
-        case 'o':
-            im.options = optarg;
-            break;
-        case 'b':
-            im.backing = optarg;
-            break;
-        case 'F':
-            im.backing_format = optarg;
-            break;
-        default:
-            return cli_usage(cli, "bad option");
-        }
-    }
-    if (optind + 2 != cli->argc || !im.format) {
-        return cli_usage(cli, "a path, a size and -f are needed");
+    if (r) {
+        return r;
     }
     if (im.backing && !im.backing_format) {
         return cli_usage(cli, "-b needs the backing file's format, -F");
     }
-    im.path = cli->argv[optind];
-    if (!cli_parse_size(cli->argv[optind + 1], &im.size)) {
-        return cli_usage(cli, "'%s' is no size", cli->argv[optind + 1]);
+    im.path = args[0];
+    if (!cli_parse_size(args[1], &im.size)) {
+        return cli_usage(cli, "'%s' is no size", args[1]);
     }
     if (image_create(cli, &im, &err)) {
         return cli_error(cli, &err);
@@ -56,50 +43,33 @@ verb_create(struct cli *cli)
 int
 verb_clone(struct cli *cli)
 {
-    static const struct option longs[] = {{"size", required_argument, 0, 's'},
-                                          {0}};
-    struct new_image im = {.format = "qcow2"};
-    const char *size = NULL;
+    struct new_image im = {.format = "qcow2", .fresh = true};
+    const char *args[2], *size = NULL;
+    const struct cli_option options[] = {
+        {'f', NULL, &im.format, NULL, false},
+        {'F', NULL, &im.backing_format, NULL, true},
+        {'o', NULL, &im.options, NULL, false},
+        {0, "size", &size, NULL, false},
+        {0}};
     auto_err err = ERR_INIT;
-    int c;
+    int r = cli_parse(cli, options, args, 2,
+                      "a template, a path and the template's format, -F, are");
 
-    optind = 1;
-    while ((c = getopt_long(cli->argc, cli->argv, "f:F:o:", longs, NULL)) !=
-           -1) {
-        switch (c) {
-        case 'f':
-            im.format = optarg;
-            break;
-        case 'F':
-            im.backing_format = optarg;
-            break;
-        case 'o':
-            im.options = optarg;
-            break;
-        case 's':
-            size = optarg;
-            break;
-        default:
-            return cli_usage(cli, "bad option");
-        }
+    if (r) {
+        return r;
     }
-    if (optind + 2 != cli->argc || !im.backing_format) {
-        return cli_usage(cli, "a template, a path and the template's format, "
-                              "-F, are needed");
-    }
-    im.path = cli->argv[optind + 1];
-    im.fresh = true;
+    im.path = args[1];
     if (size && !cli_parse_size(size, &im.size)) {
         return cli_usage(cli, "'%s' is no size", size);
     }
-    struct node *template = cli_open(cli, cli->argv[optind],
-                                     im.backing_format, "template", true, &err);
+    struct node *template =
+        cli_open(cli, args[0], im.backing_format, "template", true, &err);
 
     if (!template) {
         return cli_error(cli, &err);
     }
     im.size = size ? im.size : template->size;
-    auto_free char *backing = backing_name_for(im.path, cli->argv[optind]);
+    auto_free char *backing = backing_name_for(im.path, args[0]);
 
     im.backing = backing;
     if (image_create(cli, &im, &err)) {
@@ -175,26 +145,13 @@ print_described(const json_t *o, unsigned depth)
 int
 verb_info(struct cli *cli)
 {
-    const char *format = NULL;
-    auto_err err = ERR_INIT;
     unsigned depth = 0;
-    int c;
+    auto_err err = ERR_INIT;
+    struct node *node = NULL;
+    int r = cli_open_argument(cli, &node, &err);
 
-    optind = 1;
-    while ((c = getopt(cli->argc, cli->argv, "f:")) != -1) {
-        if (c != 'f') {
-            return cli_usage(cli, "bad option");
-        }
-        format = optarg;
-    }
-    if (optind + 1 != cli->argc || !format) {
-        return cli_usage(cli, "a path and its format, -f, are needed");
-    }
-    struct node *node =
-        cli_open(cli, cli->argv[optind], format, "image", true, &err);
-
-    if (!node) {
-        return cli_error(cli, &err);
+    if (r) {
+        return r;
     }
     json_t *chain = json_array();
 
@@ -263,29 +220,18 @@ report_check(struct cli *cli, const struct check_report *r)
 int
 verb_check(struct cli *cli)
 {
-    static const struct option longs[] = {
-        {"repair", required_argument, 0, 'r'}, {0}};
-    const char *format = NULL, *repair = NULL;
+    const char *path, *format = NULL, *repair = NULL;
+    const struct cli_option options[] = {
+        {'f', NULL, &format, NULL, true},
+        {'r', "repair", &repair, NULL, false},
+        {0}};
     struct check_report report = {.say = say_found, .arg = cli};
     auto_err err = ERR_INIT;
     unsigned fix = 0;
-    int c;
+    int r = cli_parse(cli, options, &path, 1, "a path and its format, -f, are");
 
-    optind = 1;
-    while ((c = getopt_long(cli->argc, cli->argv, "f:r:", longs, NULL)) != -1) {
-        switch (c) {
-        case 'f':
-            format = optarg;
-            break;
-        case 'r':
-            repair = optarg;
-            break;
-        default:
-            return cli_usage(cli, "bad option");
-        }
-    }
-    if (optind + 1 != cli->argc || !format) {
-        return cli_usage(cli, "a path and its format, -f, are needed");
+    if (r) {
+        return r;
     }
     if (repair && strcmp(repair, "leaks") && strcmp(repair, "all")) {
         return cli_usage(cli, "--repair takes 'leaks' or 'all'");
@@ -293,22 +239,18 @@ verb_check(struct cli *cli)
     if (repair && !cli->dry_run) {
         fix = CHECK_FIX_LEAKS | (strcmp(repair, "all") ? 0 : CHECK_FIX_ERRORS);
     }
-    struct node *node =
-        image_open_for_check(cli, cli->argv[optind], format, fix, &err);
+    struct node *node = image_open_for_check(cli, path, format, fix, &err);
 
     if (!node) {
-        cli_error(cli, &err);
-        return CHECK_FAILED;
+        return cli_error_as(cli, &err, CHECK_FAILED);
     }
     if (!node->drv->check) {
         err_set(&err, -ENOTSUP, "Images of format '%s' have nothing to check",
                 format);
-        cli_error(cli, &err);
-        return CHECK_UNSUPPORTED;
+        return cli_error_as(cli, &err, CHECK_UNSUPPORTED);
     }
     if (node->drv->check(node, fix, &report, &err)) {
-        cli_error(cli, &err);
-        return CHECK_FAILED;
+        return cli_error_as(cli, &err, CHECK_FAILED);
     }
     return report_check(cli, &report);
 }

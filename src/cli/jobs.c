@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /* Verbs on a daemon's jobs: stream, job, events. */
 #include <errno.h>
-#include <getopt.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -88,13 +87,14 @@ concluded(struct cli *cli, struct qmp_client *c, json_t *job)
     auto_err err = ERR_INIT;
 
     qmp_client_call(c, "job-dismiss", json_pack("{s:s}", "id", id), NULL, NULL);
-    if (*error) {
-        err_set(&err, strstr(error, "No space") ? -ENOSPC : -EIO,
-                "job '%s' failed: %s", id, error);
+    /* The daemon tells only texts; these two are the C library's. */
+    if (!strcmp(error, err_text(ECANCELED))) {
+        err_set(&err, -ECANCELED, "job '%s' was cancelled", id);
         return cli_error(cli, &err);
     }
-    if (json_integer_value(json_object_get(job, "current-progress")) < bytes) {
-        err_set(&err, -ECANCELED, "job '%s' was cancelled", id);
+    if (*error) {
+        err_set(&err, strstr(error, err_text(ENOSPC)) ? -ENOSPC : -EIO,
+                "job '%s' failed: %s", id, error);
         return cli_error(cli, &err);
     }
     auto_free char *size = cli_format_size((uint64_t)bytes);
@@ -193,35 +193,64 @@ node_of_disk(struct qmp_client *c, const char *disk)
 }
 
 static int
+print_plan(const struct cli *cli, const char *disk, const char *base,
+           json_t *plan)
+{
+    json_int_t copy = json_integer_value(json_object_get(plan,
+                                                         "bytes-to-copy"));
+    auto_free char *size = cli_format_size((uint64_t)copy);
+
+    if (cli->json) {
+        json_t *o = json_pack("{s:s, s:s, s:b, s:s, s:I}", "type", "result",
+                              "verb", "stream", "dry-run", 1, "disk", disk,
+                              "bytes", copy);
+
+        json_object_update_missing(o, plan);
+        cli_print_json(o);
+    } else if (base) {
+        printf("Would copy %s into '%s', then make '%s' its backing file.\n",
+               size, disk, base);
+    } else {
+        printf("Would copy %s into '%s', then drop its backing file.\n", size,
+               disk);
+    }
+    return EXIT_OK;
+}
+
+static int
 stream_daemon(struct cli *cli, const struct stream_args *a)
 {
     struct qmp_client *c;
     auto_err err = ERR_INIT;
 
-    if (cli->dry_run) {
-        err_set(&err, -ENOTSUP, "--dry-run works on a path only, for now");
-        err_hint(&err, "name the image file of a disk that is not in use");
-        return cli_error(cli, &err);
-    }
     if (qmp_client_open(cli->socket, &c, &err)) {
         return cli_error(cli, &err);
     }
     auto_free char *node = node_of_disk(c, a->disk);
     auto_free char *id =
         a->job_id ? xstrdup(a->job_id) : xasprintf("stream-%s", node);
-    json_t *args = json_pack("{s:s, s:s, s:b}", "device", node, "job-id", id,
-                             "auto-dismiss", 0);
+    json_t *args = json_pack("{s:s}", "device", node);
+    json_t *plan = NULL;
 
     if (a->base) {
         json_object_set_new(args, "base-node", json_string(a->base));
     }
-    if (a->speed) {
+    if (!cli->dry_run) {
+        json_object_set_new(args, "job-id", json_string(id));
+        json_object_set_new(args, "auto-dismiss", json_false());
+    }
+    if (a->speed && !cli->dry_run) {
         json_object_set_new(args, "speed", json_integer((json_int_t)a->speed));
     }
-    int r = qmp_client_call(c, "block-stream", args, NULL, &err);
-    int code = r           ? cli_error(cli, &err)
-               : a->detach ? detach(cli, id)
-                           : follow(cli, c, id, "stream");
+    int r = qmp_client_call(c,
+                            cli->dry_run ? "query-stream-plan" : "block-stream",
+                            args, &plan, &err);
+    int code = r              ? cli_error(cli, &err)
+               : cli->dry_run ? print_plan(cli, node, a->base, plan)
+               : a->detach    ? detach(cli, id)
+                              : follow(cli, c, id, "stream");
+
+    json_decref(plan);
 
     qmp_client_close(c);
     return code;
@@ -233,40 +262,21 @@ struct local_stream {
     int code;
 };
 
-/* What a stream would move: what lies below and not in the top. */
 static int
-dry_run(struct cli *cli, struct node *top, struct err *err)
+plan_local(struct cli *cli, const struct transfer_options *o, struct err *err)
 {
-    uint64_t bytes = 0;
+    struct transfer_plan plan;
 
-    for (uint64_t off = 0; off < top->size;) {
-        struct extent own, below;
-        struct node *layer = NULL;
-        int r = node_status(top, off, top->size - off, false, &own);
-
-        if (!r && own.kind == EXTENT_UNALLOCATED && top->backing) {
-            r = chain_status(top->backing->child, NULL, off, own.len, true,
-                             &below, &layer);
-            own.len = r ? own.len : below.len;
-            bytes += !r && layer && below.kind != EXTENT_ZERO ? own.len : 0;
-        }
-        if (r) {
-            err_set_errno(err, r, "Could not read the map");
-            return cli_error(cli, err);
-        }
-        off += own.len;
+    if (stream_plan(o, &plan, err)) {
+        return cli_error(cli, err);
     }
-    auto_free char *size = cli_format_size(bytes);
+    json_t *answer = json_pack("{s:I, s:I}", "bytes-to-copy",
+                               (json_int_t)plan.bytes_to_copy, "bytes-to-zero",
+                               (json_int_t)plan.bytes_to_zero);
+    int code = print_plan(cli, o->device->filename, NULL, answer);
 
-    if (cli->json) {
-        cli_print_json(json_pack("{s:s, s:s, s:b, s:I}", "type", "result",
-                                 "verb", "stream", "dry-run", 1, "bytes",
-                                 (json_int_t)bytes));
-    } else {
-        printf("Would copy %s into '%s', then drop its backing file.\n", size,
-               top->filename);
-    }
-    return EXIT_OK;
+    json_decref(answer);
+    return code;
 }
 
 static void
@@ -287,7 +297,7 @@ local_main(void *arg)
                                  .auto_finalize = true};
 
     if (top && cli->dry_run) {
-        l->code = dry_run(cli, top, &err);
+        l->code = plan_local(cli, &t, &err);
     } else if (!top || stream_start(cli->jobs, &t, &err)) {
         l->code = cli_error(cli, &err);
     } else {
@@ -316,44 +326,28 @@ stream_local(struct cli *cli, const struct stream_args *a)
 int
 verb_stream(struct cli *cli)
 {
-    static const struct option longs[] = {{"base", required_argument, 0, 'b'},
-                                          {"speed", required_argument, 0, 's'},
-                                          {"detach", no_argument, 0, 'd'},
-                                          {"job-id", required_argument, 0, 'j'},
-                                          {0}};
     struct stream_args a = {0};
-    int c;
+    const char *speed = NULL;
+    const struct cli_option options[] = {
+        {'f', NULL, &a.format, NULL, false},
+        {0, "base", &a.base, NULL, false},
+        {0, "speed", &speed, NULL, false},
+        {0, "job-id", &a.job_id, NULL, false},
+        {'d', "detach", NULL, &a.detach, false},
+        {0}};
+    int r = cli_parse(cli, options, &a.disk, 1, "a disk is");
 
-    optind = 1;
-    while ((c = getopt_long(cli->argc, cli->argv, "f:d", longs, NULL)) != -1) {
-        switch (c) {
-        case 'f':
-            a.format = optarg;
-            break;
-        case 'b':
-            a.base = optarg;
-            break;
-        case 's':
-            if (!cli_parse_size(optarg, &a.speed)) {
-                return cli_usage(cli, "'%s' is no rate", optarg);
-            }
-            break;
-        case 'd':
-            a.detach = true;
-            break;
-        case 'j':
-            a.job_id = optarg;
-            break;
-        default:
-            return cli_usage(cli, "bad option");
-        }
+    if (r) {
+        return r;
     }
-    if (optind + 1 != cli->argc) {
-        return cli_usage(cli, "a disk is needed");
+    if (speed && !cli_parse_size(speed, &a.speed)) {
+        return cli_usage(cli, "'%s' is no rate", speed);
     }
-    a.disk = cli->argv[optind];
     if (!a.format && strchr(a.disk, '/')) {
         return cli_usage(cli, "an image file needs its format, -f");
+    }
+    if (a.format && a.base) {
+        return cli_usage(cli, "--base names a node: it needs a daemon's disk");
     }
     return a.format ? stream_local(cli, &a) : stream_daemon(cli, &a);
 }
@@ -406,6 +400,31 @@ list_jobs(struct cli *cli, struct qmp_client *c, const char *only,
     return EXIT_OK;
 }
 
+/* The verb may still be refused: the job's state is the daemon's matter. */
+static int
+job_dry_run(struct cli *cli, struct qmp_client *c, const char *verb,
+            const char *id, struct err *err)
+{
+    json_t *job = find_job(c, id, err);
+
+    if (!job) {
+        if (!err_is_set(err)) {
+            err_set(err, -ENOENT, "There is no job '%s'", id);
+        }
+        return cli_error(cli, err);
+    }
+    if (cli->json) {
+        cli_print_json(json_pack("{s:s, s:s, s:s, s:b, s:s}", "type", "result",
+                                 "verb", verb, "job", id, "dry-run", 1,
+                                 "status", member(job, "status")));
+    } else {
+        printf("Would %s job '%s', which is %s.\n", verb, id,
+               member(job, "status"));
+    }
+    json_decref(job);
+    return EXIT_OK;
+}
+
 static int
 job_verb(struct cli *cli, struct qmp_client *c, const char *verb,
          const char *id, struct err *err)
@@ -430,8 +449,7 @@ job_verb(struct cli *cli, struct qmp_client *c, const char *verb,
             auto_free char *command = xasprintf("job-%s", verb);
 
             if (cli->dry_run) {
-                printf("Would %s job '%s'.\n", verb, id);
-                return EXIT_OK;
+                return job_dry_run(cli, c, verb, id, err);
             }
             return qmp_client_call(c, command, json_pack("{s:s}", "id", id),
                                    NULL, err)

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /* The entry: finds the verb, prepares what it needs, runs it. */
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,6 +8,7 @@
 #include "block/node.h"
 #include "cli/cli.h"
 #include "drivers/drivers.h"
+#include "run/process.h"
 #include "run/real.h"
 #include "transfer/job.h"
 
@@ -20,7 +20,7 @@ const struct verb cli_verbs[] = {
     {"info", "info PATH -f FORMAT", "describe an image and its chain", verb_info,
      true},
     {"check", "check PATH -f FORMAT [--repair leaks|all]",
-     "check an image's consistency", verb_check, true},
+     "check an image's consistency", verb_check, true, 1},
     {"map", "map PATH -f FORMAT", "show which layer holds which range",
      verb_map, true},
     {"compare", "compare PATH PATH -f FORMAT [-F FORMAT]",
@@ -123,7 +123,7 @@ main(int argc, char **argv)
     const struct verb *verb = NULL;
     int code;
 
-    signal(SIGPIPE, SIG_IGN);
+    process_init();
     for (int i = 1; i < argc; i++) {
         bool help = !strcmp(argv[i], "--help") || !strcmp(argv[i], "-h");
 

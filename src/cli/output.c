@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 #include <math.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -57,12 +58,10 @@ cli_print_json(json_t *object)
 }
 
 int
-cli_error(const struct cli *cli, struct err *err)
+cli_error_as(const struct cli *cli, struct err *err, int code)
 {
-    int code = exit_code_of(err->code);
-
     if (cli->json) {
-        json_t *o = json_pack("{s:s, s:s, s:s, s:i}", "type", "error", "class",
+        json_t *o = json_pack("{s:s, s:s, s:s*, s:i}", "type", "error", "class",
                               err_class_name(err->class), "message", err->msg,
                               "exit-code", code);
 
@@ -83,20 +82,30 @@ cli_error(const struct cli *cli, struct err *err)
 }
 
 int
+cli_error(const struct cli *cli, struct err *err)
+{
+    return cli_error_as(cli, err, exit_code_of(err->code));
+}
+
+int
 cli_usage(const struct cli *cli, const char *fmt, ...)
 {
+    auto_err err = ERR_INIT;
+    char message[256];
     va_list ap;
 
-    fprintf(stderr, "sluice %s: ", cli->verb);
     va_start(ap, fmt);
-    vfprintf(stderr, fmt, ap);
+    vsnprintf(message, sizeof(message), fmt, ap);
     va_end(ap);
+    err_set(&err, -EINVAL, "%s", message);
     for (const struct verb *v = cli_verbs; v->name; v++) {
         if (!strcmp(v->name, cli->verb)) {
-            fprintf(stderr, "\nUsage: sluice %s\n", v->usage);
+            err_hint(&err, "sluice %s", v->usage);
+            return cli_error_as(cli, &err,
+                                v->usage_code ? v->usage_code : EXIT_USAGE);
         }
     }
-    return EXIT_USAGE;
+    return cli_error_as(cli, &err, EXIT_USAGE);
 }
 
 bool
@@ -247,4 +256,18 @@ cli_open(struct cli *cli, const char *path, const char *format,
     }
     json_decref(options);
     return node;
+}
+
+int
+cli_open_argument(struct cli *cli, struct node **ret, struct err *err)
+{
+    const char *path, *format = NULL;
+    const struct cli_option options[] = {{'f', NULL, &format, NULL, true}, {0}};
+    int r = cli_parse(cli, options, &path, 1, "a path and its format, -f, are");
+
+    if (r) {
+        return r;
+    }
+    *ret = cli_open(cli, path, format, "image", true, err);
+    return *ret ? 0 : cli_error(cli, err);
 }

@@ -4,18 +4,15 @@
  * a daemon without a command line.  It uses the daemon's own commands.
  */
 #include <errno.h>
-#include <getopt.h>
-#include <poll.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/signalfd.h>
 #include <unistd.h>
 
 #include "base/mem.h"
 #include "cli/cli.h"
 #include "control/control.h"
 #include "control/qmp_dispatch.h"
+#include "run/process.h"
 #include "run/real.h"
 #include "run/stream.h"
 
@@ -25,6 +22,7 @@ struct serve {
     bool read_only;
     char *made_nbd, *made_control, *folder; /* where none was given */
     struct control *ctl;
+    struct signal_watch signals;
     int code;
 };
 
@@ -73,9 +71,13 @@ start(struct serve *s, struct err *err)
     r = call(s, "blockdev-add",
              json_pack("{s:s, s:s, s:b, s:s, s:{s:s, s:s}}", "driver",
                        s->format, "node-name", "disk", "read-only",
-                       (int)s->read_only, "discard", "unmap", "file", "driver",
+                       (int)(s->read_only || s->cli->dry_run), "discard", "unmap", "file", "driver",
                        "file", "filename", s->path),
              err);
+    if (s->cli->dry_run) {
+        json_decref(address);
+        return r;
+    }
     if (!r) {
         r = call(s, "nbd-server-start", json_pack("{s:O}", "addr", address),
                  err);
@@ -106,9 +108,11 @@ print_where(const struct serve *s)
             : xasprintf("nbd+unix:///%s?socket=%s", s->name, s->nbd + 5);
 
     if (s->cli->json) {
-        cli_print_json(json_pack("{s:s, s:s, s:s, s:s}", "type", "result",
+        cli_print_json(json_pack("{s:s, s:s, s:s, s:s, s:b}", "type", "result",
                                  "uri", uri, "control", s->control, "node",
-                                 "disk"));
+                                 "disk", "dry-run", (int)s->cli->dry_run));
+    } else if (s->cli->dry_run) {
+        printf("Would serve '%s' (%s) at %s\n", s->path, s->format, uri);
     } else {
         printf("Serving  %s\nControl  %s\nDisk     disk   (e.g. sluice "
                "--socket %s stream disk)\n",
@@ -118,27 +122,11 @@ print_where(const struct serve *s)
 }
 
 static void
-quit_on_signal(void *arg)
+quit(void *arg)
 {
     struct serve *s = arg;
-    struct signalfd_siginfo si;
-    sigset_t set;
 
-    sigemptyset(&set);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGHUP);
-    int fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-
-    while (fd >= 0 && s->ctl && read(fd, &si, sizeof(si)) != sizeof(si)) {
-        fd_wait(s->cli->loop, fd, POLLIN, NEVER);
-    }
-    if (fd >= 0) {
-        close(fd);
-    }
-    if (s->ctl) {
-        control_quit(s->ctl);
-    }
+    control_quit(s->ctl);
 }
 
 static void
@@ -149,15 +137,18 @@ serve_main(void *arg)
     auto_err err = ERR_INIT;
 
     s->ctl = control_new(s->cli->loop, &o);
-    coro_start(s->cli->loop, quit_on_signal, s);
+    signal_watch_start(&s->signals, s->cli->loop, quit, s);
     if (start(s, &err)) {
         s->code = cli_error(s->cli, &err);
     } else {
         s->code = EXIT_OK;
         print_where(s);
-        control_wait_quit(s->ctl);
+        if (!s->cli->dry_run) {
+            control_wait_quit(s->ctl);
+        }
     }
-    control_free(take_ptr(s->ctl));
+    signal_watch_stop(&s->signals);
+    control_free(s->ctl);
 }
 
 /* Without addresses given, both sockets lie in a private folder. */
@@ -166,7 +157,7 @@ choose_addresses(struct serve *s)
 {
     char folder[] = "/tmp/sluice-XXXXXX";
 
-    if ((!s->nbd || !s->control) && mkdtemp(folder)) {
+    if ((!s->nbd || !s->control) && !s->cli->dry_run && mkdtemp(folder)) {
         s->folder = xstrdup(folder);
     }
     if (!s->nbd) {
@@ -182,15 +173,10 @@ run(struct serve *s)
 {
     struct real_loop_options o = {0};
     auto_err err = ERR_INIT;
-    sigset_t set;
 
-    sigemptyset(&set);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGHUP);
-    sigprocmask(SIG_BLOCK, &set, NULL);
     choose_addresses(s);
-    if (real_loop_new(&o, &s->cli->loop, &err)) {
+    if (signal_watch_init(&s->signals, &err) ||
+        real_loop_new(&o, &s->cli->loop, &err)) {
         return cli_error(s->cli, &err);
     }
     loop_run_main(s->cli->loop, serve_main, s);
@@ -206,40 +192,19 @@ run(struct serve *s)
 int
 verb_serve(struct cli *cli)
 {
-    static const struct option longs[] = {
-        {"nbd", required_argument, 0, 'n'},
-        {"control", required_argument, 0, 'c'},
-        {"name", required_argument, 0, 'N'},
-        {"read-only", no_argument, 0, 'r'},
-        {0}};
     struct serve s = {.cli = cli, .name = "", .code = EXIT_FAILED};
-    int c;
+    const struct cli_option options[] = {
+        {'f', NULL, &s.format, NULL, true},
+        {0, "nbd", &s.nbd, NULL, false},
+        {0, "control", &s.control, NULL, false},
+        {0, "name", &s.name, NULL, false},
+        {'r', "read-only", NULL, &s.read_only, false},
+        {0}};
+    int r = cli_parse(cli, options, &s.path, 1,
+                      "an image and its format, -f, are");
 
-    optind = 1;
-    while ((c = getopt_long(cli->argc, cli->argv, "f:r", longs, NULL)) != -1) {
-        switch (c) {
-        case 'f':
-            s.format = optarg;
-            break;
-        case 'n':
-            s.nbd = optarg;
-            break;
-        case 'c':
-            s.control = optarg;
-            break;
-        case 'N':
-            s.name = optarg;
-            break;
-        case 'r':
-            s.read_only = true;
-            break;
-        default:
-            return cli_usage(cli, "bad option");
-        }
+    if (r) {
+        return r;
     }
-    if (optind + 1 != cli->argc || !s.format) {
-        return cli_usage(cli, "an image and its format, -f, are needed");
-    }
-    s.path = cli->argv[optind];
     return run(&s);
 }

@@ -217,8 +217,13 @@ find_backing_file(struct node *top, const char *filename, struct node **ret,
                    filename);
 }
 
+/* What says where a stream stops, as both commands have it. */
+struct stream_range {
+    const char *base, *base_node, *bottom;
+};
+
 static int
-check_exclusive(const struct args_block_stream *args, struct err *err)
+check_exclusive(const struct stream_range *args, struct err *err)
 {
     static const char fmt[] =
         "'%s' and '%s' cannot be specified at the same time";
@@ -237,7 +242,7 @@ check_exclusive(const struct args_block_stream *args, struct err *err)
 
 /* The node to stop at: *ret is NULL where the whole chain is meant. */
 static int
-find_base(struct control *ctl, const struct args_block_stream *args,
+find_base(struct control *ctl, const struct stream_range *args,
           struct node *device, struct node **ret, struct err *err)
 {
     struct node *node;
@@ -266,19 +271,69 @@ find_base(struct control *ctl, const struct args_block_stream *args,
     return r;
 }
 
+static int
+find_stream(struct control *ctl, const char *name,
+            const struct stream_range *range, struct node **ret_device,
+            struct node **ret_base, struct err *err)
+{
+    int r = check_exclusive(range, err);
+
+    if (!r) {
+        r = control_find_node(ctl, name, true, ret_device, err);
+    }
+    return r ? r : find_base(ctl, range, *ret_device, ret_base, err);
+}
+
+int
+cmd_query_stream_plan(struct control *ctl,
+                      const struct args_query_stream_plan *args, json_t **ret,
+                      struct err *err)
+{
+    struct stream_range range = {args->base, args->base_node, args->bottom};
+    struct transfer_options o = {0};
+    struct transfer_plan plan;
+    int r = find_stream(ctl, args->device, &range, &o.device, &o.base, err);
+
+    if (!r) {
+        r = claim_check(o.device, CLAIM_WRITE, "a stream", err);
+    }
+    if (r) {
+        return r;
+    }
+    json_t *drops = json_array();
+
+    for (struct node *n = o.device; n->backing; n = n->backing->child) {
+        if (n->backing->child == o.base) {
+            break;
+        }
+        json_array_append_new(drops, json_string(n->backing->child->name));
+    }
+    node_ref(o.device);
+    if (o.base) {
+        node_ref(o.base);
+    }
+    r = stream_plan(&o, &plan, err);
+    if (o.base) {
+        node_unref(o.base);
+    }
+    node_unref(o.device);
+    if (!r) {
+        *ret = json_pack("{s:I, s:I, s:O}", "bytes-to-copy",
+                         (json_int_t)plan.bytes_to_copy, "bytes-to-zero",
+                         (json_int_t)plan.bytes_to_zero, "drops", drops);
+    }
+    json_decref(drops);
+    return r;
+}
+
 int
 cmd_block_stream(struct control *ctl, const struct args_block_stream *args,
                  json_t **ret, struct err *err)
 {
+    struct stream_range range = {args->base, args->base_node, args->bottom};
     struct node *device, *base;
-    int r = check_exclusive(args, err);
+    int r = find_stream(ctl, args->device, &range, &device, &base, err);
 
-    if (!r) {
-        r = control_find_node(ctl, args->device, true, &device, err);
-    }
-    if (!r) {
-        r = find_base(ctl, args, device, &base, err);
-    }
     if (!r && !base && args->backing_file) {
         r = err_set(err, -EINVAL,
                     "backing file specified, but streaming the entire chain");

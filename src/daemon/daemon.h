@@ -6,7 +6,7 @@
 #include "base/err.h"
 #include "base/list.h"
 #include "daemon/service.h"
-#include "run/wait.h"
+#include "run/process.h"
 
 /* What the first pass over the command line finds. */
 struct daemon_options {
@@ -42,10 +42,7 @@ struct daemon {
     struct pidfile pidfile;
     int ready_fd;  /* the waiting parent's; -1: none */
     int start_dir; /* relative names on the command line mean this one */
-    int signal_fd;
-    bool ending;
-    bool watching; /* for signals: the coroutine is alive */
-    struct waitq watcher_gone;
+    struct signal_watch signals;
     int status; /* exit code */
 };
 

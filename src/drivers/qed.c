@@ -192,7 +192,7 @@ format_of_magic(const unsigned char *magic)
 /*
  * Looks into the backing file that the header names, where it will be opened
  * by that name.  What the policy forbids is not touched: block/open.c refuses
- * it with its reason; so it does where the magic says nothing.
+ * it with its reason.
  */
 static int
 probe_backing(struct node *node, json_t *options, struct err *err)
@@ -217,7 +217,16 @@ probe_backing(struct node *node, json_t *options, struct err *err)
     }
     const char *format = format_of_magic(magic);
 
-    node->header_backing.format = format ? xstrdup(format) : NULL;
+    if (!format) {
+        r = err_set(err, -EINVAL,
+                    "Its backing file '%s' is in neither qcow2 nor QED format",
+                    path);
+        err_hint(err, "if it is raw, the header must say so: 'qemu-img rebase "
+                      "-u -b BACKING -F raw IMAGE'; or give the option "
+                      "'backing'");
+        return r;
+    }
+    node->header_backing.format = xstrdup(format);
     return 0;
 }
 

@@ -32,6 +32,16 @@ struct transfer_options {
  */
 int stream_start(struct jobs *jobs, const struct transfer_options *options,
                  struct err *err);
+/* What a transfer would do, as things are now. */
+struct transfer_plan {
+    uint64_t bytes_to_copy, bytes_to_zero;
+};
+/*
+ * Checks and measures a block-stream without starting it; only @device and
+ * @base count.  Yields.
+ */
+int stream_plan(const struct transfer_options *options,
+                struct transfer_plan *ret, struct err *err);
 /*
  * Copies what @device reads as into @target, which is as large and not in use,
  * then flushes it.

@@ -360,7 +360,7 @@ a_header_reaches_only_what_it_may(void)
     expect_backing(NULL, NULL);
     /* A raw file that is not stated to be one is not taken for one. */
     poke64("bad.qed", H_FEATURES, 1);
-    expect_backing(NULL, "not its format");
+    expect_backing(NULL, "neither qcow2 nor QED");
     CHECK_SH("rm base.raw");
     expect_backing(NULL, "base.raw");
 }

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the system tests share: folders, daemons, QMP, NBD, devices, TAP.
 
-What a test starts, mounts or attaches is undone when it ends, also when it
-fails or is stopped: main() calls what was given to defer(), the last first.
-Processes are ended by their own id.  Readiness is the greeting on a control
-socket, which comes once all options were processed; nobody sleeps for a fixed
-time, and DEADLINE only makes a hang fail.
+Every test runs in a folder of its own, as the current one.  What it starts,
+attaches or mounts is handed to defer() and taken back when the test ends,
+however it ends, the last first.  Processes are ended by their own handle.
+Readiness is the greeting on a control socket, which comes once all options
+were processed; nobody sleeps for a fixed time.
 """
+import atexit
 import contextlib
 import json
 import os
@@ -24,13 +25,22 @@ DEADLINE = 30  # seconds; a hang, not a measure of speed
 
 QSD = shutil.which("qemu-storage-daemon")
 
-
-cleanup = contextlib.ExitStack()
+# What to take back: of the whole program below, of the running test on top.
+_stacks = [contextlib.ExitStack()]
+atexit.register(_stacks[0].close)
 
 
 def defer(fn, *args):
-    """Calls it when the running test ends."""
-    cleanup.callback(fn, *args)
+    """Calls fn(*args) when the running test (or else the program) ends."""
+    _stacks[-1].callback(fn, *args)
+
+
+def folder(memory=False):
+    """A new folder, in memory where that is asked for and can be had."""
+    where = "/dev/shm" if memory and os.path.isdir("/dev/shm") else None
+    path = tempfile.mkdtemp(prefix="sluice-test-", dir=where)
+    defer(shutil.rmtree, path, True)
+    return path
 
 
 class QmpError(Exception):
@@ -40,13 +50,22 @@ class QmpError(Exception):
         self.desc = error["desc"]
 
 
+def connect(path):
+    s = socket.socket(socket.AF_UNIX)
+    s.settimeout(DEADLINE)
+    try:
+        s.connect(path)
+    except OSError:
+        s.close()
+        raise
+    return s
+
+
 class Qmp:
     """One client; events are kept in self.events."""
 
     def __init__(self, path, negotiate=True):
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(DEADLINE)
-        self.sock.connect(path)
+        self.sock = connect(path)
         self.file = self.sock.makefile("rb")
         self.events = []
         self.greeting = self.receive()
@@ -60,22 +79,28 @@ class Qmp:
             raise EOFError("the control socket was closed")
         return json.loads(line)
 
-    def raw(self, name, arguments=None):
-        """The whole answer, whatever it is."""
+    def send(self, name, arguments=None):
         request = {"execute": name}
         if arguments is not None:
             request["arguments"] = arguments
         self.sock.sendall(json.dumps(request).encode() + b"\n")
+
+    def answer(self):
+        """The whole answer, whatever it is."""
         while True:
             answer = self.receive()
             if "event" not in answer:
                 return answer
             self.events.append(answer)
 
-    def cmd(self, name, /, **arguments):
+    def raw(self, name, arguments=None):
+        self.send(name, arguments)
+        return self.answer()
+
+    def cmd(self, command, /, **arguments):
         """Underscores in argument names stand for dashes."""
         args = {k.replace("_", "-"): v for k, v in arguments.items()}
-        answer = self.raw(name, args)
+        answer = self.raw(command, args)
         if "error" in answer:
             raise QmpError(answer["error"])
         return answer["return"]
@@ -95,36 +120,36 @@ class Qmp:
         self.sock.close()
 
 
-def connect(path):
-    s = socket.socket(socket.AF_UNIX)
-    s.settimeout(DEADLINE)
-    try:
-        s.connect(path)
-    except OSError:
-        s.close()
-        raise
-    return s
+class NbdError(Exception):
+    def __init__(self, code):
+        super().__init__(f"NBD: error {code} ({os.strerror(code)})")
+        self.code = code
 
 
 class Nbd:
     """One export with simple replies; send() and reply() may be apart."""
-    READ, WRITE, FLUSH, TRIM, ZEROES = 0, 1, 3, 4, 6
+    READ, WRITE, FLUSH, TRIM, ZERO = 0, 1, 3, 4, 6
+    NO_HOLE, FAST_ZERO = 1 << 1, 1 << 4
 
     def __init__(self, path, name):
         self.sock = connect(path)
         defer(self.sock.close)
         magic, opt, _ = struct.unpack(">QQH", self.take(18))
-        assert (magic, opt) == (0x4e42444d41474943, 0x49484156454F5054)
+        if (magic, opt) != (0x4e42444d41474943, 0x49484156454F5054):
+            raise AssertionError("no NBD greeting")
         export = name.encode()
         self.sock.sendall(struct.pack(">IQII", 3, opt, 1, len(export)) + export)
         self.size, self.flags = struct.unpack(">QH", self.take(10))
         self.sent, self.cookie = {}, 0
 
+    def close(self):
+        self.sock.close()
+
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.sock.close()
+        self.close()
 
     def take(self, n):
         got = bytearray()
@@ -135,23 +160,25 @@ class Nbd:
             got += part
         return bytes(got)
 
-    def send(self, kind, offset=0, length=0, data=b""):
+    def send(self, kind, offset=0, length=0, data=b"", flags=0):
         self.cookie += 1
         self.sent[self.cookie] = length if kind == self.READ else 0
-        self.sock.sendall(struct.pack(">IHHQQI", 0x25609513, 0, kind,
+        self.sock.sendall(struct.pack(">IHHQQI", 0x25609513, flags, kind,
                                       self.cookie, offset, len(data) or length)
                           + data)
         return self.cookie
 
     def reply(self):
         magic, error, cookie = struct.unpack(">IIQ", self.take(16))
-        assert magic == 0x67446698, f"NBD: reply with magic {magic:#x}"
+        if magic != 0x67446698:
+            raise AssertionError(f"NBD: reply with magic {magic:#x}")
         length = self.sent.pop(cookie)
-        assert not error, f"NBD: error {error}"
+        if error:
+            raise NbdError(error)
         return cookie, self.take(length)
 
-    def do(self, kind, offset=0, length=0, data=b""):
-        self.send(kind, offset, length, data)
+    def do(self, *args, **more):
+        self.send(*args, **more)
         return self.reply()[1]
 
     def read(self, offset, length):
@@ -165,94 +192,86 @@ class Nbd:
 
 
 class Process:
-    """A program that runs beside the test."""
+    """A program in the background; ended with the test at the latest."""
 
-    def __init__(self, *args, cwd=None, stdout=subprocess.DEVNULL):
+    def __init__(self, *argv, cwd=None, stdin=subprocess.DEVNULL,
+                 stdout=subprocess.DEVNULL):
         self.stderr = tempfile.TemporaryFile()
-        self.process = subprocess.Popen(args, cwd=cwd, stdout=stdout,
-                                        stdin=subprocess.DEVNULL,
-                                        stderr=self.stderr)
-        self.stdout = self.process.stdout
+        self.process = subprocess.Popen(argv, cwd=cwd, stdin=stdin,
+                                        stdout=stdout, stderr=self.stderr)
         self.pid = self.process.pid
-        self.said = ""
         defer(self.end)
 
     def errors(self):
-        if not self.stderr.closed:
-            self.stderr.seek(0)
-            self.said = self.stderr.read().decode(errors="replace")
-        return self.said
-
-    def kill(self):
-        self.process.kill()
+        if self.stderr.closed:
+            return ""
+        self.stderr.seek(0)
+        return self.stderr.read().decode(errors="replace")
 
     def wait(self):
         return self.process.wait(DEADLINE)
+
+    def kill(self):
+        self.process.kill()
 
     def stop(self, sig=signal.SIGTERM):
         """Ends it and returns its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(sig)
         try:
-            code = self.process.wait(DEADLINE)
+            code = self.wait()
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            self.kill()
             self.process.wait()
             raise
         assert "runtime error" not in self.errors(), self.errors()
-        assert "AddressSanitizer" not in self.errors(), self.errors()
         return code
 
     def end(self):
-        """Whatever state it is in."""
+        """Whatever state it is in; harmless a second time."""
         if self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(DEADLINE)
+                self.wait()
             except subprocess.TimeoutExpired:
-                self.process.kill()
+                self.kill()
                 self.process.wait()
-        self.errors()
-        self.stderr.close()
-        if self.stdout:
-            self.stdout.close()
+        for f in (self.process.stdin, self.process.stdout, self.stderr):
+            if f:
+                f.close()
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
-        if exc[0]:
-            print("# " + self.errors().replace("\n", "\n# "))
-        self.end()
+    def until(self, attempt, *errors):
+        """Retries attempt() while it raises one of these and we run."""
+        give_up = time.monotonic() + DEADLINE
+        while True:
+            try:
+                return attempt()
+            except errors:
+                if self.process.poll() is not None:
+                    raise RuntimeError("it ended: " + self.errors())
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(0.005)
 
 
 class Daemon(Process):
-    """A storage daemon in the foreground; qmp() returns when it is ready."""
+    """A storage daemon in the foreground; qmp() says that it is ready."""
 
     def __init__(self, program, *options, folder=None, monitor=True):
         self.folder = folder or os.getcwd()
         self.socket = os.path.join(self.folder, f"qmp-{id(self)}.sock")
-        self.clients = []
         args = [program, *options]
         if monitor:
             args += ["--chardev",
                      f"socket,id=mon,path={self.socket},server=on,wait=off",
                      "--monitor", "mon"]
         super().__init__(*args, cwd=self.folder)
+        self.clients = []
 
     def qmp(self, negotiate=True):
         """Connects; the socket appears when the daemon has bound it."""
-        while True:
-            try:
-                client = Qmp(self.socket, negotiate)
-                break
-            except (FileNotFoundError, ConnectionRefusedError):
-                if self.process.poll() is not None:
-                    raise RuntimeError("the daemon ended: " + self.errors())
-                try:
-                    self.process.wait(0.01)
-                except subprocess.TimeoutExpired:
-                    pass
+        client = self.until(lambda: Qmp(self.socket, negotiate),
+                            FileNotFoundError, ConnectionRefusedError)
         self.clients.append(client)
         return client
 
@@ -269,11 +288,19 @@ class Daemon(Process):
         self.close_clients()
         super().end()
 
+    def __enter__(self):
+        return self
 
-def run(*args, check=True, cwd=None, ok=(0,)):
+    def __exit__(self, *exc):
+        if exc[0]:
+            print("# " + self.errors().replace("\n", "\n# "))
+        self.end()
+
+
+def run(*argv, check=True, ok=(0,), cwd=None):
     """Runs a tool to its end; returns (code, output with errors)."""
     for _ in range(500):
-        r = subprocess.run(args, stdin=subprocess.DEVNULL, cwd=cwd,
+        r = subprocess.run(argv, stdin=subprocess.DEVNULL, cwd=cwd,
                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                            timeout=DEADLINE)
         text = r.stdout.decode(errors="replace")
@@ -283,7 +310,7 @@ def run(*args, check=True, cwd=None, ok=(0,)):
             break
         time.sleep(0.01)
     if check and r.returncode not in ok:
-        raise RuntimeError(f"{args} returned {r.returncode}: {text}")
+        raise RuntimeError(f"{argv} returned {r.returncode}: {text}")
     return r.returncode, text
 
 
@@ -293,21 +320,17 @@ def nbd_server(path="nbd.sock"):
 
 
 def loop_device(path, *options):
-    """A block device that shows the file; detached when the test ends."""
+    """A block device over a file, detached with the test."""
     device = run("losetup", "--find", "--show", *options, path)[1].strip()
     defer(run, "losetup", "--detach", device)
     return device
 
 
-@contextlib.contextmanager
-def temporary_folder(memory=False):
-    """A path; in memory where there is such a file system."""
-    where = "/dev/shm" if memory and os.path.isdir("/dev/shm") else None
-    path = tempfile.mkdtemp(prefix="sluice-test-", dir=where)
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
+def mount(kind, where, *options):
+    """A file system from nowhere (tmpfs), unmounted with the test."""
+    os.makedirs(where, exist_ok=True)
+    run("mount", "-t", kind, *options, kind, where)
+    defer(run, "umount", os.path.abspath(where))
 
 
 def need(*tools):
@@ -318,38 +341,32 @@ def need(*tools):
             sys.exit(0)
 
 
-def stopped(number, frame):
-    raise SystemExit(128 + number)
+def _one(test, memory):
+    """Runs a test and takes back what it left; raises what it raised."""
+    here = os.getcwd()
+    with contextlib.ExitStack() as stack:
+        _stacks.append(stack)
+        stack.callback(_stacks.pop)
+        os.chdir(folder(memory))
+        stack.callback(os.chdir, here)
+        test()
 
 
-def run_one(test):
-    """True where it passes; what it deferred is done in any case."""
-    try:
-        with cleanup:
-            test()
-        return True
-    except Exception:
-        for line in traceback.format_exc().splitlines():
-            print("# " + line)
-        return False
-
-
-def main(tests):
-    """Runs functions, or (name, function) pairs, each in a folder of its own;
-    TAP on standard output.  Does not return."""
+def main(tests, memory=False):
+    """Runs functions, or (name, function) pairs; TAP on standard output."""
     failed = 0
-    signal.signal(signal.SIGTERM, stopped)
+    # A test runner's timeout is a failure like any other: clean up.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     print(f"1..{len(tests)}", flush=True)
     for i, test in enumerate(tests, 1):
-        name, test = test if isinstance(test, tuple) else (
-            test.__name__.replace("_", " "), test)
-        here = os.getcwd()
-        with temporary_folder() as folder:
-            os.chdir(folder)
-            try:
-                ok = run_one(test)
-            finally:
-                os.chdir(here)
-        failed += not ok
-        print(f"{'ok' if ok else 'not ok'} {i} - {name}", flush=True)
+        name, fn = (test if isinstance(test, tuple)
+                    else (test.__name__.replace("_", " "), test))
+        try:
+            _one(fn, memory)
+            print(f"ok {i} - {name}", flush=True)
+        except Exception:
+            failed += 1
+            for line in traceback.format_exc().splitlines():
+                print("# " + line)
+            print(f"not ok {i} - {name}", flush=True)
     sys.exit(1 if failed else 0)

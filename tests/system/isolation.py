@@ -8,63 +8,63 @@ before that read is; only the order of completion is judged.
 """
 import os
 import select
-import subprocess
 import sys
 
-from harness import (Daemon, Nbd, Process, main, nbd_server, need, run)
+from harness import Daemon, Nbd, Process, main, need, run
 
 SLUICED = os.path.abspath(sys.argv[1])
 SIZE = 4 << 20
-SLOW_URI = "nbd+unix:///?socket=slow.sock"
 
 need("nbdkit", "nbdinfo", "qemu-img")
 
 
-def start_slow_server():
+def slow_source(delay):
+    """An NBD server that answers reads after so many seconds."""
     server = Process("nbdkit", "-f", "-U", "slow.sock", "--filter=delay",
-                     "memory", str(SIZE), "rdelay=4")
-    while server.process.poll() is None:
-        if subprocess.run(["nbdinfo", "--size", SLOW_URI],
-                          capture_output=True).returncode == 0:
-            return
-    raise RuntimeError(server.errors())
+                     "memory", str(SIZE), f"rdelay={delay}")
+    server.until(lambda: run("nbdinfo", "--size",
+                             "nbd+unix:///?socket=slow.sock"), RuntimeError)
 
 
-def start_daemon():
+def start(delay=4):
+    """A daemon with the disks a and b, b over the slow source."""
+    slow_source(delay)
     run("qemu-img", "create", "-q", "-f", "raw", "base", str(SIZE))
     for name in "ac":
         run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F",
             "raw", name)
     run("qemu-img", "create", "-q", "-f", "qcow2", "b", str(SIZE))
     return Daemon(
-        SLUICED, *nbd_server(),
+        SLUICED,
         "--blockdev", "qcow2,node-name=a,file.driver=file,file.filename=a",
-        "--blockdev", "nbd,node-name=slow,server.type=unix,"
-        "server.path=slow.sock",
+        "--blockdev",
+        "nbd,node-name=slow,server.type=unix,server.path=slow.sock",
         "--blockdev", "qcow2,node-name=b,file.driver=file,file.filename=b,"
         "backing=slow",
+        "--nbd-server", "addr.type=unix,addr.path=nbd.sock",
         "--export", "nbd,id=ea,node-name=a,name=a,writable=on",
         "--export", "nbd,id=eb,node-name=b,name=b,writable=on")
 
 
 def still_waiting(nbd, what):
-    assert not select.select([nbd.sock], [], [], 0)[0], \
-        f"the read of b was over before {what}"
+    if select.select([nbd.sock], [], [], 0)[0]:
+        raise AssertionError(f"the read of b was over before {what}")
 
 
 def beside_a_read(act):
-    start_slow_server()
-    qmp = start_daemon().qmp()
-    a, b = Nbd("nbd.sock", "a"), Nbd("nbd.sock", "b")
-    b.send(b.READ, 0, 4096)
-    act(qmp, a, b)
+    with start() as daemon:
+        qmp = daemon.qmp()
+        a, b = Nbd("nbd.sock", "a"), Nbd("nbd.sock", "b")
+        b.send(b.READ, 0, 4096)
+        act(qmp, a, b)
 
 
 def guest(qmp, a, b):
     for i in range(100):
         data = bytes([i + 1]) * 4096
         a.write(i * 8192, data)
-        assert a.read(i * 8192, 4096) == data
+        if a.read(i * 8192, 4096) != data:
+            raise AssertionError("a does not hold what was written")
     a.flush()
     still_waiting(b, "the guest of a")
     b.reply()
@@ -103,4 +103,4 @@ if __name__ == "__main__":
         ("reads and writes of a go on beside a slow read of b", guest),
         ("commands on a return beside a slow read of b", commands),
         ("a stream of b can be cancelled", cancel),
-        ("quit returns beside a slow read of b", quit_daemon)]])
+        ("quit returns beside a slow read of b", quit_daemon)]], memory=True)

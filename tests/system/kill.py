@@ -4,24 +4,44 @@
 
 kill.py SLUICED [SEED [COUNT]]: a client writes sectors into an overlay and
 flushes, in every other run with a stream job beside it.  The daemon is killed
-when a random number of replies has come, with requests still in flight.  Then
-qemu-img's check must find nothing but leaks, and every sector must hold what
-it held at the last acknowledged flush, or a write sent later.  Now and then
-the next run goes on with the same image.
+at a random time, uniform over about the first 150 replies, whatever it and the
+client do at that moment.  Then qemu-img's check must find nothing but leaks,
+and every sector must hold what it held at the last acknowledged flush, or a
+write sent later.  Now and then the next run goes on with the same image.
 """
 import os
 import random
+import signal
 import sys
+import threading
+import time
 
-from harness import (Daemon, Nbd, QmpError, main, nbd_server, need, run,
-                     temporary_folder)
+from harness import Daemon, Nbd, QmpError, folder, main, need, run
 
 SLUICED = os.path.abspath(sys.argv[1])
 SEED = int(sys.argv[2]) if len(sys.argv) > 2 else 1
 COUNT = int(sys.argv[3]) if len(sys.argv) > 3 else 100
 SIZE, SECTOR, DEPTH = 8 << 20, 512, 8
+SPAN_REPLIES = 150
 
 need("qemu-img")
+
+
+class Place:
+    """A folder with a template; how fast replies come from there."""
+
+    def __init__(self, memory):
+        self.path = folder(memory)
+        self.disk = None  # to go on with
+        self.replies, self.seconds = 1, 0.001
+        with open(self.at("template"), "wb") as f:
+            f.write(random.Random(SEED).randbytes(SIZE))
+
+    def at(self, name):
+        return os.path.join(self.path, name)
+
+    def span(self):
+        return SPAN_REPLIES * self.seconds / self.replies
 
 
 class Disk:
@@ -45,6 +65,22 @@ class Disk:
             self.may[s].append(value)
         return nbd.send(nbd.WRITE, first * SECTOR, data=value * count)
 
+    def flushed(self, nbd):
+        """All writes were acknowledged before a flush that was, too."""
+        doubtful = []
+        for s, values in enumerate(self.may):
+            if len(values) > 1:
+                del values[0]
+            if len(values) > 1:
+                doubtful.append((s, values))
+        # Overlapping writes of one batch may land in either order; the disk
+        # itself says which one did.
+        for s, values in doubtful:
+            got = nbd.read(s * SECTOR, SECTOR)
+            if got not in values:
+                raise AssertionError(f"sector {s} after a flush")
+            values[:] = [got]
+
     def judge(self):
         run("qemu-img", "check", "-f", self.fmt, self.path, ok=(0, 3))
         raw = self.at("judge.raw")
@@ -63,76 +99,65 @@ class Disk:
         self.may = [[data[i:i + SECTOR]] for i in range(0, SIZE, SECTOR)]
 
 
-def load(daemon, nbd, disk, rng):
-    replies_left = rng.randrange(1, 150)
+def load(nbd, disk, rng, place):
+    """Writes and flushes until the daemon is gone."""
     while True:
         batch = rng.randrange(1, DEPTH + 1)
         for _ in range(batch):
             disk.write(nbd, rng)
         for _ in range(batch):
-            if replies_left == 0:
-                daemon.kill()
-                return
             nbd.reply()
-            replies_left -= 1
+        place.replies += batch
         if rng.random() < 0.4:
-            nbd.send(nbd.FLUSH)
-            if replies_left == 0:
-                daemon.kill()
-                return
-            nbd.reply()
-            replies_left -= 1
-            # Overlapping writes of one batch may land in either order; the
-            # disk itself says which one did.
-            for s, values in enumerate(disk.may):
-                if len(values) > 1:
-                    got = nbd.read(s * SECTOR, SECTOR)
-                    if got not in values:
-                        raise AssertionError(f"sector {s} after a flush")
-                    values[:] = [got]
+            nbd.flush()
+            place.replies += 1
+            disk.flushed(nbd)
 
 
-def one(at, disk, rng, stream):
-    options = ["--blockdev", f"driver={disk.fmt},node-name=d,file.driver=file,"
-               f"file.filename={disk.path}", "--export",
-               "type=nbd,id=e,node-name=d,name=d,writable=on"]
-    with Daemon(SLUICED, *nbd_server(at("nbd.sock")), *options,
-                folder=at("")) as daemon:
-        qmp = daemon.qmp()
-        with Nbd(at("nbd.sock"), "d") as nbd:
-            if stream:
-                try:
-                    qmp.cmd("block-stream", job_id="j", device="d")
-                except QmpError as e:
-                    # A stream of an earlier run of this disk was done.
-                    if "no backing file" not in e.desc:
-                        raise
-            load(daemon, nbd, disk, rng)
-        daemon.wait()
+def use(daemon, nbd, place, disk, rng, stream):
+    begin = time.monotonic()
+    killer = threading.Timer(rng.random() * place.span(), daemon.kill)
+    killer.start()
+    try:
+        if stream:
+            try:
+                daemon.clients[0].cmd("block-stream", job_id="j", device="d")
+            except QmpError as e:
+                # A stream of an earlier run of this disk was done.
+                if "no backing file" not in e.desc:
+                    raise
+        load(nbd, disk, rng, place)
+    except (ConnectionError, EOFError):
+        pass
+    finally:
+        place.seconds += time.monotonic() - begin
+        killer.join()
+    assert daemon.wait() == -signal.SIGKILL, daemon.errors()
+
+
+def one(place, disk, rng, stream):
+    nbd_path = place.at("nbd.sock")
+    with Daemon(SLUICED, "--blockdev", f"driver={disk.fmt},node-name=d,"
+                f"file.driver=file,file.filename={disk.path}", "--nbd-server",
+                f"addr.type=unix,addr.path={nbd_path}", "--export",
+                "type=nbd,id=e,node-name=d,name=d,writable=on") as daemon:
+        daemon.qmp()
+        nbd = Nbd(nbd_path, "d")
+        use(daemon, nbd, place, disk, rng, stream)
     disk.judge()
 
 
-def kills(places):
-    disks = {}
-
-    def test(i):
-        rng = random.Random(SEED * 1000 + i)
-        at = places[i % 20 == 7]
-        disk = disks.get(at)
-        if disk is None or rng.random() < 0.6:
-            fmt = "qed" if rng.random() < 0.3 else "qcow2"
-            disk = Disk(at, fmt)
-        disks[at] = None  # a disk that failed is not used again
-        one(at, disk, rng, i % 2 == 1)
-        disks[at] = disk
-
-    return [(f"kill {i}", lambda i=i: test(i)) for i in range(COUNT)]
+def kill(i, memory, slow):
+    rng = random.Random(SEED * 1000 + i)
+    place = slow if i % 20 == 7 else memory
+    disk, place.disk = place.disk, None  # one that failed is not used again
+    if disk is None or rng.random() < 0.6:
+        disk = Disk(place.at, "qed" if rng.random() < 0.3 else "qcow2")
+    one(place, disk, rng, i % 2 == 1)
+    place.disk = disk
 
 
 if __name__ == "__main__":
-    with temporary_folder(memory=True) as memory, temporary_folder() as slow:
-        at = [lambda name, f=f: os.path.join(f, name) for f in (memory, slow)]
-        for place in at:
-            with open(place("template"), "wb") as f:
-                f.write(random.Random(SEED).randbytes(SIZE))
-        main(kills(at))
+    places = Place(True), Place(False)
+    main([(f"kill {i}", lambda i=i: kill(i, *places)) for i in range(COUNT)],
+         memory=True)

@@ -180,6 +180,9 @@ compare_count(struct check *c, uint64_t index)
     } else {
         c->report->leaks += leak;
         c->report->corruptions += !leak;
+        if (leak) { /* it still counts as used */
+            c->report->end_offset = (index + 1) << c->q->cluster_bits;
+        }
     }
     return r;
 }

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * Arguments of a verb: a table says what its options are and where they go,
+ * and everything else is a positional argument.
+ */
+#include <getopt.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "cli/cli.h"
+
+enum { OPTIONS_MAX = 16 };
+
+static void
+prepare(const struct cli_option *options, char *shorts, struct option *longs)
+{
+    *shorts++ = '-'; /* positional arguments come as option 1 */
+    *shorts++ = ':'; /* no messages of getopt's own */
+    for (size_t n = 0; options[n].value || options[n].flag; n++) {
+        bool takes = options[n].value != NULL;
+
+        if (options[n].letter) {
+            *shorts++ = options[n].letter;
+            if (takes) {
+                *shorts++ = ':';
+            }
+        }
+        if (options[n].name) {
+            *longs++ = (struct option){options[n].name,
+                                       takes ? required_argument : no_argument,
+                                       NULL, 0x100 + (int)n};
+        }
+    }
+    *shorts = 0;
+    *longs = (struct option){0};
+}
+
+/* The option that getopt found, by letter or by the long name's number. */
+static const struct cli_option *
+found(const struct cli_option *options, int c)
+{
+    if (c >= 0x100) {
+        return &options[c - 0x100];
+    }
+    for (; options->value || options->flag; options++) {
+        if (options->letter == c) {
+            return options;
+        }
+    }
+    return NULL;
+}
+
+int
+cli_parse(struct cli *cli, const struct cli_option *options,
+          const char **positional, int wanted, const char *needs)
+{
+    char shorts[2 * OPTIONS_MAX + 3];
+    struct option longs[OPTIONS_MAX + 1];
+    int c, n = 0;
+
+    prepare(options, shorts, longs);
+    optind = 0; /* start afresh */
+    while ((c = getopt_long(cli->argc, cli->argv, shorts, longs, NULL)) != -1) {
+        const struct cli_option *o = found(options, c);
+
+        if (c == 1 && n < wanted) {
+            positional[n++] = optarg;
+        } else if (c == 1) {
+            return cli_usage(cli, "'%s' is one argument too many", optarg);
+        } else if (!o) {
+            return cli_usage(cli, c == ':' ? "the option '%s' needs a value"
+                                           : "there is no option '%s'",
+                             cli->argv[optind - 1]);
+        } else if (o->value) {
+            *o->value = optarg;
+        } else {
+            *o->flag = true;
+        }
+    }
+    for (; optind < cli->argc; optind++) { /* behind "--" */
+        if (n == wanted) {
+            return cli_usage(cli, "'%s' is one argument too many",
+                             cli->argv[optind]);
+        }
+        positional[n++] = cli->argv[optind];
+    }
+    bool complete = n == wanted;
+
+    for (size_t i = 0; options[i].value || options[i].flag; i++) {
+        complete &= !options[i].needed || *options[i].value;
+    }
+    return complete ? 0 : cli_usage(cli, "%s needed", needs);
+}
