@@ -100,6 +100,22 @@ fill(struct graph *graph, struct oracle *o, const char *format,
     node_del(graph, "fill", NULL);
 }
 
+/* What somebody wrote and gave up: in free clusters behind the end. */
+static void
+litter(struct graph *graph, const char *name, uint64_t sectors)
+{
+    json_t *options = json_pack("{s:s, s:s, s:s}", "driver", "file",
+                                "node-name", "litter", "filename", name);
+    struct node *node;
+
+    if (node_add(graph, options, &node, NULL)) {
+        abort();
+    }
+    sweep_fill(node, NULL, div_up(node->size, SECTOR), sectors, 0xdead);
+    json_decref(options);
+    node_del(graph, "litter", NULL);
+}
+
 static void
 obey(struct graph *graph, struct oracle *o, const char *line)
 {
@@ -112,6 +128,8 @@ obey(struct graph *graph, struct oracle *o, const char *line)
     } else if (sscanf(line, "fill %31s %63s %llu %llu %llu", format, name,
                       &v[0], &v[1], &v[2]) == 5) {
         fill(graph, o, format, name, v);
+    } else if (sscanf(line, "litter %63s %llu", name, &v[0]) == 2) {
+        litter(graph, name, v[0]);
     } else if (sscanf(line, "hide %llu %llu", &v[0], &v[1]) == 2) {
         for (uint64_t i = 0; i < v[1]; i++) {
             oracle_init(o, v[0] + i, 0);

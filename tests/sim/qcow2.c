@@ -52,6 +52,19 @@ static const struct sweep_setup setups[] = {
      .size = SIZE,
      .guests = 3,
      COMMON},
+    /* A refcount block counts 64 clusters: the guests need a second one. */
+    {.name = "qcow2-512-refcount64",
+     .image = "create qcow2 top cluster-size=512 refcount-bits=64 size=49152\n",
+     .size = SIZE,
+     .guests = 3,
+     COMMON},
+    /* Free clusters hold old data, which nobody may ever see again. */
+    {.name = "qcow2-litter",
+     .image = "create qcow2 top cluster-size=4096 size=49152\n"
+              "litter top 128\n",
+     .size = SIZE,
+     .guests = 3,
+     COMMON},
     {.name = "qcow2-4k-refcount1",
      .image = "create qcow2 top cluster-size=4096 refcount-bits=1 size=49152\n",
      .size = SIZE,

@@ -10,7 +10,7 @@
 #include "sim/cases.h"
 #include "transfer/transfer.h"
 
-enum { SIZE = 40 * 1024 };
+enum { SIZE = 40 * 1024, ODD_SIZE = 9 * 4096 + 512 };
 
 #define TOP                                                                    \
     "{\"driver\":\"qcow2\",\"node-name\":\"top\",\"discard\":\"unmap\","       \
@@ -163,6 +163,17 @@ static const struct sweep_setup setups[] = {
      .disturb = cancel_it,
      COMMON,
      GUESTS},
+    /* Its last piece is one sector of one cluster. */
+    {.name = "stream-odd",
+     .image = "create qcow2 base cluster-size=1024 size=37376\n"
+              "fill qcow2 base 5 68 1\n"
+              "create qcow2 top cluster-size=2048 backing-file=base "
+              "backing-fmt=qcow2 size=37376\n",
+     .options = TOP,
+     .size = ODD_SIZE,
+     .operation = stream_all,
+     .disturb = cancel_it,
+     GUESTS},
     {.name = "stream-paused",
      .operation = stream_all,
      .disturb = pause_it,
@@ -186,14 +197,14 @@ a_cancel_at_any_moment_leaves_a_right_disk(void)
 static void
 a_pause_at_any_moment_loses_nothing(void)
 {
-    CHECK_INT(sweep_switches(&setups[2], 3), 0);
+    CHECK_INT(sweep_switches(&setups[3], 3), 0);
 }
 
 static void
 a_full_disk_pauses_the_stream(void)
 {
-    CHECK_INT(sweep_plain(&setups[3], 1, 50), 0);
-    CHECK_INT(sweep_crashes(&setups[3], 1), 0);
+    CHECK_INT(sweep_plain(&setups[4], 1, 50), 0);
+    CHECK_INT(sweep_crashes(&setups[4], 1), 0);
 }
 
 int
