@@ -165,6 +165,9 @@ compare_count(struct check *c, uint64_t index)
     uint32_t found = index < c->clusters ? c->refs[index] : 0;
     bool leak = stored > found;
 
+    if (!r && (found || (leak && !(c->fix & CHECK_FIX_LEAKS)))) {
+        c->report->end_offset = (index + 1) << c->q->cluster_bits;
+    }
     if (r || stored == found) {
         return r;
     }
@@ -245,9 +248,6 @@ run_check(struct check *c)
 
     for (uint64_t i = 0; i < c->clusters && !r; i++) {
         r = compare_count(c, i);
-        if (c->refs[i]) {
-            c->report->end_offset = (i + 1) << q->cluster_bits;
-        }
     }
     return r ? r : check_copied_flags(c);
 }
