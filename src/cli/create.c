@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/mem.h"
@@ -66,6 +67,16 @@ add_options(json_t *o, const char *options, struct err *err)
     return r;
 }
 
+void
+image_remove(const char *path)
+{
+    struct stat st;
+
+    if (!stat(path, &st) && S_ISREG(st.st_mode)) {
+        unlink(path);
+    }
+}
+
 static int
 create_file(struct cli *cli, const struct new_image *im, uint64_t size,
             struct err *err)
@@ -97,7 +108,7 @@ create_format(struct cli *cli, const struct driver *drv,
     if (!r) {
         r = drv->create(cli->graph, o, err);
         if (r) {
-            unlink(im->path); /* half an image is none */
+            image_remove(im->path); /* half an image is none */
         }
     }
     json_decref(o);

@@ -21,6 +21,8 @@ int image_create(struct cli *cli, const struct new_image *im, struct err *err);
 /* The final line, as text or JSON; returns EXIT_OK. */
 int image_created(struct cli *cli, const struct new_image *im,
                   const char *what);
+/* Removes an image that failed; a block device stays where it is. */
+void image_remove(const char *path);
 /* Opens an image even where it is marked dirty or corrupt. */
 struct node *image_open_for_check(struct cli *cli, const char *path,
                                   const char *format, unsigned fix,

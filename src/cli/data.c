@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/bytes.h"
 #include "base/mem.h"
@@ -248,10 +247,14 @@ run_convert(struct cli *cli, const struct new_image *im, struct node *source,
         return image_created(cli, im, "convert");
     }
     o.target = cli_open(cli, im->path, im->format, "target", false, err);
-    if (!o.target || convert_start(cli->jobs, &o, err)) {
-        return cli_error(cli, err);
+    int code = !o.target || convert_start(cli->jobs, &o, err)
+                   ? cli_error(cli, err)
+                   : cli_follow_local(cli, "convert", "convert");
+
+    if (code) {
+        image_remove(im->path); /* a part of a disk looks like a disk */
     }
-    return cli_follow_local(cli, "convert", "convert");
+    return code;
 }
 
 int

@@ -355,11 +355,34 @@ file_driver_info(struct node *node, json_t *info)
     }
 }
 
+static int
+set_new_size(struct file *f, const char *filename, uint64_t size)
+{
+    int r = file_truncate(f, 0);
+
+    if (!r) {
+        r = file_truncate(f, size);
+    }
+    /* What a guest flushes later is lost if the file's name is. */
+    return r ? r : folder_sync(f->loop, filename);
+}
+
+/* A device has the size that it has. */
+static int
+check_device_size(struct file *f, uint64_t size)
+{
+    uint64_t have;
+    int r = file_size(f, &have);
+
+    return r ? r : size > have ? -ENOSPC : 0;
+}
+
 /* blockdev-create: filename, size. */
 static int
 file_driver_create(struct graph *graph, json_t *options, struct err *err)
 {
     const char *filename = opt_str(options, "filename");
+    uint64_t size = opt_u64(options, "size", 0);
     struct file *f;
     int r = file_open(graph_loop(graph), filename,
                       FILE_WRITE | FILE_CREATE, &f);
@@ -367,19 +390,11 @@ file_driver_create(struct graph *graph, json_t *options, struct err *err)
     if (r) {
         return err_set_errno(err, r, "Could not create '%s'", filename);
     }
-    if (!f->is_block_device) {
-        /* Not FILE_TRUNCATE: an image that is in use must stay whole. */
-        r = file_lock(f, LOCK_USED, PERM_BITS, FILE_LOCK_TEST);
-        if (!r) {
-            r = file_truncate(f, 0);
-        }
-        if (!r) {
-            r = file_truncate(f, opt_u64(options, "size", 0));
-        }
-        /* What a guest flushes later is lost if the file's name is. */
-        if (!r) {
-            r = folder_sync(graph_loop(graph), filename);
-        }
+    /* Not FILE_TRUNCATE: an image that is in use must stay whole. */
+    r = file_lock(f, LOCK_USED, PERM_BITS, FILE_LOCK_TEST);
+    if (!r) {
+        r = f->is_block_device ? check_device_size(f, size)
+                               : set_new_size(f, filename, size);
     }
     if (r == -EAGAIN) {
         err_set(err, -EBUSY, "'%s' exists and is in use", filename);
