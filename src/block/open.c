@@ -90,6 +90,9 @@ open_one(struct graph *graph, json_t *options, bool is_layer,
     if (!drv || !drv->open) {
         return err_set(err, -EINVAL, "Unknown driver '%s'", driver);
     }
+    if (graph->ending) {
+        return err_set(err, -ESHUTDOWN, "The daemon is ending");
+    }
     if (name && check_name(graph, name, err)) {
         return -EINVAL;
     }
@@ -105,6 +108,10 @@ open_one(struct graph *graph, json_t *options, bool is_layer,
         node->drv = NULL; /* a failed open has nothing to close */
         node_unref(node);
         return r;
+    }
+    if (graph->ending) { /* it took so long that nobody waits any more */
+        node_unref(node);
+        return err_set(err, -ESHUTDOWN, "The daemon is ending");
     }
     if (node->size > LIMIT_IMAGE_SIZE) {
         r = err_set(err, -EFBIG, "Image '%s' is larger than the limit",

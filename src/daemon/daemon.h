@@ -45,7 +45,8 @@ struct daemon {
     bool ending;
     bool watching; /* for signals: the coroutine is alive */
     struct waitq watcher_gone;
-    int status; /* exit code */
+    bool hanging; /* a command was let go of, with a thread in the kernel */
+    int status;   /* exit code */
 };
 
 /*
