@@ -453,6 +453,10 @@ real_connect(struct loop *loop, const struct address *address,
     if (address->kind == ADDRESS_FD) {
         return stream_new(loop, address->fd, ret);
     }
-    offload(loop, &real_of(loop)->names, connect_in_worker, &c);
+    offload_by_name(loop,
+                    address->kind == ADDRESS_UNIX ? address->path
+                    : address->host               ? address->host
+                                                  : "",
+                    connect_in_worker, &c);
     return c.result ? c.result : stream_new(loop, c.fd, ret);
 }
