@@ -35,12 +35,20 @@ struct backing_ref {
     char *format;   /* NULL: the header does not say */
 };
 
+/* What becomes of a write of nothing but zeroes. */
+enum detect_zeroes {
+    DETECT_ZEROES_OFF,
+    DETECT_ZEROES_ON,    /* it is a zero request */
+    DETECT_ZEROES_UNMAP, /* which may deallocate, too */
+};
+
 struct node {
     const struct driver *drv;
     void *state; /* the driver's */
     struct edge *file, *backing;
     uint64_t size; /* bytes, as the parent sees it */
     bool read_only, unmap;
+    enum detect_zeroes detect_zeroes;
     bool is_layer; /* opened as a backing file: the chain index is its cache */
     bool incomplete; /* an unfinished target (design rule 5) */
     /* Set for good when what is on disk is no longer known (rule 9). */

@@ -43,11 +43,14 @@ struct control_export {
     struct root *root;       /* nbd's */
     struct nbd_export *nbd;
     bool shutting_down;
+    struct timer error_timer; /* set: an error was told less than 1 s ago */
+    json_t *error;            /* the last one since, to be told then */
 };
 
 enum {
     CONTROL_STRING_MAX = 4096,  /* NBD export names and descriptions */
     CONTROL_NESTING_MAX = 256,  /* backing images in one another's `image` */
+    CONTROL_ERROR_SECONDS = 1,  /* between two BLOCK_IO_ERROR of an export */
     CONTROL_DRAIN_SECONDS = 30, /* for requests in flight at a snapshot */
     CONTROL_END_SECONDS = 5,    /* for a slow server with images, at the end */
     CONTROL_LET_GO_MS = 1000,   /* for a command that was told to end */
