@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /* Coroutines, timers, waiting and real files, with io_uring and without. */
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -316,6 +317,37 @@ streams_carry_everything(void)
     free(dir);
 }
 
+/* A listening socket that was passed, and blocks; and what is no socket. */
+static void
+passed_main(void *arg)
+{
+    struct loop *loop = loop_current();
+    struct address a = {.kind = ADDRESS_FD};
+    struct listener *l = NULL;
+    struct stream *s = NULL;
+
+    a.fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    CHECK(!bind(a.fd, &(struct sockaddr){.sa_family = AF_UNIX},
+                sizeof(sa_family_t)));
+    CHECK(!listen(a.fd, 1));
+    CHECK_INT(stream_listen(loop, &a, &l, NULL), 0);
+    CHECK(fcntl(a.fd, F_GETFL) & O_NONBLOCK);
+    listener_close(l);
+    CHECK((a.fd = open("/dev/null", O_RDONLY)) >= 0);
+    CHECK_INT(stream_connect(loop, &a, &s, NULL), -EPERM);
+    CHECK((a.fd = open("/", O_RDONLY)) >= 0);
+    CHECK_INT(stream_listen(loop, &a, &l, NULL), -EPERM);
+}
+
+static void
+a_passed_descriptor_is_made_fit_or_refused(void)
+{
+    struct loop *loop = new_loop(false);
+
+    CHECK(loop_run_main(loop, passed_main, NULL));
+    loop_free(loop);
+}
+
 /*
  * Connections to a socket whose queue is full hang in their workers until its
  * owner goes; everything else must find a worker meanwhile.
@@ -409,6 +441,8 @@ main(void)
     tap_run("files work with threads", files_work_with_threads);
     tap_run("files work on tmpfs", files_work_on_tmpfs);
     tap_run("streams carry everything", streams_carry_everything);
+    tap_run("a passed descriptor is made fit or refused",
+            a_passed_descriptor_is_made_fit_or_refused);
     tap_run("what hangs takes its own share of the workers",
             what_hangs_takes_its_own_share_of_the_workers);
     return tap_done();
