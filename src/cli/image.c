@@ -98,7 +98,7 @@ verb_clone(struct cli *cli)
     if (!template) {
         return cli_error(cli, &err);
     }
-    im.size = size ? im.size : template->size;
+    im.size = size ? im.size : align_up(template->size, 512);
     auto_free char *backing = backing_name_for(im.path, cli->argv[optind]);
 
     im.backing = backing;
