@@ -5,17 +5,15 @@
  */
 #include <errno.h>
 #include <getopt.h>
-#include <poll.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/signalfd.h>
 #include <unistd.h>
 
 #include "base/mem.h"
 #include "cli/cli.h"
 #include "control/control.h"
 #include "control/qmp_dispatch.h"
+#include "control/quit_signals.h"
 #include "run/real.h"
 #include "run/stream.h"
 
@@ -25,6 +23,8 @@ struct serve {
     bool read_only;
     char *made_nbd, *made_control, *folder; /* where none was given */
     struct control *ctl;
+    struct quit_signals signals;
+    bool hanging; /* a command was let go of, with a thread in the kernel */
     int code;
 };
 
@@ -118,30 +118,6 @@ print_where(const struct serve *s)
 }
 
 static void
-quit_on_signal(void *arg)
-{
-    struct serve *s = arg;
-    struct signalfd_siginfo si;
-    sigset_t set;
-
-    sigemptyset(&set);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGHUP);
-    int fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-
-    while (fd >= 0 && s->ctl && read(fd, &si, sizeof(si)) != sizeof(si)) {
-        fd_wait(s->cli->loop, fd, POLLIN, NEVER);
-    }
-    if (fd >= 0) {
-        close(fd);
-    }
-    if (s->ctl) {
-        control_quit(s->ctl);
-    }
-}
-
-static void
 serve_main(void *arg)
 {
     struct serve *s = arg;
@@ -149,7 +125,7 @@ serve_main(void *arg)
     auto_err err = ERR_INIT;
 
     s->ctl = control_new(s->cli->loop, &o);
-    coro_start(s->cli->loop, quit_on_signal, s);
+    quit_signals_watch(&s->signals, s->cli->loop, s->ctl);
     if (start(s, &err)) {
         s->code = cli_error(s->cli, &err);
     } else {
@@ -157,7 +133,8 @@ serve_main(void *arg)
         print_where(s);
         control_wait_quit(s->ctl);
     }
-    control_free(take_ptr(s->ctl));
+    quit_signals_stop(&s->signals);
+    s->hanging = !control_free(s->ctl);
 }
 
 /* Without addresses given, both sockets lie in a private folder. */
@@ -182,15 +159,10 @@ run(struct serve *s)
 {
     struct real_loop_options o = {0};
     auto_err err = ERR_INIT;
-    sigset_t set;
 
-    sigemptyset(&set);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGHUP);
-    sigprocmask(SIG_BLOCK, &set, NULL);
     choose_addresses(s);
-    if (real_loop_new(&o, &s->cli->loop, &err)) {
+    if (quit_signals_init(&s->signals, &err) ||
+        real_loop_new(&o, &s->cli->loop, &err)) {
         return cli_error(s->cli, &err);
     }
     loop_run_main(s->cli->loop, serve_main, s);
@@ -200,6 +172,11 @@ run(struct serve *s)
     free(s->made_nbd);
     free(s->made_control);
     free(s->folder);
+    if (s->hanging) {
+        fflush(stdout);
+        _exit(s->code);
+    }
+    loop_free(s->cli->loop);
     return s->code;
 }
 

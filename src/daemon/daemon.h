@@ -5,8 +5,8 @@
 
 #include "base/err.h"
 #include "base/list.h"
+#include "control/quit_signals.h"
 #include "daemon/service.h"
-#include "run/wait.h"
 
 /* What the first pass over the command line finds. */
 struct daemon_options {
@@ -41,10 +41,7 @@ struct daemon {
     struct pidfile pidfile;
     int ready_fd;  /* the waiting parent's; -1: none */
     int start_dir; /* relative names on the command line mean this one */
-    int signal_fd;
-    bool ending;
-    bool watching; /* for signals: the coroutine is alive */
-    struct waitq watcher_gone;
+    struct quit_signals signals;
     bool hanging; /* a command was let go of, with a thread in the kernel */
     int status;   /* exit code */
 };

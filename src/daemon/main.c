@@ -13,61 +13,15 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/signalfd.h>
 #include <unistd.h>
 
 #include "base/log.h"
 #include "control/control.h"
 #include "daemon/daemon.h"
 #include "run/real.h"
-
-/* Before there are threads, so that only the descriptor gets them. */
-static int
-open_signals(struct daemon *d, struct err *err)
-{
-    sigset_t set;
-
-    sigemptyset(&set);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGHUP);
-    sigprocmask(SIG_BLOCK, &set, NULL);
-    signal(SIGPIPE, SIG_IGN);
-    d->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-    return d->signal_fd < 0
-               ? err_set_errno(err, -errno, "Could not watch signals")
-               : 0;
-}
-
-/* A coroutine; it ends at the first signal, or when main is through. */
-static void
-watch_signals(void *arg)
-{
-    struct daemon *d = arg;
-    struct signalfd_siginfo info;
-
-    while (!d->ending && read(d->signal_fd, &info, sizeof(info)) < 0) {
-        fd_wait(d->loop, d->signal_fd, POLLIN, NEVER);
-    }
-    control_quit(d->ctl);
-    d->watching = false;
-    waitq_wake_all(&d->watcher_gone);
-}
-
-static void
-end_watching(struct daemon *d)
-{
-    d->ending = true;
-    fd_wake(d->loop, d->signal_fd);
-    while (d->watching) {
-        waitq_wait(&d->watcher_gone);
-    }
-}
 
 /* Everything between the options and the first client. */
 static int
@@ -120,10 +74,9 @@ daemon_main(void *arg)
     };
 
     d->ctl = control_new(d->loop, &options);
-    d->watching = true;
-    coro_start(d->loop, watch_signals, d);
+    quit_signals_watch(&d->signals, d->loop, d->ctl);
     serve(d);
-    end_watching(d);
+    quit_signals_stop(&d->signals);
     /* The sockets that are removed were named relative to that folder. */
     if (d->start_dir >= 0 && fchdir(d->start_dir)) {
         log_warn("the folder that sluiced was started in is gone: its sockets "
@@ -140,7 +93,7 @@ run(struct daemon *d, struct err *err)
     struct real_loop_options options = {
         .no_io_uring = getenv("SLUICE_NO_IO_URING") != NULL,
     };
-    int r = open_signals(d, err);
+    int r = quit_signals_init(&d->signals, err);
 
     if (!r) {
         r = real_loop_new(&options, &d->loop, err);
@@ -169,7 +122,6 @@ main(int argc, char **argv)
     if (status >= 0) {
         return status;
     }
-    waitq_init(&d.watcher_gone);
     list_init(&d.chardevs);
     list_init(&d.pending_monitors);
     if (d.options.daemonize) {
