@@ -31,8 +31,71 @@ graph_new(struct loop *loop, const struct graph_options *options)
     return graph;
 }
 
+/* Whether anything could be lost if @node's requests failed. */
+static bool
+is_written(const struct node *node)
+{
+    list_for_each(it, &node->parents)
+    {
+        const struct edge *e = container_of(it, struct edge, link);
+
+        if (e->claim == CLAIM_WRITE || e->claim == CLAIM_ALONE) {
+            return true;
+        }
+    }
+    list_for_each(it, &node->roots)
+    {
+        const struct root *root = container_of(it, struct root, link);
+
+        if (root->claim == CLAIM_WRITE || root->claim == CLAIM_ALONE) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void
+graph_end(struct graph *graph, bool all)
+{
+    graph->ending = true;
+    list_for_each(it, &graph->nodes)
+    {
+        struct node *node = container_of(it, struct node, link);
+
+        if (node->drv && node->drv->let_go && (all || !is_written(node))) {
+            node->drv->let_go(node, true);
+        }
+    }
+    graph_unpark(graph);
+}
+
+void
+chain_let_go(struct node *top)
+{
+    for (struct node *n = top; n; n = n->backing ? n->backing->child : NULL) {
+        for (struct node *f = n; f; f = f->file ? f->file->child : NULL) {
+            if (f->drv->let_go) {
+                f->drv->let_go(f, false);
+            }
+        }
+    }
+    if (top) {
+        graph_unpark(top->graph); /* a guest's requests go on at once */
+    }
+}
+
 void
 graph_free(struct graph *graph)
+{
+    bool closed = graph_close(graph);
+
+    assert(closed);
+    free(graph->backing_paths);
+    free(graph);
+}
+
+bool
+graph_close(struct graph *graph)
 {
     bool again = true;
 
@@ -50,9 +113,7 @@ graph_free(struct graph *graph)
             }
         }
     }
-    assert(list_empty(&graph->nodes));
-    free(graph->backing_paths);
-    free(graph);
+    return list_empty(&graph->nodes);
 }
 
 struct loop *

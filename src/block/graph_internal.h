@@ -12,6 +12,7 @@ struct graph {
     uint64_t chain_index_bytes;
     struct list nodes;
     unsigned next_name;
+    bool ending; /* nothing is opened any more */
     struct waitq parked;
     uint64_t park_gen; /* counts unparks, so that none is missed */
 };

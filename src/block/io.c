@@ -386,6 +386,13 @@ node_write(struct node *node, uint64_t off, struct sg sg, unsigned flags,
                        .off = off,
                        .len = sg.len,
                        .quiet = flags & (REQ_BACKGROUND | REQ_QUIET)};
+
+    if (node->detect_zeroes && node->drv->zero && sg_is_zero(sg)) {
+        if (node->detect_zeroes == DETECT_ZEROES_UNMAP) {
+            flags |= REQ_MAY_UNMAP;
+        }
+        return node_zero(node, off, sg.len, flags, hold);
+    }
     int r = change_begin(&c, hold);
 
     if (r) {

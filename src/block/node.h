@@ -36,12 +36,20 @@ struct backing_ref {
     char *format;   /* NULL: the header does not say */
 };
 
+/* What becomes of a write of nothing but zeroes. */
+enum detect_zeroes {
+    DETECT_ZEROES_OFF,
+    DETECT_ZEROES_ON,    /* it is a zero request */
+    DETECT_ZEROES_UNMAP, /* which may deallocate, too */
+};
+
 struct node {
     const struct driver *drv;
     void *state; /* the driver's */
     struct edge *file, *backing;
     uint64_t size; /* bytes, as the parent sees it */
     bool read_only, unmap;
+    enum detect_zeroes detect_zeroes;
     bool is_layer; /* opened as a backing file: the chain index is its cache */
     bool incomplete; /* an unfinished target (design rule 5) */
     /* Set for good when what is on disk is no longer known (rule 9). */
@@ -161,6 +169,13 @@ struct driver {
                        const char *format, struct err *err);
     int (*check)(struct node *node, unsigned fix, struct check_report *report,
                  struct err *err);
+    /*
+     * Nobody is to wait for the outside any more; does not yield.  At first
+     * only background reads and look-ups in flight, which return -ERESTART;
+     * with @all every request, now and later, and an open under way: they
+     * fail.  NULL: nothing here can be waited for in vain, or be ended.
+     */
+    void (*let_go)(struct node *node, bool all);
     /* Adds format-specific members to @info. */
     void (*info)(struct node *node, json_t *info);
 };
@@ -177,6 +192,17 @@ struct graph_options {
 struct graph *graph_new(struct loop *loop, const struct graph_options *options);
 /* Drops all named nodes, closes everything.  Yields. */
 void graph_free(struct graph *graph);
+/*
+ * For an end that waits for nobody outside: no node is opened any more, and
+ * what may never answer fails at once (drivers' let_go), first where nobody
+ * writes to it, with @all everywhere.  Does not yield.
+ */
+void graph_end(struct graph *graph, bool all);
+/*
+ * The first half of graph_free().  False where something that cannot be ended
+ * still holds a node: then the graph must not be freed.  Yields.
+ */
+bool graph_close(struct graph *graph);
 struct loop *graph_loop(const struct graph *graph);
 const struct driver *graph_driver(struct graph *graph, const char *name);
 /* NULL where there is none. */
@@ -229,6 +255,11 @@ int node_set_file(struct node *node, struct file_id id, struct err *err);
 /* For drivers: opens or refers to the child in options[key] (required). */
 int node_open_file(struct node *node, json_t *options, struct err *err);
 
+/*
+ * Background reads of the chain from @top down that wait for the outside
+ * return -ERESTART: for whoever was told to stop.  Does not yield.
+ */
+void chain_let_go(struct node *top);
 /* Is @node in the chain from @top down?  Does not yield. */
 bool chain_contains(const struct node *top, const struct node *node);
 /*

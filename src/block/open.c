@@ -61,14 +61,26 @@ check_name(struct graph *graph, const char *name, struct err *err)
 }
 
 /* Members that every driver takes; they do not reach the driver. */
-static void
-take_common_options(struct node *node, json_t *options)
+static int
+take_common_options(struct node *node, json_t *options, struct err *err)
 {
     const char *discard = opt_str(options, "discard");
+    const char *zeroes = opt_str(options, "detect-zeroes");
 
     node->unmap = discard &&
                   (!strcmp(discard, "unmap") || !strcmp(discard, "on"));
     node->read_only = opt_bool(options, "read-only", false);
+    if (zeroes && !strcmp(zeroes, "on")) {
+        node->detect_zeroes = DETECT_ZEROES_ON;
+    } else if (zeroes && !strcmp(zeroes, "unmap")) {
+        node->detect_zeroes = DETECT_ZEROES_UNMAP;
+        if (!node->unmap) {
+            return err_set(err, -EINVAL,
+                           "setting detect-zeroes to unmap is not allowed "
+                           "without setting discard operation to unmap");
+        }
+    }
+    return 0;
 }
 
 /*
@@ -91,23 +103,32 @@ open_one(struct graph *graph, json_t *options, bool is_layer,
     if (!drv || !drv->open) {
         return err_set(err, -EINVAL, "Unknown driver '%s'", driver);
     }
+    if (graph->ending) {
+        return err_set(err, -ESHUTDOWN, "The daemon is ending");
+    }
     if (name && check_name(graph, name, err)) {
         return -EINVAL;
     }
     struct node *node = node_alloc(graph, name);
 
     node->options = json_incref(options);
-    take_common_options(node, options);
     node->is_layer = is_layer;
-    node->drv = drv;
     node->above = above;
-    int r = drv->open(node, options, err);
+    int r = take_common_options(node, options, err);
 
+    if (!r) {
+        node->drv = drv;
+        r = drv->open(node, options, err);
+    }
     node->above = NULL;
     if (r) {
         node->drv = NULL; /* a failed open has nothing to close */
         node_unref(node);
         return r;
+    }
+    if (graph->ending) { /* it took so long that nobody waits any more */
+        node_unref(node);
+        return err_set(err, -ESHUTDOWN, "The daemon is ending");
     }
     if (node->size > LIMIT_IMAGE_SIZE) {
         r = err_set(err, -EFBIG, "Image '%s' is larger than the limit",

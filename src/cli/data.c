@@ -279,6 +279,8 @@ verb_convert(struct cli *cli)
     if (!source) {
         return cli_error(cli, &err);
     }
-    im.size = source->size;
+    /* As qemu-img: no format but raw knows bytes. */
+    im.size = strcmp(im.format, "raw") ? align_up(source->size, 512)
+                                       : source->size;
     return run_convert(cli, &im, source, &err);
 }

@@ -68,7 +68,7 @@ verb_clone(struct cli *cli)
     if (!template) {
         return cli_error(cli, &err);
     }
-    im.size = size ? im.size : template->size;
+    im.size = size ? im.size : align_up(template->size, 512);
     auto_free char *backing = backing_name_for(im.path, args[0]);
 
     im.backing = backing;

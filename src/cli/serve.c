@@ -23,6 +23,7 @@ struct serve {
     char *made_nbd, *made_control, *folder; /* where none was given */
     struct control *ctl;
     struct signal_watch signals;
+    bool hanging; /* a command was let go of, with a thread in the kernel */
     int code;
 };
 
@@ -148,7 +149,7 @@ serve_main(void *arg)
         }
     }
     signal_watch_stop(&s->signals);
-    control_free(s->ctl);
+    s->hanging = !control_free(s->ctl);
 }
 
 /* Without addresses given, both sockets lie in a private folder. */
@@ -186,6 +187,11 @@ run(struct serve *s)
     free(s->made_nbd);
     free(s->made_control);
     free(s->folder);
+    if (s->hanging) {
+        fflush(stdout);
+        _exit(s->code);
+    }
+    loop_free(s->cli->loop);
     return s->code;
 }
 

@@ -31,6 +31,43 @@ find_export(struct control *ctl, const char *id)
     return NULL;
 }
 
+/*
+ * BLOCK_IO_ERROR: a guest can cause any number of errors, so as in QEMU the
+ * first is told at once, and of those of the next second only the last one,
+ * when it is over.
+ */
+static void
+tell_last_error(struct timer *timer)
+{
+    struct control_export *e =
+        container_of(timer, struct control_export, error_timer);
+
+    if (e->error) {
+        control_event(e->ctl, "BLOCK_IO_ERROR", take_ptr(e->error));
+        timer_set(e->ctl->loop, timer,
+                  loop_now(e->ctl->loop) + CONTROL_ERROR_SECONDS * NS_PER_S,
+                  tell_last_error);
+    }
+}
+
+static void
+io_error(void *arg, bool is_read, int error)
+{
+    struct control_export *e = arg;
+    const char *node = e->root ? root_node(e->root)->name : e->node_name;
+
+    json_decref(e->error);
+    /* No device: an export is none.  What failed is also what is reported. */
+    e->error = json_pack("{s:s, s:s, s:s, s:s, s:s, s:b, s:s}", "qom-path", "",
+                         "device", "", "node-name", node, "operation",
+                         is_read ? "read" : "write", "action", "report",
+                         "nospace", error == -ENOSPC, "reason",
+                         strerror(-error));
+    if (!e->error_timer.heap_index) {
+        tell_last_error(&e->error_timer);
+    }
+}
+
 /* A coroutine. */
 static void
 remove_export(void *arg)
@@ -40,6 +77,11 @@ remove_export(void *arg)
 
     nbd_export_remove(e->nbd);
     list_remove(&e->link);
+    if (e->error_timer.heap_index) {
+        timer_cancel(&e->error_timer);
+        tell_last_error(&e->error_timer);
+        timer_cancel(&e->error_timer);
+    }
     control_event(ctl, "BLOCK_EXPORT_DELETED", json_pack("{s:s}", "id", e->id));
     waitq_wake_all(&ctl->exports_changed);
     free(e->node_name);
@@ -280,6 +322,8 @@ add_nbd_export(struct control *ctl, const struct args_block_export_add *args,
     if (args->writethrough) {
         root_set_writethrough(root);
     }
+    struct control_export *e = xzalloc(sizeof(*e));
+
     r = nbd_export_add(
         ctl->nbd, root,
         &(struct nbd_export_options){
@@ -287,14 +331,15 @@ add_nbd_export(struct control *ctl, const struct args_block_export_add *args,
             .description = json_string_value(
                 json_object_get(args->json, "description")),
             .writable = args->writable,
+            .on_error = io_error,
+            .arg = e,
         },
         &nbd, err);
     if (r) {
+        free(e);
         root_free(root);
         return r;
     }
-    struct control_export *e = xzalloc(sizeof(*e));
-
     e->ctl = ctl;
     e->id = xstrdup(args->id);
     e->root = root;

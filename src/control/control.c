@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "control/control_internal.h"
 #include "drivers/drivers.h"
 #include "schema_dispatch.h"
@@ -33,20 +34,43 @@ control_new(struct loop *loop, const struct control_options *options)
     return ctl;
 }
 
+static void
+waited_enough(struct timer *timer)
+{
+    struct control *ctl = container_of(timer, struct control, end_timer);
+
+    graph_end(ctl->graph, true);
+}
+
 /*
- * The exports end first, so that no guest writes any more when jobs end and
- * images are closed.
+ * The exports end before the jobs and the images, so that no guest writes any
+ * more when those do.
  */
-void
+bool
 control_free(struct control *ctl)
 {
+    uint64_t now = loop_now(ctl->loop);
+
+    graph_end(ctl->graph, false);
+    timer_set(ctl->loop, &ctl->end_timer, now + CONTROL_END_SECONDS * NS_PER_S,
+              waited_enough);
     monitors_stop(ctl);
     control_stop_nbd(ctl);
+    bool over = jobs_end(
+        ctl->jobs, loop_now(ctl->loop) + CONTROL_LET_GO_MS * NS_PER_MS);
+
+    over = graph_close(ctl->graph) && over;
+    timer_cancel(&ctl->end_timer);
+    over = monitors_close(ctl) && over;
+    if (!over) {
+        log_warn("a command hangs in the system: it was let go of");
+        return false;
+    }
     jobs_free(ctl->jobs);
     graph_free(ctl->graph);
-    monitors_close(ctl);
     json_decref(ctl->objects);
     free(ctl);
+    return true;
 }
 
 void

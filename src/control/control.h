@@ -31,11 +31,16 @@ struct control_options {
 struct control *control_new(struct loop *loop,
                             const struct control_options *options);
 /*
- * Takes no further command, waits for those that run, removes the exports,
- * cancels the jobs, closes the graph, and then the monitors, which get the
- * events of all that.  Yields.
+ * Takes no further command, ends those that run, removes the exports, cancels
+ * the jobs, closes the graph, and then the monitors, which get the events of
+ * all that.  Yields.
+ *
+ * What may never answer is not waited for: a server that nobody writes to is
+ * dropped at once, one that images are written to after CONTROL_END_SECONDS.
+ * False where a command hangs in the kernel: it is let go of, @ctl is not
+ * freed, and the process must end without freeing the loop.
  */
-void control_free(struct control *ctl);
+bool control_free(struct control *ctl);
 
 /* Yields until `quit` or control_quit(). */
 void control_wait_quit(struct control *ctl);

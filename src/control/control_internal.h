@@ -22,6 +22,7 @@ struct control {
     struct waitq monitors_changed;
     bool quitting;
     struct waitq quit;
+    struct timer end_timer; /* in control_free() */
     struct list exports;   /* of struct control_export.link */
     struct waitq exports_changed;
     struct nbd_server *nbd; /* NULL: none, or it is being stopped */
@@ -42,12 +43,17 @@ struct control_export {
     struct root *root;       /* nbd's */
     struct nbd_export *nbd;
     bool shutting_down;
+    struct timer error_timer; /* set: an error was told less than 1 s ago */
+    json_t *error;            /* the last one since, to be told then */
 };
 
 enum {
     CONTROL_STRING_MAX = 4096,  /* NBD export names and descriptions */
     CONTROL_NESTING_MAX = 256,  /* backing images in one another's `image` */
+    CONTROL_ERROR_SECONDS = 1,  /* between two BLOCK_IO_ERROR of an export */
     CONTROL_DRAIN_SECONDS = 30, /* for requests in flight at a snapshot */
+    CONTROL_END_SECONDS = 5,    /* for a slow server with images, at the end */
+    CONTROL_LET_GO_MS = 1000,   /* for a command that was told to end */
 };
 
 /*
@@ -63,10 +69,15 @@ bool control_id_ok(const char *id);
 /* Removes all exports and stops the server; yields. */
 void control_stop_nbd(struct control *ctl);
 
-/* Waits for the commands that run; no other will.  Yields. */
+/*
+ * Runs no further command, and waits for those that run, for a while.  Yields.
+ */
 void monitors_stop(struct control *ctl);
-/* Sends what is queued, as far as clients take it soon.  Yields. */
-void monitors_close(struct control *ctl);
+/*
+ * Sends what is queued, as far as clients take it soon.  False where a command
+ * still runs: its client stays.  Yields.
+ */
+bool monitors_close(struct control *ctl);
 
 /* jobs_new()'s callback. */
 void control_job_event(void *ctl, const struct job_event *ev);

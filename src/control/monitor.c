@@ -46,6 +46,7 @@ struct client {
     size_t out_bytes;
     bool read_all, broken;
     bool running, sending; /* the runner, the writer is alive */
+    bool executing;        /* the runner is in a command */
     struct waitq room;     /* commands were taken, or an end */
     struct waitq to_run, to_send;
 };
@@ -109,7 +110,9 @@ run_commands(void *arg)
         }
         waitq_wake_all(&c->room);
         ctl->running++;
+        c->executing = true;
         client_send(c, qmp_session_execute(c->session, ctl, request));
+        c->executing = false;
         ctl->running--;
         waitq_wake_all(&ctl->monitors_changed);
     }
@@ -281,8 +284,12 @@ monitors_stop(struct control *ctl)
     {
         waitq_wake_all(&container_of(it, struct client, link)->to_run);
     }
-    while (ctl->running || !list_empty(&ctl->acceptors)) {
+    uint64_t deadline = loop_now(ctl->loop) + CONTROL_LET_GO_MS * NS_PER_MS;
+
+    while (!list_empty(&ctl->acceptors)) {
         waitq_wait(&ctl->monitors_changed);
+    }
+    while (ctl->running && waitq_wait_until(&ctl->monitors_changed, deadline)) {
     }
 }
 
@@ -298,7 +305,20 @@ all_sent(struct control *ctl)
     return true;
 }
 
-void
+/* All but those with a command that does not return. */
+static bool
+all_ended(struct control *ctl)
+{
+    list_for_each(it, &ctl->clients)
+    {
+        if (!container_of(it, struct client, link)->executing) {
+            return false;
+        }
+    }
+    return true;
+}
+
+bool
 monitors_close(struct control *ctl)
 {
     uint64_t deadline = loop_now(ctl->loop) + LINGER_MS * NS_PER_MS;
@@ -310,7 +330,8 @@ monitors_close(struct control *ctl)
     {
         client_break(container_of(it, struct client, link));
     }
-    while (!list_empty(&ctl->clients)) {
+    while (!all_ended(ctl)) {
         waitq_wait(&ctl->monitors_changed);
     }
+    return list_empty(&ctl->clients);
 }

@@ -43,7 +43,8 @@ struct daemon {
     int ready_fd;  /* the waiting parent's; -1: none */
     int start_dir; /* relative names on the command line mean this one */
     struct signal_watch signals;
-    int status; /* exit code */
+    bool hanging; /* a command was let go of, with a thread in the kernel */
+    int status;   /* exit code */
 };
 
 /*

@@ -15,6 +15,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "base/log.h"
@@ -90,7 +91,7 @@ daemon_main(void *arg)
         log_warn("the folder that sluiced was started in is gone: its sockets "
                  "stay");
     }
-    control_free(d->ctl);
+    d->hanging = !control_free(d->ctl);
     chardev_fini(d);
     pidfile_remove(&d->pidfile);
 }
@@ -108,6 +109,9 @@ run(struct daemon *d, struct err *err)
     }
     if (!r) {
         loop_run_main(d->loop, daemon_main, d);
+        if (d->hanging) {
+            _exit(d->status);
+        }
         loop_free(d->loop);
     }
     return r;

@@ -5,6 +5,10 @@
  * A request is put into the connection's handle, which the pump (nbd_link.c)
  * turns, and waits until libnbd calls back.  A request that the connection's
  * loss failed is tried again: it returns as one that found no connection does.
+ *
+ * What nobody may have to wait for (a job's reads, look-ups) is a `call` on
+ * the heap with a buffer of its own, so that its requester can leave while
+ * libnbd still expects the answer.
  */
 #include <errno.h>
 
@@ -16,12 +20,18 @@
 /* The longest zero, trim and status request: 32 bits of the protocol. */
 #define LONG_MAX_LEN (1 * GIB)
 
-/* A request in flight; on its coroutine's stack. */
+/* A request in flight; on its coroutine's stack unless it can be let go. */
 struct call {
     struct coro *co;
     bool done, waiting;
     int error; /* positive errno */
-    struct extent *extent;
+    struct extent extent;
+
+    /* If it can be let go: */
+    unsigned refs;    /* the requester's and libnbd's */
+    bool left;        /* nobody waits for it any more */
+    struct list link; /* nbd_link.calls */
+    unsigned char *buf;
 };
 
 static struct nbd_link *
@@ -42,16 +52,42 @@ completed(void *arg, int *error)
      * libnbd calls also from within the call that issues it, where sending
      * fails: nobody waits yet, and a wake would outlive the coroutine.
      */
-    if (call->waiting) {
+    if (call->waiting && !call->left) {
         coro_wake(call->co);
     }
     return 1;
 }
 
+static void
+call_unref(void *arg)
+{
+    struct call *call = arg;
+
+    if (call->refs && --call->refs == 0) {
+        list_remove(&call->link);
+        free(call->buf);
+        free(call);
+    }
+}
+
 static nbd_completion_callback
 on_completion(struct call *call)
 {
-    return (nbd_completion_callback){.callback = completed, .user_data = call};
+    return (nbd_completion_callback){.callback = completed,
+                                     .user_data = call,
+                                     .free = call->refs ? call_unref : NULL};
+}
+
+/* A call that can be let go; libnbd frees its reference whatever happens. */
+static struct call *
+call_new(struct nbd_link *link)
+{
+    struct call *call = xzalloc(sizeof(*call));
+
+    call->co = coro_self();
+    call->refs = 2;
+    list_push(&link->calls, &call->link);
+    return call;
 }
 
 /* Waits for what was just put into the handle; @cookie is what it returned. */
@@ -65,8 +101,11 @@ finish(struct nbd_link *link, struct call *call, int64_t cookie)
     /* It may have to be sent, or to notice that the connection broke. */
     nbd_link_pump(link);
     call->waiting = true;
-    while (!call->done) {
+    while (!call->done && !call->left) {
         coro_yield();
+    }
+    if (call->left) {
+        return -ERESTART;
     }
     if (call->error == ENOTCONN || call->error == ESHUTDOWN ||
         call->error == EPIPE || call->error == ECONNRESET) {
@@ -166,6 +205,10 @@ client_open(struct node *node, json_t *options, struct err *err)
     int r;
 
     link->node = node;
+    link->fd = -1;
+    waitq_init(&link->kick);
+    waitq_init(&link->ended);
+    list_init(&link->calls);
     node->state = link;
     r = read_options(link, options, err);
     if (!r) {
@@ -202,6 +245,29 @@ contiguous(struct sg sg, uint64_t len)
                : NULL;
 }
 
+/* Into a buffer of its own, so that it can be let go. */
+static int
+read_for_job(struct nbd_link *link, uint64_t off, struct sg sg)
+{
+    int r = nbd_link_check(link);
+    unsigned char *buf = r ? NULL : try_alloc_aligned(4096, sg.len);
+
+    if (!buf) {
+        return r ? r : -ENOMEM;
+    }
+    struct call *call = call_new(link);
+
+    call->buf = buf;
+    r = finish(link, call,
+               nbd_aio_pread(link->h, call->buf, sg.len, off,
+                             on_completion(call), 0));
+    if (!r) {
+        sg_copy_from(sg, call->buf);
+    }
+    call_unref(call);
+    return r;
+}
+
 static int
 transfer_piece(struct nbd_link *link, uint64_t off, struct sg sg, bool write)
 {
@@ -231,13 +297,15 @@ transfer_piece(struct nbd_link *link, uint64_t off, struct sg sg, bool write)
 }
 
 static int
-transfer(struct node *node, uint64_t off, struct sg sg, bool write)
+transfer(struct node *node, uint64_t off, struct sg sg, bool write, bool job)
 {
     struct nbd_link *link = link_of(node);
 
     while (sg.len) {
         uint64_t len = min_u64(sg.len, link->export.max_request);
-        int r = transfer_piece(link, off, sg_slice(sg, 0, len), write);
+        int r = job && !write
+                    ? read_for_job(link, off, sg_slice(sg, 0, len))
+                    : transfer_piece(link, off, sg_slice(sg, 0, len), write);
 
         if (r) {
             return r;
@@ -254,14 +322,16 @@ client_read(struct node *node, uint64_t off, struct sg sg, unsigned flags)
     uint64_t here = off < node->size ? min_u64(sg.len, node->size - off) : 0;
 
     sg_zero(sg_slice(sg, here, sg.len - here));
-    return transfer(node, off, sg_slice(sg, 0, here), false);
+    return transfer(node, off, sg_slice(sg, 0, here), false,
+                    flags & REQ_BACKGROUND);
 }
 
 static int
 client_write(struct node *node, uint64_t off, struct sg sg, unsigned flags,
              struct range_hold *hold)
 {
-    return off + sg.len > node->size ? -ENOSPC : transfer(node, off, sg, true);
+    return off + sg.len > node->size ? -ENOSPC
+                                     : transfer(node, off, sg, true, false);
 }
 
 /* Zero or trim, in pieces. */
@@ -342,9 +412,9 @@ on_extent(void *arg, const char *context, uint64_t off, uint32_t *entries,
     struct call *call = arg;
 
     if (n >= 2 && !strcmp(context, LIBNBD_CONTEXT_BASE_ALLOCATION)) {
-        call->extent->kind =
+        call->extent.kind =
             entries[1] & LIBNBD_STATE_ZERO ? EXTENT_ZERO : EXTENT_DATA;
-        call->extent->len = entries[0];
+        call->extent.len = entries[0];
     }
     return 0;
 }
@@ -354,7 +424,6 @@ client_status(struct node *node, uint64_t off, uint64_t len, struct extent *ret)
 {
     struct nbd_link *link = link_of(node);
     struct extent ext = {.kind = EXTENT_DATA, .len = len};
-    struct call call = {.co = coro_self(), .extent = &ext};
     uint64_t here = off < node->size ? min_u64(len, node->size - off) : 0;
     /* The server wants its blocks; what surplus it tells is cut off. */
     uint64_t start = align_down(off, link->export.min_align);
@@ -364,12 +433,16 @@ client_status(struct node *node, uint64_t off, uint64_t len, struct extent *ret)
     int r = link->export.can_status && here ? nbd_link_check(link) : -ENOTSUP;
 
     if (!r) {
-        nbd_extent_callback fn = {.callback = on_extent, .user_data = &call};
-        int64_t cookie = nbd_aio_block_status(
-            link->h, min_u64(want, LONG_MAX_LEN), start, fn,
-            on_completion(&call), LIBNBD_CMD_FLAG_REQ_ONE);
+        struct call *call = call_new(link);
+        nbd_extent_callback fn = {.callback = on_extent, .user_data = call};
 
-        r = finish(link, &call, cookie);
+        call->extent = ext;
+        r = finish(link, call,
+                   nbd_aio_block_status(
+                       link->h, min_u64(want, LONG_MAX_LEN), start, fn,
+                       on_completion(call), LIBNBD_CMD_FLAG_REQ_ONE));
+        ext = call->extent;
+        call_unref(call);
     }
     if (r && r != -ENOTSUP) {
         return r;
@@ -384,6 +457,28 @@ client_status(struct node *node, uint64_t off, uint64_t len, struct extent *ret)
     return 0;
 }
 
+static void
+client_let_go(struct node *node, bool all)
+{
+    struct nbd_link *link = link_of(node);
+
+    if (!link) {
+        return; /* it is not open yet, or no more */
+    }
+    list_for_each(it, &link->calls)
+    {
+        struct call *call = container_of(it, struct call, link);
+
+        if (!call->done && !call->left) {
+            call->left = true;
+            coro_wake(call->co);
+        }
+    }
+    if (all) {
+        nbd_link_abandon(link);
+    }
+}
+
 const struct driver driver_nbd = {
     .name = "nbd",
     .is_protocol = true,
@@ -395,4 +490,5 @@ const struct driver driver_nbd = {
     .discard = client_discard,
     .flush = client_flush,
     .status = client_status,
+    .let_go = client_let_go,
 };

@@ -41,6 +41,8 @@ struct nbd_link {
      */
     int fd;
     bool closing, pumping;
+    bool abandoned;      /* for good: every request fails */
+    struct list calls;   /* in flight, that can be let go of (nbd.c) */
     bool wanted;         /* a request came while there was no connection */
     uint64_t lost_ns;    /* when it was lost */
     uint64_t up_ns;      /* when it was made */
@@ -61,6 +63,8 @@ void nbd_link_stop(struct nbd_link *link);
  * Does not yield.
  */
 int nbd_link_check(struct nbd_link *link);
+/* Breaks the connection, or the attempt, for good.  Does not yield. */
+void nbd_link_abandon(struct nbd_link *link);
 /* A request was put into link->h: sees that it is sent.  Does not yield. */
 void nbd_link_pump(struct nbd_link *link);
 

@@ -12,6 +12,10 @@
  *   reconnect-delay = 0   requests fail at once, as with QEMU; each lets the
  *                         pump try once more
  *
+ * An abandoned link (the daemon ends, and the server may never answer) is shut
+ * down below libnbd, which then fails what is in flight, and is never made
+ * again.
+ *
  * What the server had acknowledged but not flushed when it was lost is the
  * server's matter, as it is with any NBD client.
  */
@@ -19,6 +23,7 @@
 #include <netdb.h>
 #include <poll.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "base/bytes.h"
@@ -192,10 +197,12 @@ connect_once(struct nbd_link *link, struct nbd_handle **ret,
         r = link->fd < 0 ? err_set_errno(err, -errno, "dup") : 0;
     }
     while (!r && !nbd_aio_is_ready(h) && !is_over(h) && !link->closing &&
-           loop_now(loop_of(link)) < deadline) {
+           !link->abandoned && loop_now(loop_of(link)) < deadline) {
         turn(link, h, deadline);
     }
-    if (!r && is_over(h)) {
+    if (!r && link->abandoned) {
+        r = err_set(err, -ESHUTDOWN, "the attempt was given up");
+    } else if (!r && is_over(h)) {
         r = nbd_error(err);
     } else if (!r && !nbd_aio_is_ready(h)) {
         r = err_set(err, -ETIMEDOUT, "the server does not answer");
@@ -233,7 +240,7 @@ lost(struct nbd_link *link)
     link->h = NULL;
     link->wanted = false;
     drop(link, h);
-    if (link->o.reconnect_delay_ns && !link->closing) {
+    if (link->o.reconnect_delay_ns && !link->closing && !link->abandoned) {
         timer_set(loop_of(link), &link->expiry,
                   link->lost_ns + link->o.reconnect_delay_ns, expired);
     }
@@ -273,7 +280,9 @@ connect_again(struct nbd_link *link)
         waitq_wait_until(&link->kick, loop_now(loop_of(link)) + pause);
     }
     while (!link->closing) {
-        while (!link->o.reconnect_delay_ns && !link->wanted && !link->closing) {
+        while (!link->closing &&
+               (link->abandoned ||
+                (!link->o.reconnect_delay_ns && !link->wanted))) {
             waitq_wait(&link->kick);
         }
         link->wanted = false;
@@ -310,13 +319,10 @@ nbd_link_start(struct nbd_link *link, struct err *err)
     auto_err inner = ERR_INIT;
     int r;
 
-    link->fd = -1;
-    waitq_init(&link->kick);
-    waitq_init(&link->ended);
     while ((r = connect_once(link, &link->h, &link->export, &inner)) &&
-           loop_now(loop_of(link)) + pause < start + link->o.open_timeout_ns) {
+           !link->abandoned && loop_now(loop_of(link)) + pause < start + link->o.open_timeout_ns) {
         err_clear(&inner);
-        coro_sleep(pause);
+        waitq_wait_until(&link->kick, loop_now(loop_of(link)) + pause);
         pause = min_u64(pause * 2, PAUSE_MAX);
     }
     if (r) {
@@ -354,6 +360,9 @@ nbd_link_stop(struct nbd_link *link)
 int
 nbd_link_check(struct nbd_link *link)
 {
+    if (link->abandoned) {
+        return -EIO;
+    }
     if (link->h && !is_over(link->h)) {
         return 0;
     }
@@ -368,6 +377,18 @@ nbd_link_check(struct nbd_link *link)
         return -ERESTART;
     }
     return -EIO;
+}
+
+void
+nbd_link_abandon(struct nbd_link *link)
+{
+    link->abandoned = true;
+    timer_cancel(&link->expiry);
+    if (link->fd >= 0) {
+        shutdown(link->fd, SHUT_RDWR);
+    }
+    waitq_wake_all(&link->kick);
+    nbd_link_pump(link);
 }
 
 void

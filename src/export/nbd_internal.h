@@ -74,6 +74,8 @@ struct nbd_export {
     struct root *root; /* NULL once it is being removed */
     char *name, *description;
     bool writable;
+    void (*on_error)(void *arg, bool is_read, int error);
+    void *arg;
     unsigned n_clients;
     struct waitq gone; /* a client left */
 };

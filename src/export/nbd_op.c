@@ -36,8 +36,35 @@ command_name(uint16_t type)
     return type < ARRAY_LEN(names) ? names[type] : "request";
 }
 
-/* A root's error.  The first of a connection is logged, so that a dead disk
- * does not fill the log. */
+static bool
+is_read(uint16_t type)
+{
+    return type == NBD_CMD_READ || type == NBD_CMD_BLOCK_STATUS ||
+           type == NBD_CMD_CACHE;
+}
+
+/* The first of a connection is logged, so that a dead disk does not fill the
+ * log. */
+static void
+report(struct nbd_op *op, int r)
+{
+    const struct nbd_request *rq = &op->request;
+    struct nbd_export *e = op->client->export;
+
+    if (e->on_error) {
+        e->on_error(e->arg, is_read(rq->type), r);
+    }
+    if (!op->client->logged) {
+        op->client->logged = true;
+        log_error("NBD export '%s': %s of %llu bytes at %llu failed: %s; "
+                  "further failures of this connection are not logged",
+                  e->name, command_name(rq->type),
+                  (unsigned long long)rq->length,
+                  (unsigned long long)rq->offset, err_text(r));
+    }
+}
+
+/* A root's error. */
 static void
 fail_errno(struct nbd_op *op, int r)
 {
@@ -46,14 +73,8 @@ fail_errno(struct nbd_op *op, int r)
 
     if (error == NBD_ENOTSUP && !(rq->flags & NBD_CMD_FLAG_FAST_ZERO)) {
         error = NBD_EINVAL; /* spec, Error values */
-    } else if (error != NBD_ENOTSUP && error != NBD_ESHUTDOWN &&
-               !op->client->logged) {
-        op->client->logged = true;
-        log_error("NBD export '%s': %s of %llu bytes at %llu failed: %s; "
-                  "further failures of this connection are not logged",
-                  op->client->export->name, command_name(rq->type),
-                  (unsigned long long)rq->length,
-                  (unsigned long long)rq->offset, err_text(r));
+    } else if (error != NBD_ENOTSUP && error != NBD_ESHUTDOWN) {
+        report(op, r);
     }
     nbd_op_fail(op, error, err_text(r));
 }

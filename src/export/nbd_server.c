@@ -135,6 +135,8 @@ nbd_export_add(struct nbd_server *server, struct root *root,
     e->name = xstrdup(options->name);
     e->description = xstrdup(about);
     e->writable = options->writable;
+    e->on_error = options->on_error;
+    e->arg = options->arg;
     waitq_init(&e->gone);
     list_push(&server->exports, &e->link);
     *ret = e;

@@ -64,6 +64,12 @@ struct nbd_export_options {
     const char *name;        /* at most 4096 bytes, which are UTF-8 */
     const char *description; /* as the name; NULL: none */
     bool writable;
+    /*
+     * A client's request failed, for a reason that is the disk's: -errno.
+     * Must not yield.  NULL: nobody wants to know.
+     */
+    void (*on_error)(void *arg, bool is_read, int error);
+    void *arg;
 };
 
 /*

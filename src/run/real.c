@@ -30,12 +30,11 @@
 
 enum {
     RING_ENTRIES = 256,
-    BACKGROUND_THREADS = 4,
+    BACKGROUND_THREADS = 16,
     /* A third of the weight of a guest's work where both want the CPU: a
      * transfer neither starves a guest nor is starved (design §2). */
     BACKGROUND_NICE = 5,
     EVENTS_MAX = 64,
-    NAMES_MAX = 4, /* workers that slow folders can hold */
 };
 
 struct post {
@@ -447,7 +446,7 @@ real_loop_new(const struct real_loop_options *options, struct loop **ret,
     list_init(&rl->posts);
     pool_init(&rl->pool, rl, ARRAY_LEN(rl->pool.threads), 0);
     pool_init(&rl->background, rl, BACKGROUND_THREADS, BACKGROUND_NICE);
-    offload_group_init(&rl->names, NAMES_MAX);
+    list_init(&rl->backends);
     rl->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     rl->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (rl->epoll_fd < 0 || rl->event_fd < 0 ||

@@ -48,6 +48,8 @@ struct real_file {
     bool direct;
     struct write_queue writes;
     struct offload_group workers, background;
+    dev_t device;            /* that it lies on, or is */
+    struct backend *backend; /* of that device */
 };
 
 static struct real_file *
@@ -116,6 +118,15 @@ batch_in_background(void *arg)
     b->result = done;
 }
 
+/* In the file's share of its device's share of the workers. */
+static void
+file_offload(struct real_file *rf, void (*fn)(void *), void *arg)
+{
+    offload_group_enter(&rf->workers);
+    offload(rf->f.loop, &rf->backend->work, fn, arg);
+    offload_group_leave(&rf->workers);
+}
+
 static ssize_t
 batch_queued(struct batch *b)
 {
@@ -132,7 +143,9 @@ batch_slow(struct batch *b, bool background)
 
     if (background && !b->rf->direct) {
         offload_group_enter(&b->rf->background);
+        offload_group_enter(&b->rf->backend->background);
         pool_run(&rl->background, batch_in_background, b);
+        offload_group_leave(&b->rf->backend->background);
         offload_group_leave(&b->rf->background);
         return b->result;
     }
@@ -140,7 +153,7 @@ batch_slow(struct batch *b, bool background)
         return batch_queued(b);
     }
     if (!rl->have_ring) {
-        offload(&rl->loop, &b->rf->workers, batch_in_worker, b);
+        file_offload(b->rf, batch_in_worker, b);
         return b->result;
     }
     for (;;) {
@@ -285,7 +298,7 @@ static int
 in_worker(struct real_file *rf, void (*fn)(void *), struct call *call)
 {
     call->fd = rf->fd;
-    offload(rf->f.loop, &rf->workers, fn, call);
+    file_offload(rf, fn, call);
     return call->result;
 }
 
@@ -497,6 +510,7 @@ real_close(struct file *file)
     struct real_file *rf = file_of(file);
 
     close(rf->fd);
+    backend_put(rf->backend);
     free(rf);
 }
 
@@ -550,6 +564,7 @@ probe(struct real_file *rf, unsigned flags)
         return S_ISDIR(st.st_mode) ? -EISDIR : -ENOTSUP;
     }
     rf->f.is_block_device = S_ISBLK(st.st_mode);
+    rf->device = rf->f.is_block_device ? st.st_rdev : st.st_dev;
     rf->f.dev = rf->f.is_block_device ? 0 : st.st_dev;
     rf->f.ino = rf->f.is_block_device ? st.st_rdev : st.st_ino;
     rf->f.align = flags & FILE_DIRECT ? DIRECT_ALIGN : 1;
@@ -592,12 +607,13 @@ real_file_open(struct loop *loop, const char *path, unsigned flags,
     rf->f.loop = loop;
     offload_group_init(&rf->workers, FILE_WORKERS);
     offload_group_init(&rf->background, FILE_BACKGROUND);
-    write_queue_init(&rf->writes, real_of(loop));
-    offload(loop, &real_of(loop)->names, open_in_worker, &call);
+    offload_by_folder(loop, path, open_in_worker, &call);
     if (call.result) {
         free(rf);
         return call.result;
     }
+    rf->backend = backend_of_device(real_of(loop), rf->device);
+    write_queue_init(&rf->writes, real_of(loop), rf->backend);
     *ret = &rf->f;
     return 0;
 }
@@ -651,7 +667,7 @@ name_call(struct loop *loop, void (*fn)(void *), const char *from,
 {
     struct name_call call = {.from = from, .to = to};
 
-    offload(loop, &real_of(loop)->names, fn, &call);
+    offload_by_folder(loop, from, fn, &call);
     return call.result;
 }
 

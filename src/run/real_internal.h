@@ -27,7 +27,7 @@ struct pool {
     struct real_loop *rl;
     struct list jobs; /* of struct job.link */
     pthread_cond_t work;
-    pthread_t threads[16];
+    pthread_t threads[64];
     unsigned n_threads, n_idle, max;
     int nice; /* of its threads, so that a guest's work goes first */
 };
@@ -47,8 +47,27 @@ struct real_loop {
     bool ending;
 
     atomic_bool posted; /* something is in `posts` */
-    struct offload_group names; /* open, rename, unlink, folder sync */
+    struct list backends; /* of struct backend.link */
 };
+
+/* What can hang as a whole, and its share of the workers; see the file. */
+struct backend {
+    struct list link;
+    char *name; /* a folder or an address; NULL: by device */
+    dev_t dev;
+    unsigned refs;
+    struct offload_group work, background;
+    unsigned write_slots; /* that are free */
+};
+
+struct backend *backend_of_device(struct real_loop *rl, dev_t dev);
+void backend_put(struct backend *b);
+/* offload() in the share of the folder that @path lies in.  Yields. */
+void offload_by_folder(struct loop *loop, const char *path, void (*fn)(void *),
+                       void *arg);
+/* The same for a peer's address. */
+void offload_by_name(struct loop *loop, const char *name, void (*fn)(void *),
+                     void *arg);
 
 /* What an epoll event calls, in the loop's context. */
 struct watch {
@@ -84,6 +103,7 @@ struct write_queue {
     struct list waiting, running; /* of struct queued_write */
     struct job job;
     struct real_loop *rl;
+    struct backend *backend;
     bool busy;
 };
 
@@ -98,7 +118,8 @@ struct queued_write {
     bool done;
 };
 
-void write_queue_init(struct write_queue *q, struct real_loop *rl);
+void write_queue_init(struct write_queue *q, struct real_loop *rl,
+                      struct backend *backend);
 /* Writes once, as pwritev(2), or gives -errno.  Yields. */
 ssize_t write_queue_run(struct write_queue *q, struct queued_write *w);
 /* For the loop: starts what gathered. */

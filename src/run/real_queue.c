@@ -38,6 +38,7 @@ batch_over(void *arg)
     struct write_queue *q = container_of(arg, struct write_queue, job);
 
     q->busy = false;
+    q->backend->write_slots++;
     list_for_each_safe(it, &q->running)
     {
         struct queued_write *w = container_of(it, struct queued_write, link);
@@ -52,9 +53,10 @@ batch_over(void *arg)
 }
 
 void
-write_queue_init(struct write_queue *q, struct real_loop *rl)
+write_queue_init(struct write_queue *q, struct real_loop *rl,
+                 struct backend *backend)
 {
-    *q = (struct write_queue){.rl = rl};
+    *q = (struct write_queue){.rl = rl, .backend = backend};
     q->job = (struct job){.fn = write_all, .over = batch_over, .arg = q};
     list_init(&q->link);
     list_init(&q->waiting);
@@ -77,9 +79,14 @@ write_queue_run(struct write_queue *q, struct queued_write *w)
 void
 write_queues_start(struct real_loop *rl)
 {
-    while (!list_empty(&rl->queues)) {
-        struct write_queue *q = list_first(&rl->queues, struct write_queue, link);
+    list_for_each_safe(it, &rl->queues)
+    {
+        struct write_queue *q = container_of(it, struct write_queue, link);
 
+        if (!q->backend->write_slots) {
+            continue; /* at the end of the turn in which one is over */
+        }
+        q->backend->write_slots--;
         list_remove(&q->link);
         list_splice(&q->running, &q->waiting);
         q->busy = true;

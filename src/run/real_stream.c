@@ -8,6 +8,7 @@
  * so once it was seen a short read clears nothing.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -359,6 +360,17 @@ listen_tcp(const struct address *a, int *ret_fd, char **ret_bound,
     return 0;
 }
 
+/* A descriptor that was passed can be in any state; epoll_ctl() judges it. */
+static void
+set_nonblocking(int fd)
+{
+    int flags = fcntl(fd, F_GETFL);
+
+    if (flags >= 0) {
+        fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+    }
+}
+
 int
 real_listen(struct loop *loop, const struct address *address,
             struct listener **ret, struct err *err)
@@ -381,10 +393,21 @@ real_listen(struct loop *loop, const struct address *address,
         break;
     case ADDRESS_FD:
         rl->fd = address->fd;
+        set_nonblocking(rl->fd);
         rl->l.bound = xasprintf("fd:%d", address->fd);
         break;
     }
+    if (!r && epoll_ctl(real_of(loop)->epoll_fd, EPOLL_CTL_ADD, rl->fd, &ev)) {
+        r = err_set_errno(err, -errno, "Could not watch the socket %s",
+                          rl->l.bound);
+        close(rl->fd);
+        if (rl->unlink_path) {
+            unlink(rl->unlink_path);
+        }
+    }
     if (r) {
+        free(rl->unlink_path);
+        free(rl->l.bound);
         free(rl);
         return r;
     }
@@ -392,7 +415,6 @@ real_listen(struct loop *loop, const struct address *address,
     rl->l.loop = loop;
     rl->watch.fn = listener_event;
     waitq_init(&rl->acceptors);
-    epoll_ctl(real_of(loop)->epoll_fd, EPOLL_CTL_ADD, rl->fd, &ev);
     *ret = &rl->l;
     return 0;
 }
@@ -451,8 +473,13 @@ real_connect(struct loop *loop, const struct address *address,
     struct connect_call c = {.address = address, .err = err};
 
     if (address->kind == ADDRESS_FD) {
+        set_nonblocking(address->fd);
         return stream_new(loop, address->fd, ret);
     }
-    offload(loop, &real_of(loop)->names, connect_in_worker, &c);
+    offload_by_name(loop,
+                    address->kind == ADDRESS_UNIX ? address->path
+                    : address->host               ? address->host
+                                                  : "",
+                    connect_in_worker, &c);
     return c.result ? c.result : stream_new(loop, c.fd, ret);
 }

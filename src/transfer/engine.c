@@ -325,6 +325,31 @@ dispatch(struct transfer *t)
     return t->error;
 }
 
+/*
+ * A worker of a cancelled job can still come to a source that does not answer:
+ * on its way there it holds nothing that could be let go of.
+ */
+static void
+wait_for_last_workers(struct transfer *t)
+{
+    if (job_cancelled(&t->job)) {
+        chain_let_go(t->copy.source);
+        waitq_wait_until(&t->worker_done,
+                         loop_now(loop_of(t)) + RETRY_MS * NS_PER_MS);
+    } else {
+        wait_for_worker(t);
+    }
+}
+
+void
+transfer_cancelled(struct job *job)
+{
+    struct transfer *t = transfer_of(job);
+
+    chain_let_go(t->copy.source);
+    waitq_wake_all(&t->worker_done);
+}
+
 int
 transfer_run(struct job *job, struct err *err)
 {
@@ -339,7 +364,7 @@ transfer_run(struct job *job, struct err *err)
     int r = dispatch(t);
 
     while (t->workers || t->flushing) {
-        wait_for_worker(t);
+        wait_for_last_workers(t);
     }
     tap_detach(&t->tap);
     if (!r) {

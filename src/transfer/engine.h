@@ -78,9 +78,10 @@ struct transfer *transfer_new(const struct transfer_recipe *recipe,
 void transfer_discard(struct transfer *t);
 void transfer_launch(struct transfer *t, struct jobs *jobs,
                      const struct transfer_options *options);
-/* job_driver.run and .clean of every recipe. */
+/* job_driver.run, .clean and .cancelled of every recipe. */
 int transfer_run(struct job *job, struct err *err);
 void transfer_clean(struct job *job, bool success);
+void transfer_cancelled(struct job *job);
 
 static inline struct transfer *
 transfer_of(struct job *job)

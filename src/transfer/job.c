@@ -24,7 +24,7 @@ struct jobs {
     void (*on_event)(void *arg, const struct job_event *ev);
     void *arg;
     bool closing;
-    struct waitq empty;
+    struct waitq changed; /* one has left the list */
 };
 
 #define S(status) (1u << JOB_##status)
@@ -131,7 +131,7 @@ jobs_new(struct loop *loop,
     jobs->on_event = on_event;
     jobs->arg = arg;
     list_init(&jobs->list);
-    waitq_init(&jobs->empty);
+    waitq_init(&jobs->changed);
     return jobs;
 }
 
@@ -196,9 +196,7 @@ dismiss(struct job *job)
 
     set_status(job, JOB_NULL);
     list_remove(&job->link);
-    if (list_empty(&jobs->list)) {
-        waitq_wake_all(&jobs->empty);
-    }
+    waitq_wake_all(&jobs->changed);
     job_unref(job);
 }
 
@@ -274,6 +272,38 @@ job_start(struct jobs *jobs, struct job *job, const char *id)
 void
 jobs_free(struct jobs *jobs)
 {
+    jobs_end(jobs, NEVER);
+    free(jobs);
+}
+
+static void
+cancel(struct job *job, bool force)
+{
+    bool first = !job->cancelled;
+
+    job->cancelled = true;
+    job->forced |= force;
+    waitq_wake_all(&job->wake);
+    if (first && job->driver->cancelled) {
+        job->driver->cancelled(job);
+    }
+}
+
+static bool
+has_block_jobs(const struct jobs *jobs)
+{
+    list_for_each(it, &jobs->list)
+    {
+        if (container_of(it, struct job, link)->driver->is_block_job) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool
+jobs_end(struct jobs *jobs, uint64_t deadline_ns)
+{
     jobs->closing = true;
     while (!list_empty(&jobs->list)) {
         bool dismissed = false;
@@ -287,14 +317,16 @@ jobs_free(struct jobs *jobs)
                 dismissed = true;
                 break;
             }
-            job->cancelled = job->forced = true;
-            waitq_wake_all(&job->wake);
+            cancel(job, true);
         }
-        if (!dismissed) {
-            waitq_wait(&jobs->empty);
+        if (!dismissed && has_block_jobs(jobs)) {
+            waitq_wait(&jobs->changed);
+        } else if (!dismissed &&
+                   !waitq_wait_until(&jobs->changed, deadline_ns)) {
+            return false;
         }
     }
-    free(jobs);
+    return true;
 }
 
 /* Verbs. */
@@ -307,10 +339,8 @@ job_cancel(struct job *job, bool force, struct err *err)
     if (r) {
         return r;
     }
-    job->cancelled = true;
     /* Only a job that is ready ends well when it is not forced. */
-    job->forced |= force || !job->ready;
-    waitq_wake_all(&job->wake);
+    cancel(job, force || !job->ready);
     return 0;
 }
 

@@ -86,6 +86,11 @@ struct job_driver {
     int (*prepare)(struct job *job, struct err *err);
     /* Whatever became of it; yields; the last call. */
     void (*clean)(struct job *job, bool success);
+    /*
+     * It was cancelled: ends its waits for the outside; must not yield.  May
+     * be NULL.
+     */
+    void (*cancelled)(struct job *job);
     /* job-complete; NULL: the job has no READY. */
     int (*complete)(struct job *job, struct err *err);
 };
@@ -118,6 +123,12 @@ struct jobs *jobs_new(struct loop *loop,
                       void *arg);
 /* Cancels all, waits until they have ended, frees.  Yields. */
 void jobs_free(struct jobs *jobs);
+/*
+ * The first half of jobs_free().  False where at @deadline_ns a job that is
+ * not on a node (`create`) has not ended: what it waits for cannot be
+ * cancelled.  Then @jobs must not be freed.  Yields.
+ */
+bool jobs_end(struct jobs *jobs, uint64_t deadline_ns);
 struct loop *jobs_loop(const struct jobs *jobs);
 struct list *jobs_list(struct jobs *jobs); /* of struct job.link */
 struct job *jobs_find(struct jobs *jobs, const char *id);

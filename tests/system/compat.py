@@ -188,6 +188,16 @@ COMMANDS = [
     ("@wait", "concluded"),
     ("query-jobs", {}),
     ("job-dismiss", {"id": "c"}),
+    ("@wait", "null"),
+    ("blockdev-add", {"driver": "file", "node-name": "new",
+                      "filename": "new.raw"}),
+    ("blockdev-create", {"job-id": "c", "options": {
+        "driver": "qcow2", "file": "new", "size": 1000}}),
+    ("@wait", "concluded"),
+    ("query-jobs", {}),
+    ("job-dismiss", {"id": "c"}),
+    ("@wait", "null"),
+    ("blockdev-del", {"node-name": "new"}),
     ("blockdev-create", {"job-id": "c", "options": {
         "driver": "null-co", "size": 1}}),
     ("nosuch", {}),

@@ -1,106 +1,171 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""A disk whose source is slow must not hold up another disk, nor QMP.
+"""One disk's trouble is no other's (design §4).
 
-isolation.py SLUICED: disk b lies over an NBD server that answers reads after
-4 s.  Everything done on disk a while a read of b is in flight must be over
-before that read is; only the order of completion is judged.
+isolation.py SLUICED: disk b lies over an NBD server that is stopped while a
+read of b waits for it.  The guests of disk a, the control socket, a cancel
+and quit must go on; that the read of b is still without an answer shows that
+they did so meanwhile, without a look at a clock.
 """
 import os
 import select
+import signal
+import socket
+import subprocess
 import sys
 
-from harness import Daemon, Nbd, Process, main, need, run
+from harness import (DEADLINE, Daemon, Nbd, Process, main, nbd_server, need,
+                     run)
 
 SLUICED = os.path.abspath(sys.argv[1])
 SIZE = 4 << 20
 
-need("nbdkit", "nbdinfo", "qemu-img")
+need("nbdkit", "nbdinfo", "qemu-img", "qemu-io")
 
 
-def slow_source(delay):
-    """An NBD server that answers reads after so many seconds."""
-    server = Process("nbdkit", "-f", "-U", "slow.sock", "--filter=delay",
-                     "memory", str(SIZE), f"rdelay={delay}")
-    server.until(lambda: run("nbdinfo", "--size",
-                             "nbd+unix:///?socket=slow.sock"), RuntimeError)
+def start_source():
+    server = Process("nbdkit", "-f", "-U", "slow.sock", "memory", str(SIZE))
+    while subprocess.run(["nbdinfo", "--size", "nbd+unix:///?socket=slow.sock"],
+                         capture_output=True).returncode:
+        assert server.process.poll() is None, server.errors()
+    return server
 
 
-def start(delay=4):
-    """A daemon with the disks a and b, b over the slow source."""
-    slow_source(delay)
+def start_daemon():
     run("qemu-img", "create", "-q", "-f", "raw", "base", str(SIZE))
     for name in "ac":
         run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F",
             "raw", name)
     run("qemu-img", "create", "-q", "-f", "qcow2", "b", str(SIZE))
     return Daemon(
-        SLUICED,
+        SLUICED, *nbd_server(),
         "--blockdev", "qcow2,node-name=a,file.driver=file,file.filename=a",
-        "--blockdev",
-        "nbd,node-name=slow,server.type=unix,server.path=slow.sock",
+        "--blockdev", "nbd,node-name=slow,server.type=unix,"
+        "server.path=slow.sock",
         "--blockdev", "qcow2,node-name=b,file.driver=file,file.filename=b,"
         "backing=slow",
-        "--nbd-server", "addr.type=unix,addr.path=nbd.sock",
         "--export", "nbd,id=ea,node-name=a,name=a,writable=on",
         "--export", "nbd,id=eb,node-name=b,name=b,writable=on")
 
 
-def still_waiting(nbd, what):
-    if select.select([nbd.sock], [], [], 0)[0]:
-        raise AssertionError(f"the read of b was over before {what}")
+class Case:
+    """A read of b hangs; a test acts beside it."""
+
+    def __init__(self):
+        self.server = start_source()
+        self.daemon = start_daemon()
+        self.qmp = self.daemon.qmp()
+        self.a, self.b = Nbd("nbd.sock", "a"), Nbd("nbd.sock", "b")
+        self.server.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.server.process.pid, os.WSTOPPED)
+        self.b.send(Nbd.READ, 0, 4096)
+        # b's connection is served in order of arrival: once this cluster's
+        # write is acknowledged, the read before it has gone to the server.
+        self.b.send(Nbd.WRITE, SIZE - 65536, data=b"w" * 65536)
+        self.b.reply()
+
+    def go_on(self):
+        self.server.process.send_signal(signal.SIGCONT)
+
+    def let_go(self):
+        """The server is stopped: an answer would be an invention."""
+        assert not select.select([self.b.sock], [], [], 0)[0], \
+            "the read of b was answered"
+        self.go_on()
+        self.b.reply()
 
 
-def beside_a_read(act):
-    with start() as daemon:
-        qmp = daemon.qmp()
-        a, b = Nbd("nbd.sock", "a"), Nbd("nbd.sock", "b")
-        b.send(b.READ, 0, 4096)
-        act(qmp, a, b)
+def beside_a_hanging_read(act):
+    case = Case()
+    try:
+        act(case)
+    finally:
+        case.go_on()  # a stopped process cannot be ended politely
 
 
-def guest(qmp, a, b):
+def guest(c):
     for i in range(100):
         data = bytes([i + 1]) * 4096
-        a.write(i * 8192, data)
-        if a.read(i * 8192, 4096) != data:
-            raise AssertionError("a does not hold what was written")
-    a.flush()
-    still_waiting(b, "the guest of a")
-    b.reply()
+        c.a.write(i * 8192, data)
+        assert c.a.read(i * 8192, 4096) == data
+    c.a.flush()
+    c.let_go()
 
 
-def commands(qmp, a, b):
+def commands(c):
     for name in ("query-named-block-nodes", "query-jobs", "query-block-jobs",
                  "query-block-exports", "query-version"):
-        qmp.cmd(name)
-        still_waiting(b, name)
-    qmp.cmd("blockdev-add", driver="qcow2", node_name="c",
-            file={"driver": "file", "filename": "c"})
-    qmp.cmd("block-export-add", type="nbd", id="ec", node_name="c", name="c")
-    still_waiting(b, "a disk was added")
-    qmp.cmd("block-stream", job_id="j", device="a")
-    qmp.wait_event("BLOCK_JOB_COMPLETED")
-    still_waiting(b, "the stream of a")
-    b.reply()
+        c.qmp.cmd(name)
+    c.qmp.cmd("blockdev-add", driver="qcow2", node_name="c",
+              file={"driver": "file", "filename": "c"})
+    c.qmp.cmd("block-export-add", type="nbd", id="ec", node_name="c", name="c")
+    c.qmp.cmd("block-stream", job_id="j", device="a")
+    c.qmp.wait_event("BLOCK_JOB_COMPLETED")
+    c.let_go()
 
 
-def cancel(qmp, a, b):
-    qmp.cmd("block-stream", job_id="j", device="b")
-    qmp.cmd("job-cancel", id="j")
-    a.write(0, b"x" * 512)
-    qmp.wait_event("JOB_STATUS_CHANGE", status="null")
+def cancel(c):
+    # The job's own reads hang, too.
+    c.qmp.cmd("block-stream", job_id="j", device="b")
+    c.qmp.wait_event("JOB_STATUS_CHANGE", status="running")
+    c.a.write(0, b"x" * 512)
+    c.qmp.cmd("job-cancel", id="j")
+    c.qmp.wait_event("JOB_STATUS_CHANGE", status="null")
+    assert not c.qmp.cmd("query-jobs"), "the job is still there"
+    c.let_go()  # the guest's read was none of the job's
 
 
-def quit_daemon(qmp, a, b):
-    qmp.cmd("quit")
-    while qmp.file.readline():
-        pass
+def quit_daemon(c):
+    # What a was told to hold is there, although b's source hangs.
+    c.a.write(4096, b"q" * 4096)
+    c.qmp.cmd("block-stream", job_id="j", device="b")
+    c.qmp.cmd("quit")
+    ended(c.daemon)
+    text = run("qemu-io", "-f", "qcow2", "-c", "read -P 0x71 4096 4096", "a")[1]
+    assert "verification failed" not in text, text
+
+
+def ended(daemon):
+    """The process is gone, and has removed its sockets."""
+    daemon.process.wait(DEADLINE)
+    for path in (daemon.socket, "nbd.sock"):
+        assert not os.path.exists(path), f"{path} was left behind"
+
+
+def while_a_command_hangs(end):
+    """blockdev-add of a server that accepts and says nothing, ever."""
+    daemon = Daemon(SLUICED, *nbd_server())
+    first, second = daemon.qmp(), daemon.qmp()
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind("mute.sock")
+        mute.listen()
+        mute.settimeout(DEADLINE)
+        first.sock.sendall(
+            b'{"execute":"blockdev-add","arguments":{"driver":"nbd",'
+            b'"node-name":"n","open-timeout":3600,"server":{"type":"unix",'
+            b'"path":"mute.sock"}}}\n')
+        with mute.accept()[0]:
+            second.cmd("query-version")
+            end(daemon, second)
+            ended(daemon)
+        # The command that was given up is answered all the same.
+        answer = first.receive()
+        while "event" in answer:
+            answer = first.receive()
+        assert "error" in answer, answer
 
 
 if __name__ == "__main__":
-    main([(name, lambda act=act: beside_a_read(act)) for name, act in [
-        ("reads and writes of a go on beside a slow read of b", guest),
-        ("commands on a return beside a slow read of b", commands),
-        ("a stream of b can be cancelled", cancel),
-        ("quit returns beside a slow read of b", quit_daemon)]], memory=True)
+    main([(name, lambda act=act: beside_a_hanging_read(act))
+          for name, act in [
+              ("reads and writes of a go on beside a hanging read of b", guest),
+              ("commands on a return beside a hanging read of b", commands),
+              ("a stream of b ends when it is cancelled", cancel),
+              ("quit ends the daemon beside a hanging read and stream",
+               quit_daemon)]] +
+         [(name, lambda end=end: while_a_command_hangs(end))
+          for name, end in [
+              ("quit ends the daemon while another session's command hangs",
+               lambda daemon, qmp: qmp.cmd("quit")),
+              ("SIGTERM ends the daemon while a command hangs",
+               lambda daemon, qmp: daemon.process.terminate())]])

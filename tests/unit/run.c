@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /* Coroutines, timers, waiting and real files, with io_uring and without. */
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "base/bytes.h"
@@ -313,6 +317,118 @@ streams_carry_everything(void)
     free(dir);
 }
 
+/* A listening socket that was passed, and blocks; and what is no socket. */
+static void
+passed_main(void *arg)
+{
+    struct loop *loop = loop_current();
+    struct address a = {.kind = ADDRESS_FD};
+    struct listener *l = NULL;
+    struct stream *s = NULL;
+
+    a.fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    CHECK(!bind(a.fd, &(struct sockaddr){.sa_family = AF_UNIX},
+                sizeof(sa_family_t)));
+    CHECK(!listen(a.fd, 1));
+    CHECK_INT(stream_listen(loop, &a, &l, NULL), 0);
+    CHECK(fcntl(a.fd, F_GETFL) & O_NONBLOCK);
+    listener_close(l);
+    CHECK((a.fd = open("/dev/null", O_RDONLY)) >= 0);
+    CHECK_INT(stream_connect(loop, &a, &s, NULL), -EPERM);
+    CHECK((a.fd = open("/", O_RDONLY)) >= 0);
+    CHECK_INT(stream_listen(loop, &a, &l, NULL), -EPERM);
+}
+
+static void
+a_passed_descriptor_is_made_fit_or_refused(void)
+{
+    struct loop *loop = new_loop(false);
+
+    CHECK(loop_run_main(loop, passed_main, NULL));
+    loop_free(loop);
+}
+
+/*
+ * Connections to a socket whose queue is full hang in their workers until its
+ * owner goes; everything else must find a worker meanwhile.
+ */
+enum { HANGING = 20 };
+
+struct hanging {
+    const char *path;
+    int left;
+    struct waitq over;
+};
+
+static void
+connect_in_vain(void *arg)
+{
+    struct hanging *h = arg;
+    struct address a = {.kind = ADDRESS_UNIX, .path = h->path};
+    struct stream *s = NULL;
+
+    CHECK(stream_connect(loop_current(), &a, &s, NULL) < 0);
+    h->left--;
+    waitq_wake_all(&h->over);
+}
+
+/* A listening socket that takes no further connection. */
+static int
+full_socket(const char *path, int *ret_client)
+{
+    struct sockaddr_un sun = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+
+    *ret_client = socket(AF_UNIX, SOCK_STREAM, 0);
+    strncpy(sun.sun_path, path, sizeof(sun.sun_path) - 1);
+    CHECK(!bind(fd, (struct sockaddr *)&sun, sizeof(sun)));
+    CHECK(!listen(fd, 0));
+    CHECK(!connect(*ret_client, (struct sockaddr *)&sun, sizeof(sun)));
+    return fd;
+}
+
+static void
+hang_main(void *arg)
+{
+    struct loop *loop = loop_current();
+    char *path = xasprintf("%s/full", (const char *)arg);
+    char *other = xasprintf("%s/file", (const char *)arg);
+    struct hanging h = {.path = path, .left = HANGING};
+    struct file *f = NULL;
+    int client, fd = full_socket(path, &client);
+
+    waitq_init(&h.over);
+    for (int i = 0; i < HANGING; i++) {
+        coro_start(loop, connect_in_vain, &h);
+    }
+    coro_relax();
+    CHECK_INT(file_open(loop, other, FILE_WRITE | FILE_CREATE, &f), 0);
+    CHECK_INT(file_truncate(f, 4096), 0);
+    file_close(f);
+    CHECK_INT(file_unlink(loop, other), 0);
+    CHECK_INT(h.left, HANGING);
+    close(fd);
+    close(client);
+    while (h.left) {
+        waitq_wait(&h.over);
+    }
+    unlink(path);
+    free(other);
+    free(path);
+}
+
+static void
+what_hangs_takes_its_own_share_of_the_workers(void)
+{
+    char dir[] = "/tmp/sluice-unit-XXXXXX";
+    struct loop *loop = new_loop(true);
+
+    CHECK(mkdtemp(dir) != NULL);
+    CHECK(loop_run_main(loop, hang_main, dir));
+    loop_free(loop);
+    rmdir(dir);
+}
+
 int
 main(void)
 {
@@ -325,5 +441,9 @@ main(void)
     tap_run("files work with threads", files_work_with_threads);
     tap_run("files work on tmpfs", files_work_on_tmpfs);
     tap_run("streams carry everything", streams_carry_everything);
+    tap_run("a passed descriptor is made fit or refused",
+            a_passed_descriptor_is_made_fit_or_refused);
+    tap_run("what hangs takes its own share of the workers",
+            what_hangs_takes_its_own_share_of_the_workers);
     return tap_done();
 }

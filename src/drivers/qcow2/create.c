@@ -208,6 +208,10 @@ read_options(json_t *o, struct layout *l, struct err *err)
 
     l->size = opt_u64(o, "size", 0);
     l->cluster_size = opt_u64(o, "cluster-size", DEFAULT_CLUSTER_SIZE);
+    if (l->size % 512) {
+        return err_set(err, -EINVAL,
+                       "Image size must be a multiple of 512 bytes");
+    }
     l->backing = opt_str(o, "backing-file");
     l->backing_format = opt_str(o, "backing-fmt");
     l->lazy_refcounts = opt_bool(o, "lazy-refcounts", false);

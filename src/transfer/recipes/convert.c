@@ -38,7 +38,8 @@ convert_next(struct transfer *t, uint64_t off, uint64_t limit,
 static const struct transfer_recipe recipe = {
     .driver = {.type = "convert",
                .run = transfer_run,
-               .clean = transfer_clean},
+               .clean = transfer_clean,
+               .cancelled = transfer_cancelled},
     .next = convert_next,
 };
 

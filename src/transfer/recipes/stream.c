@@ -95,7 +95,8 @@ static const struct transfer_recipe recipe = {
                .is_block_job = true,
                .run = transfer_run,
                .prepare = stream_prepare,
-               .clean = transfer_clean},
+               .clean = transfer_clean,
+               .cancelled = transfer_cancelled},
     .next = stream_next,
 };
 
