@@ -98,6 +98,10 @@ create_format(struct cli *cli, const struct driver *drv,
                           (json_int_t)im->size);
     int r = add_options(o, im->options, err);
 
+    if (cli->dry_run) {
+        json_decref(o);
+        return r;
+    }
     if (im->backing) {
         json_object_set_new(o, "backing-file", json_string(im->backing));
         json_object_set_new(o, "backing-fmt", json_string(im->backing_format));
@@ -140,11 +144,13 @@ image_create(struct cli *cli, const struct new_image *im, struct err *err)
         err_hint(err, "take -f qcow2");
         return r;
     }
-    if (cli->dry_run) {
-        return 0;
+    if (raw && im->options) {
+        return err_set(err, -EINVAL, "Raw images have no options");
     }
-    return raw ? create_file(cli, im, im->size, err)
-               : create_format(cli, drv, im, err);
+    if (raw) {
+        return cli->dry_run ? 0 : create_file(cli, im, im->size, err);
+    }
+    return create_format(cli, drv, im, err);
 }
 
 int

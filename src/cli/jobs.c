@@ -77,18 +77,15 @@ detach(const struct cli *cli, const char *id)
     return EXIT_OK;
 }
 
+/* @error: the daemon's word on why it ended; empty: it is done. */
 static int
-concluded(struct cli *cli, struct qmp_client *c, json_t *job)
+report_end(struct cli *cli, const char *id, const char *error, bool cancelled,
+           json_int_t bytes)
 {
-    const char *error = member(job, "error");
-    const char *id = member(job, "id");
-    json_int_t bytes = json_integer_value(json_object_get(job,
-                                                          "total-progress"));
     auto_err err = ERR_INIT;
 
-    qmp_client_call(c, "job-dismiss", json_pack("{s:s}", "id", id), NULL, NULL);
     /* The daemon tells only texts; these two are the C library's. */
-    if (!strcmp(error, err_text(ECANCELED))) {
+    if (cancelled || !strcmp(error, err_text(ECANCELED))) {
         err_set(&err, -ECANCELED, "job '%s' was cancelled", id);
         return cli_error(cli, &err);
     }
@@ -108,6 +105,59 @@ concluded(struct cli *cli, struct qmp_client *c, json_t *job)
     return EXIT_OK;
 }
 
+static int
+concluded(struct cli *cli, struct qmp_client *c, json_t *job)
+{
+    const char *id = member(job, "id");
+
+    qmp_client_call(c, "job-dismiss", json_pack("{s:s}", "id", id), NULL, NULL);
+    return report_end(
+        cli, id, member(job, "error"), false,
+        json_integer_value(json_object_get(job, "total-progress")));
+}
+
+/* The events' word on how a job ended, for one that dismisses itself. */
+struct ending {
+    json_t *data; /* of the event that ended it, or NULL */
+    bool cancelled;
+};
+
+static void
+take_event(struct ending *e, const char *id, const json_t *event)
+{
+    const char *name = member(event, "event");
+    json_t *data = json_object_get(event, "data");
+    bool cancelled = !strcmp(name, "BLOCK_JOB_CANCELLED");
+
+    if ((cancelled || !strcmp(name, "BLOCK_JOB_COMPLETED")) &&
+        !strcmp(member(data, "device"), id)) {
+        json_decref(e->data);
+        e->data = json_incref(data);
+        e->cancelled = cancelled;
+    }
+}
+
+/* The job is not in the list: events that came before that list tell why. */
+static int
+vanished(struct cli *cli, struct qmp_client *c, const char *id,
+         struct ending *e, struct err *err)
+{
+    json_t *event;
+
+    while (!err_is_set(err) && !qmp_client_event(c, 0, &event, NULL) && event) {
+        take_event(e, id, event);
+        json_decref(event);
+    }
+    if (!e->data) {
+        if (!err_is_set(err)) {
+            err_set(err, -ENOENT, "There is no job '%s' (any more)", id);
+        }
+        return cli_error(cli, err);
+    }
+    return report_end(cli, id, member(e->data, "error"), e->cancelled,
+                      json_integer_value(json_object_get(e->data, "len")));
+}
+
 static void
 say_paused(struct cli *cli, struct progress *p, const json_t *job, bool *said)
 {
@@ -119,9 +169,9 @@ say_paused(struct cli *cli, struct progress *p, const json_t *job, bool *said)
     *said = true;
 }
 
-/* Follows a job that stays after its end (auto-dismiss off). */
 static int
-follow(struct cli *cli, struct qmp_client *c, const char *id, const char *what)
+follow_to_end(struct cli *cli, struct qmp_client *c, const char *id,
+              const char *what, struct ending *ending)
 {
     struct progress p = {.cli = cli, .what = what};
     auto_err err = ERR_INIT;
@@ -134,10 +184,7 @@ follow(struct cli *cli, struct qmp_client *c, const char *id, const char *what)
 
         if (!job) {
             progress_end(&p);
-            if (!err_is_set(&err)) {
-                err_set(&err, -ENOENT, "There is no job '%s' (any more)", id);
-            }
-            return cli_error(cli, &err);
+            return vanished(cli, c, id, ending, &err);
         }
         progress_update(
             &p,
@@ -159,10 +206,24 @@ follow(struct cli *cli, struct qmp_client *c, const char *id, const char *what)
         }
         json_decref(job);
         qmp_client_event(c, FOLLOW_MS, &event, NULL);
+        if (event) {
+            take_event(ending, id, event);
+        }
         json_decref(event);
     }
     progress_end(&p);
     return detach(cli, id);
+}
+
+/* Follows a job, whether it stays after its end or dismisses itself. */
+static int
+follow(struct cli *cli, struct qmp_client *c, const char *id, const char *what)
+{
+    struct ending ending = {0};
+    int code = follow_to_end(cli, c, id, what, &ending);
+
+    json_decref(ending.data);
+    return code;
 }
 
 /* stream */

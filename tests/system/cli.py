@@ -11,8 +11,8 @@ import signal
 import subprocess
 import sys
 
-from harness import (DEADLINE, Daemon, Process, defer, main, mount, need,
-                     run)
+from harness import (DEADLINE, Daemon, Process, Qmp, defer, main, mount,
+                     need, run)
 
 SLUICED, SLUICE = (os.path.abspath(p) for p in sys.argv[1:3])
 (OK, FAILED, USAGE, NOT_FOUND, CONFLICT, NO_SPACE, CANCELLED, NO_DAEMON,
@@ -420,6 +420,9 @@ def stream_and_jobs_of_a_daemon():
         assert "nope" in sluice(*args, *at, code=NOT_FOUND) or \
             "not found" in sluice(*args, *at, code=NOT_FOUND)
     sluice("job", "frob", "x", *at, code=USAGE)
+    run(SLUICE, "create", "e", "1M", "-f", "raw", "-o", "x=1", ok=(FAILED,))
+    run(SLUICE, "create", "e", "1M", "-f", "qcow2", "-o", "x=1", "--dry-run",
+        ok=(FAILED,))
     sluice("job", "cancel", *at, code=USAGE)
 
     r = result("stream", "disk", "--detach", "--speed", "1", *at)
@@ -469,6 +472,24 @@ def ctrl_c_detaches():
     assert p.stop() == 0
 
 
+def job_wait_tells_the_end_of_a_job_that_dismisses_itself():
+    make_chain()
+    p, said = serve("top.qcow2", "-f", "qcow2")
+    qmp = Qmp(said["control"])
+    for act, code in ((lambda: qmp.cmd("job-cancel", id="j"), CANCELLED),
+                      (lambda: qmp.cmd("block-job-set-speed", device="j",
+                                       speed=0), OK)):
+        qmp.cmd("block-stream", device="disk", job_id="j", speed=65536)
+        follower = Process(SLUICE, "job", "wait", "j", "--json", "--socket",
+                           said["control"], stdout=subprocess.PIPE)
+        assert follower.process.stdout.readline()  # it has seen the job
+        act()
+        last = follower.process.stdout.read().decode().splitlines()
+        assert follower.wait() == code, (follower.errors(), last)
+    assert json.loads(last[-1])["type"] == "result", last
+    assert p.stop() == 0
+
+
 if __name__ == "__main__":
     main([usage_errors_are_2_and_say_how, create_makes_what_it_says,
           clone_makes_an_overlay, info_is_qemu_imgs, map_is_qemu_imgs,
@@ -476,4 +497,5 @@ if __name__ == "__main__":
           convert_copies_everything, a_bar_is_drawn_on_a_terminal_only,
           files_that_may_not_be_touched, without_a_daemon,
           serve_serves_until_a_signal, stream_of_a_path,
-          stream_and_jobs_of_a_daemon, ctrl_c_detaches])
+          stream_and_jobs_of_a_daemon, ctrl_c_detaches,
+          job_wait_tells_the_end_of_a_job_that_dismisses_itself])
