@@ -150,6 +150,7 @@ worker(void *arg)
         struct job *job = list_first(&pool->jobs, struct job, link);
 
         list_remove(&job->link);
+        pool->n_queued--;
         pthread_mutex_unlock(&rl->lock);
         job->fn(job->arg);
         real_loop_post(&rl->loop, job->over, job);
@@ -185,7 +186,8 @@ pool_start_job(struct pool *pool, struct job *job)
 
     pthread_mutex_lock(&rl->lock);
     list_push(&pool->jobs, &job->link);
-    if (!pool->n_idle && pool->n_threads < pool->max &&
+    /* One that sleeps may have been woken for an earlier job already. */
+    if (++pool->n_queued > pool->n_idle && pool->n_threads < pool->max &&
         !pthread_create(&pool->threads[pool->n_threads], NULL, worker, pool)) {
         pool->n_threads++;
     }

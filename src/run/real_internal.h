@@ -28,7 +28,7 @@ struct pool {
     struct list jobs; /* of struct job.link */
     pthread_cond_t work;
     pthread_t threads[64];
-    unsigned n_threads, n_idle, max;
+    unsigned n_threads, n_idle, n_queued, max;
     int nice; /* of its threads, so that a guest's work goes first */
 };
 
