@@ -35,6 +35,7 @@ enum {
      * transfer neither starves a guest nor is starved (design §2). */
     BACKGROUND_NICE = 5,
     EVENTS_MAX = 64,
+    HOUR = 3600, /* s */
 };
 
 struct post {
@@ -293,6 +294,26 @@ real_flush(struct loop *loop)
 
 /* Waiting. */
 
+/* valgrind lacks the call with a timeout in ns: ms will do there. */
+static int
+sleep_until(struct real_loop *rl, struct epoll_event *events,
+            const struct timespec *timeout)
+{
+    int n = (int)syscall(SYS_epoll_pwait2, rl->epoll_fd, events, EVENTS_MAX,
+                         timeout, NULL, 0);
+
+    if (n < 0 && errno == ENOSYS) {
+        long ms = !timeout                    ? -1
+                  : timeout->tv_sec > HOUR ? HOUR * 1000L
+                                           : timeout->tv_sec * 1000 +
+                                                 (timeout->tv_nsec + 999999) /
+                                                     1000000;
+
+        n = epoll_wait(rl->epoll_fd, events, EVENTS_MAX, (int)ms);
+    }
+    return n;
+}
+
 static bool
 real_wait(struct loop *loop, uint64_t deadline_ns)
 {
@@ -312,8 +333,7 @@ real_wait(struct loop *loop, uint64_t deadline_ns)
         timeout.tv_sec = (time_t)(ns / NS_PER_S);
         timeout.tv_nsec = (long)(ns % NS_PER_S);
     }
-    int n = (int)syscall(SYS_epoll_pwait2, rl->epoll_fd, events, EVENTS_MAX,
-                         wait_for, NULL, 0);
+    int n = sleep_until(rl, events, wait_for);
     for (int i = 0; i < n; i++) {
         struct watch *watch = events[i].data.ptr;
 
