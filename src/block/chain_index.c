@@ -114,7 +114,10 @@ index_new(struct node *node)
     if (x->granule_bits < GRANULE_BITS_MIN) {
         x->granule_bits = GRANULE_BITS_MIN;
     }
-    assert(n < NO_LAYER + 1);
+    if (n > NO_LAYER) {
+        free(x);
+        return NULL; /* more layers than an entry can name */
+    }
     x->layers = xmalloc(n * sizeof(struct node *));
     for (struct node *l = node; l; l = l->backing ? l->backing->child : NULL) {
         x->layers[x->n_layers++] = l;
@@ -441,6 +444,10 @@ chain_index_find(struct node *node, uint64_t off, uint64_t len,
         node->index = index_new(node);
     }
     struct chain_index *x = node->index;
+
+    if (!x) {
+        return false;
+    }
 
     x->users++;
     int r = find_in(x, off, len, ret);

@@ -204,7 +204,9 @@ try_clone(struct piece *p)
 
     r = put_locked(p);
     grace_leave(&layer->lookups, token);
-    *copy->no_clone = r == -ENOTSUP;
+    /* A piece that ends within a cluster says nothing of the others. */
+    *copy->no_clone = r == -ENOTSUP &&
+                      is_aligned(p->len, copy->target->cluster_size);
     p->clone_from = NULL;
     return r;
 }

@@ -136,8 +136,10 @@ read_place(const struct chain_place *place, uint64_t off, struct sg sg,
     bool below;
 
     if (place->kind == EXTENT_ENCODED) {
-        return read_layer(layer, off, sg_slice(sg, 0, place->len), flags,
-                          ret_len, &below);
+        int got = read_layer(layer, off, sg_slice(sg, 0, place->len), flags,
+                             ret_len, &below);
+
+        return !got && below ? -EAGAIN : got; /* given up meanwhile */
     }
     *ret_len = place->len;
     sg = sg_slice(sg, 0, place->len);
@@ -312,6 +314,11 @@ static int
 change_end(struct change *c, int r, unsigned flags)
 {
     c->node->write_gen++;
+    if (!c->below && c->node->n_overlays) {
+        /* It became a layer while this was under way. */
+        c->below = true;
+        chain_index_change_begin(c->node, c->off, c->len);
+    }
     if (c->below) {
         chain_index_change_end(c->node);
     }

@@ -47,6 +47,11 @@ static bool
 handle_error(struct transfer *t, int r, bool is_read)
 {
     if (r == -ERESTART) {
+        /* A paused job's sleep ends at once: wait for its resume first. */
+        waitq_wake_all(&t->worker_done);
+        while (t->job.pauses && !job_cancelled(&t->job)) {
+            waitq_wait(&t->job.wake);
+        }
         job_sleep(&t->job, RETRY_MS * NS_PER_MS);
         return job_cancelled(&t->job);
     }
@@ -191,18 +196,26 @@ wait_for_room(struct transfer *t, uint64_t len)
 static void
 wait_for_rate(struct transfer *t, uint64_t len)
 {
-    uint64_t now = loop_now(loop_of(t));
+    uint64_t now, speed;
 
-    while (t->job.speed && t->budget_ns > now && !job_cancelled(&t->job) &&
-           !t->job.pauses) {
-        job_sleep(&t->job, t->budget_ns - now);
+    for (;;) {
+        job_pause_point(&t->job);
         now = loop_now(loop_of(t));
+        speed = t->job.speed;
+        if (speed && t->paced_at && t->budget_ns > now) {
+            /* What is still owed, at the speed that holds now. */
+            t->budget_ns = now + (uint64_t)((double)(t->budget_ns - now) *
+                                            (double)t->paced_at /
+                                            (double)speed);
+        }
+        t->paced_at = speed;
+        if (!speed || t->budget_ns <= now || job_cancelled(&t->job)) {
+            break;
+        }
+        job_sleep(&t->job, t->budget_ns - now);
     }
-    if (!t->job.speed) {
-        t->budget_ns = 0;
-        return;
-    }
-    t->budget_ns = max_u64(t->budget_ns, now) + len * NS_PER_S / t->job.speed;
+    t->budget_ns =
+        speed ? max_u64(t->budget_ns, now) + len * NS_PER_S / speed : 0;
 }
 
 /* The order. */

@@ -60,6 +60,7 @@ struct transfer {
     uint64_t epoch_bytes, epoch_start_ns;
     bool flushing;
     uint64_t budget_ns; /* rate limit: when the next piece may start */
+    uint64_t paced_at;  /* and the speed by which that was reckoned */
     struct governor governor;
 
     struct missing rest; /* what was found and is not yet dispatched */

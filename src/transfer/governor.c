@@ -17,6 +17,7 @@ enum {
 #define GROWTH 1.15
 #define CUT 0.7
 #define PAUSE_MAX (100 * NS_PER_MS)
+#define PROBE_MAX (200 * NS_PER_MS)
 #define STEP 2.0
 #define GAIN 1.05 /* what a step up must bring to stay */
 #define LIMIT_MIN 2.0
@@ -74,6 +75,16 @@ governor_update(struct governor *g, uint64_t now,
     }
     if (n) {
         judge(g, now, busy / n);
+    } else if (guests->in_flight) {
+        /* None of its requests has ended: it is slow, not away. */
+        uint64_t waited = now - g->window_end_ns + WINDOW_MS * NS_PER_MS;
+
+        if (waited < (g->probing ? PROBE_MAX
+                                 : (uint64_t)(TOLERANCE *
+                                              (double)g->quiet_ns))) {
+            return;
+        }
+        judge(g, now, waited);
     } else {
         /* Nobody is there to be disturbed. */
         g->probing = g->measuring = false;
