@@ -103,11 +103,7 @@ read_rest(struct qcow2 *q, uint64_t off, uint64_t len, unsigned flags,
     return r || !tail ? r : read_now(q, end, rest->tail, tail, flags);
 }
 
-/*
- * On clusters that read zero already, a rest of zeroes need not be written.
- * The tail is kept where it would be the only thing that reaches the file's
- * end: an entry must not point behind it.
- */
+/* On clusters that read zero already, a rest of zeroes need not be written. */
 static void
 drop_zero_rest(struct rest *rest)
 {
