@@ -140,12 +140,15 @@ bool
 governor_allows(const struct governor *g, uint64_t now, unsigned in_flight,
                 uint64_t *ret_ns)
 {
+    /* A window outlasts its end where a guest's request has not ended. */
+    uint64_t soon = now + NS_PER_MS;
+
     if (g->probing) {
-        *ret_ns = g->measuring ? g->window_end_ns : now + NS_PER_MS;
+        *ret_ns = g->measuring ? max_u64(g->window_end_ns, soon) : soon;
         return false;
     }
     if (g->depth < 1 && now < g->pause_end_ns) {
-        *ret_ns = min_u64(g->pause_end_ns, g->window_end_ns);
+        *ret_ns = min_u64(g->pause_end_ns, max_u64(g->window_end_ns, soon));
         return false;
     }
     *ret_ns = NEVER;

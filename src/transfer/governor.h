@@ -54,7 +54,10 @@ void governor_update(struct governor *g, uint64_t now_ns,
 /* A piece of @bytes has ended that took @ns. */
 void governor_piece_done(struct governor *g, uint64_t now_ns, uint64_t ns,
                          uint64_t bytes);
-/* May another piece start beside @in_flight?  Else *ret_ns: when to ask. */
+/*
+ * May another piece start beside @in_flight?  Else *ret_ns: when to ask, which
+ * is later than now; NEVER: when one has ended.
+ */
 bool governor_allows(const struct governor *g, uint64_t now_ns,
                      unsigned in_flight, uint64_t *ret_ns);
 

@@ -5,7 +5,8 @@
  *
  * Time passes only when nothing is ready: it jumps to the next timer.  Where
  * there is no timer either, nothing can ever happen again, and the world says
- * so: a hang is found, not waited for.
+ * so, as where coroutines run and run while the time stands still: a hang is
+ * found, not waited for.
  */
 #include <assert.h>
 #include <errno.h>
@@ -14,6 +15,9 @@
 #include "base/bytes.h"
 #include "run/file.h"
 #include "run/sim/world.h"
+
+/* So many switches at one instant are a coroutine that spins. */
+enum { STANDSTILL = 200000 };
 
 /* One I/O in STALL_CHANCE takes longer than many others one after the other. */
 enum { DELAY_MAX_NS = 100000, STALL_CHANCE = 16, STALL_MAX_NS = 3000000 };
@@ -54,6 +58,9 @@ world_wait(struct loop *loop, uint64_t deadline_ns)
 {
     struct sim *sim = sim_of(loop);
 
+    if (loop->n_switches - sim->moved_at > STANDSTILL) {
+        return false;
+    }
     if (loop->n_ready) {
         return true;
     }
@@ -61,7 +68,10 @@ world_wait(struct loop *loop, uint64_t deadline_ns)
         (sim->o.max_ns && deadline_ns > sim->o.max_ns)) {
         return false;
     }
-    sim->now = max_u64(sim->now, deadline_ns);
+    if (deadline_ns > sim->now) {
+        sim->now = deadline_ns;
+        sim->moved_at = loop->n_switches;
+    }
     return true;
 }
 

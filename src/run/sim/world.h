@@ -16,6 +16,7 @@ struct sim {
     struct sim_disk *disk;
     struct sim_options o;
     uint64_t now, rng;
+    uint64_t moved_at; /* switches when the time last passed */
     uint64_t n_io, n_events, n_syncs;
 
     /* net.c */
