@@ -19,6 +19,7 @@
 #include "base/err.h"
 #include "base/sg.h"
 
+struct grace;
 struct loop;
 struct graph;
 struct node;
@@ -59,12 +60,14 @@ enum claim {
     CLAIM_STABLE, /* reads; nobody may write */
     CLAIM_WRITE,  /* reads and writes; others may, too */
     CLAIM_ALONE,  /* reads and writes; nobody else may write */
+    CLAIM_TARGET, /* as alone; all that may have an unfinished image */
 };
 
 /*
  * Makes a root edge.  @owner names the holder in refusals ("export 'e'", "job
  * 'j'") and is copied.  -EBUSY where another claim stands against it, -EACCES
- * where it wants to write a read-only node.
+ * where it wants to write a read-only node, -EUCLEAN where the node is, or
+ * reads through, an unfinished copy (design rule 5).
  */
 int root_new(struct node *node, enum claim claim, const char *owner,
              struct root **ret, struct err *err);
@@ -72,6 +75,15 @@ int root_new(struct node *node, enum claim claim, const char *owner,
 void root_free(struct root *root);
 /* It stays with its node in a pivot: a job's hold, not a disk's.  No yield. */
 void root_pin(struct root *root);
+
+/* A transfer's claim becomes another, unchecked.  Does not yield. */
+void root_set_claim(struct root *root, enum claim claim);
+
+/*
+ * For a job whose requests go to the node itself: who enters it sees to it
+ * that what an edit takes out of the chain lives until he leaves.
+ */
+struct grace *root_grace(struct root *root);
 
 /* From now on every change through it is durable when it returns.  No yield. */
 void root_set_writethrough(struct root *root);

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-/* See copy.h: read -> hold the target's range -> write what is missing. */
+/*
+ * See copy.h: read -> hold the target's range -> write what is missing, or
+ * hold -> read -> write.
+ */
 #include "block/copy.h"
 
 #include <assert.h>
@@ -159,17 +162,32 @@ put_missing(struct piece *p)
     return 0;
 }
 
-static int
-put_locked(struct piece *p)
+static void
+hold_target(struct piece *p)
 {
     struct node *target = p->copy->target;
     uint64_t unit = target->cluster_size;
 
     range_lock_take(&target->ranges, &p->hold, align_down(p->off, unit),
                     align_up(p->off + p->len, unit), RANGE_EXCLUSIVE);
-    int r = p->copy->fill ? put_missing(p) : put_part(p, p->off, p->len);
+}
 
-    range_lock_release(&target->ranges, &p->hold);
+static int
+put_held(struct piece *p)
+{
+    return p->copy->fill ? put_missing(p) : put_part(p, p->off, p->len);
+}
+
+static int
+put_locked(struct piece *p)
+{
+    if (p->hold.held) {
+        return put_held(p);
+    }
+    hold_target(p);
+    int r = put_held(p);
+
+    range_lock_release(&p->copy->target->ranges, &p->hold);
     return r;
 }
 
@@ -224,15 +242,20 @@ copy_range(const struct copy *copy, uint64_t off, uint64_t len,
     if (!p.len) {
         return 0;
     }
+    if (copy->lock_first) {
+        hold_target(&p);
+    }
     int r = try_clone(&p);
 
-    if (r != -ENOTSUP) {
-        return r;
+    if (r == -ENOTSUP) {
+        r = read_source(copy, &p);
+        if (!r) {
+            r = put_locked(&p);
+        }
+        put_buffer(copy->buffers, p.data, p.len);
     }
-    r = read_source(copy, &p);
-    if (!r) {
-        r = put_locked(&p);
+    if (p.hold.held) {
+        range_lock_release(&target->ranges, &p.hold);
     }
-    put_buffer(copy->buffers, p.data, p.len);
     return r;
 }

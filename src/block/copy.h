@@ -4,8 +4,8 @@
  * The transfer engine runs many of these at once; copy-on-read and NBD's CACHE
  * run one.
  *
- * The source must not change under it (a layer below with a stable claim), so
- * it is read without a lock: a slow source never holds up the guest.  Then the
+ * A source that does not change under it (a layer below with a stable claim)
+ * is read without a lock: a slow source never holds up the guest.  Then the
  * target's range is held exclusively while what is still missing is written.
  */
 #ifndef SLUICE_BLOCK_COPY_H
@@ -32,6 +32,11 @@ struct copy {
     struct node *source, *target;
     struct copy_buffers *buffers; /* NULL: memory of its own for each */
     bool fill;       /* only where the target's own layer has nothing */
+    /*
+     * The source is written meanwhile: it is read with the target's range
+     * held, so that copies of one range come one after the other.
+     */
+    bool lock_first;
     bool known_zero; /* the source reads zero: do not read it */
     bool *no_clone;  /* set once blocks cannot be shared; NULL: never try */
     unsigned flags;  /* REQ_BACKGROUND */

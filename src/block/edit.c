@@ -27,6 +27,17 @@ struct affected {
     unsigned n_nodes;
 };
 
+static bool
+affected_has_root(const struct affected *a, const struct root *root)
+{
+    for (unsigned i = 0; i < a->n; i++) {
+        if (a->v[i] == root) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static void
 affected_add_node(struct affected *a, struct node *node)
 {
@@ -53,8 +64,12 @@ affected_find(struct affected *a, const struct edit *edits, unsigned n)
         }
         list_for_each(it, &a->nodes[i]->roots)
         {
-            a->v = xrealloc(a->v, (a->n + 1) * sizeof(*a->v));
-            a->v[a->n++] = container_of(it, struct root, link);
+            struct root *root = container_of(it, struct root, link);
+
+            if (!affected_has_root(a, root)) {
+                a->v = xrealloc(a->v, (a->n + 1) * sizeof(*a->v));
+                a->v[a->n++] = root;
+            }
         }
     }
 }
@@ -66,11 +81,11 @@ affected_free(struct affected *a)
     free(a->nodes);
 }
 
-/* Keeps the roots alive while the edit yields. */
+/* Keeps the roots from @from on alive while the edit yields. */
 static void
-hold_roots(struct affected *a)
+hold_roots(struct affected *a, unsigned from)
 {
-    for (unsigned i = 0; i < a->n; i++) {
+    for (unsigned i = from; i < a->n; i++) {
         a->v[i]->waiting++;
     }
 }
@@ -84,10 +99,18 @@ release_roots(struct affected *a)
     }
 }
 
-static bool
-drain(struct affected *a, uint64_t deadline_ns)
+static void
+close_gates(struct affected *a, unsigned from)
 {
-    for (unsigned i = 0; i < a->n; i++) {
+    for (unsigned i = from; i < a->n; i++) {
+        a->v[i]->gates++;
+    }
+}
+
+static bool
+drain(struct affected *a, unsigned from, uint64_t deadline_ns)
+{
+    for (unsigned i = from; i < a->n; i++) {
         while (a->v[i]->in_flight) {
             if (!waitq_wait_until(&a->v[i]->idle, deadline_ns) &&
                 a->v[i]->in_flight) {
@@ -98,12 +121,26 @@ drain(struct affected *a, uint64_t deadline_ns)
     return true;
 }
 
-static void
-close_gates(struct affected *a)
+/*
+ * Closes the gates and waits for what is in flight, also of roots that come
+ * meanwhile.  False where the time is up.
+ */
+static bool
+quiesce(struct affected *a, const struct edit *edits, unsigned n,
+        uint64_t deadline_ns)
 {
-    for (unsigned i = 0; i < a->n; i++) {
-        a->v[i]->gates++;
-    }
+    unsigned from = 0;
+
+    do {
+        close_gates(a, from);
+        if (!drain(a, from, deadline_ns)) {
+            return false;
+        }
+        from = a->n;
+        affected_find(a, edits, n);
+        hold_roots(a, from);
+    } while (a->n > from);
+    return true;
 }
 
 static void
@@ -222,7 +259,7 @@ undo_replace(struct node *node, struct node *to, struct done *done)
 
 /* The claims on a node, so that each meets every other one. */
 struct claims {
-    unsigned n[CLAIM_ALONE + 1];
+    unsigned n[CLAIM_TARGET + 1];
 };
 
 static bool
@@ -253,7 +290,8 @@ check_claims(struct node *node, struct err *err)
     {
         c.n[container_of(it, struct root, link)->claim]++;
     }
-    if (node->read_only && (c.n[CLAIM_WRITE] || c.n[CLAIM_ALONE])) {
+    if (node->read_only &&
+        (c.n[CLAIM_WRITE] || c.n[CLAIM_ALONE] || c.n[CLAIM_TARGET])) {
         return err_set(err, -EACCES, "Node '%s' is read-only", node->name);
     }
     if (claims_are_at_odds(&c)) {
@@ -271,7 +309,7 @@ undo(const struct edit *edits, unsigned n, struct done *done)
     while (n--) {
         if (edits[n].kind == EDIT_BACKING) {
             undo_backing(edits[n].node, &done[n]);
-        } else {
+        } else if (edits[n].kind == EDIT_REPLACE) {
             undo_replace(edits[n].node, edits[n].to, &done[n]);
         }
     }
@@ -293,7 +331,7 @@ swap(const struct edit *edits, unsigned n, struct done *done, struct err *err)
                         edits[i].to->name, edits[i].node->name);
             undo(edits, i, done);
             return r;
-        } else {
+        } else if (edits[i].kind == EDIT_BACKING) {
             do_backing(edits[i].node, edits[i].to, &done[i]);
         }
     }
@@ -339,16 +377,16 @@ graph_edit(struct graph *graph, const struct edit *edits, unsigned n,
     int r = 0;
 
     affected_find(&a, edits, n);
-    hold_roots(&a);
+    hold_roots(&a, 0);
     held = count_held(&a);
-    if (!options->alike) {
-        close_gates(&a);
-        if (!drain(&a, options->deadline_ns)) {
-            r = err_set(err, -ETIMEDOUT,
-                        "Requests in flight on node '%s' did not end in time",
-                        edits[0].node->name);
-            err_hint(err, "its backend may hang; nothing was changed");
-        }
+    if (!options->alike && !quiesce(&a, edits, n, options->deadline_ns)) {
+        r = err_set(err, -ETIMEDOUT,
+                    "Requests in flight on node '%s' did not end in time",
+                    edits[0].node->name);
+        err_hint(err, "its backend may hang; nothing was changed");
+    }
+    if (!r && options->check) {
+        r = options->check(options->arg);
     }
     if (!r) {
         r = swap(edits, n, done, err);
@@ -361,7 +399,8 @@ graph_edit(struct graph *graph, const struct edit *edits, unsigned n,
             options->alike ? 0 : loop_now(graph->loop) - start;
         report->held = count_held(&a) - held;
     }
-    for (unsigned i = 0; i < a.n && !r && options->alike; i++) {
+    /* A job's requests pass no gate: what they read through must live on. */
+    for (unsigned i = 0; i < a.n && !r; i++) {
         grace_wait(&a.v[i]->requests);
     }
     release_roots(&a);

@@ -22,6 +22,7 @@
 enum edit_kind {
     EDIT_BACKING, /* @node's backing file becomes @to (NULL: none) */
     EDIT_REPLACE, /* roots and parents of @node, other than @to, go to @to */
+    EDIT_NOTHING, /* @node is only quiesced; @to is NULL */
 };
 
 struct edit {
@@ -32,6 +33,12 @@ struct edit {
 struct edit_options {
     bool alike;           /* both sides read and write the same: no gate */
     uint64_t deadline_ns; /* for the requests in flight; NEVER: none */
+    /*
+     * Asked when nothing is in flight any more, right before the swap; an
+     * error calls it off and is returned.  Must not yield; NULL: not asked.
+     */
+    int (*check)(void *arg);
+    void *arg;
 };
 
 struct edit_report {

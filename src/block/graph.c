@@ -39,7 +39,7 @@ is_written(const struct node *node)
     {
         const struct edge *e = container_of(it, struct edge, link);
 
-        if (e->claim == CLAIM_WRITE || e->claim == CLAIM_ALONE) {
+        if (claim_writes(e->claim)) {
             return true;
         }
     }
@@ -47,7 +47,7 @@ is_written(const struct node *node)
     {
         const struct root *root = container_of(it, struct root, link);
 
-        if (root->claim == CLAIM_WRITE || root->claim == CLAIM_ALONE) {
+        if (claim_writes(root->claim)) {
             return true;
         }
     }
@@ -283,14 +283,32 @@ chain_contains(const struct node *top, const struct node *node)
 /* Claims and edges. */
 
 bool
+claim_writes(enum claim c)
+{
+    return c == CLAIM_WRITE || c == CLAIM_ALONE || c == CLAIM_TARGET;
+}
+
+static bool
+claim_excludes(enum claim c)
+{
+    return c == CLAIM_STABLE || c == CLAIM_ALONE || c == CLAIM_TARGET;
+}
+
+bool
 claims_clash(enum claim a, enum claim b)
 {
-    bool writes_a = a == CLAIM_WRITE || a == CLAIM_ALONE;
-    bool writes_b = b == CLAIM_WRITE || b == CLAIM_ALONE;
-    bool excludes_a = a == CLAIM_STABLE || a == CLAIM_ALONE;
-    bool excludes_b = b == CLAIM_STABLE || b == CLAIM_ALONE;
+    return (claim_writes(a) && claim_excludes(b)) ||
+           (claim_writes(b) && claim_excludes(a));
+}
 
-    return (writes_a && excludes_b) || (writes_b && excludes_a);
+/* The first unfinished copy from @top down; NULL where there is none. */
+static const struct node *
+find_unfinished(const struct node *top)
+{
+    while (top && !top->incomplete) {
+        top = top->backing ? top->backing->child : NULL;
+    }
+    return top;
 }
 
 static int
@@ -310,8 +328,21 @@ int
 claim_check(struct node *node, enum claim claim, const char *owner,
             struct err *err)
 {
-    if ((claim == CLAIM_WRITE || claim == CLAIM_ALONE) && node->read_only) {
+    const struct node *unfinished =
+        claim == CLAIM_NONE || claim == CLAIM_TARGET ? NULL
+                                                     : find_unfinished(node);
+
+    if (claim_writes(claim) && node->read_only) {
         return err_set(err, -EACCES, "Block node is read-only");
+    }
+    if (unfinished) {
+        int r = err_set(err, -EUCLEAN, "Image '%s' is an unfinished copy",
+                        unfinished->filename ? unfinished->filename
+                                             : unfinished->name);
+
+        err_hint(err, "the disk is still the image that it was copied from; "
+                      "copy again onto this one, or delete it");
+        return r;
     }
     list_for_each(it, &node->parents)
     {

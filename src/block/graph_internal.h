@@ -41,6 +41,8 @@ struct root {
  */
 void edge_link(struct edge *edge);
 void edge_unlink(struct edge *edge);
+/* Whether the holder of such a claim writes. */
+bool claim_writes(enum claim c);
 /* Whether two parents of a node cannot both have what they claim. */
 bool claims_clash(enum claim a, enum claim b);
 /* Also true for a node that is being opened or closed. */

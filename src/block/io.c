@@ -259,16 +259,73 @@ fire_before(struct node *node, enum tap_op op, uint64_t off, uint64_t len)
     return 0;
 }
 
+static bool
+took_part(const struct forward *forwards, const struct tap *tap)
+{
+    while (forwards && forwards->tap != tap) {
+        forwards = forwards->next;
+    }
+    return forwards != NULL;
+}
+
 static void
-fire_after(struct node *node, enum tap_op op, uint64_t off, uint64_t len, int r)
+fire_after(struct node *node, enum tap_op op, uint64_t off, uint64_t len,
+           const struct forward *forwards, int r)
 {
     list_for_each_safe(it, &node->taps)
     {
         struct tap *tap = container_of(it, struct tap, link);
 
-        if (tap->after) {
+        if (tap->after && !took_part(forwards, tap)) {
             tap->after(tap, op, off, len, r);
         }
+    }
+}
+
+static bool
+is_forwarded(struct node *node, enum tap_op op, uint64_t off, uint64_t len)
+{
+    list_for_each(it, &node->taps)
+    {
+        struct tap *tap = container_of(it, struct tap, link);
+
+        if (tap->forwards && tap->forwards(tap, op, off, len)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static struct forward *
+forward_begin(struct node *node, enum tap_op op, uint64_t off, uint64_t len,
+              struct sg *sg)
+{
+    struct forward *first = NULL;
+
+    list_for_each(it, &node->taps)
+    {
+        struct tap *tap = container_of(it, struct tap, link);
+        struct forward *f =
+            tap->begin ? tap->begin(tap, op, off, len, sg) : NULL;
+
+        if (f) {
+            f->tap = tap;
+            f->next = first;
+            first = f;
+        }
+    }
+    return first;
+}
+
+/* Ends them all; they are gone then. */
+static void
+forward_end(struct forward *first, int r)
+{
+    while (first) {
+        struct forward *next = first->next;
+
+        first->tap->end(first, r);
+        first = next;
     }
 }
 
@@ -277,10 +334,40 @@ struct change {
     struct node *node;
     enum tap_op op;
     uint64_t off, len;
+    struct sg sg; /* of a write */
     bool quiet; /* fires no tap */
     bool below; /* others read through the node */
     struct range_hold own, *hold;
+    struct forward *forwards;
 };
+
+/*
+ * Takes the change's own hold.  Where it is forwarded, alone, and as wide as
+ * the driver may ever want: a hold that is let go of to be widened would let
+ * an overlapping change pass on one side only.
+ */
+static void
+hold_range(struct change *c)
+{
+    struct node *node = c->node;
+    uint64_t unit = max_u64(node->cluster_size, node->limits.min_align);
+    uint64_t start = c->off, end = c->off + c->len;
+    enum range_mode mode = RANGE_SHARED;
+
+    if (!c->quiet && is_forwarded(node, c->op, c->off, c->len)) {
+        start = align_down(start, unit);
+        end = align_up(end, unit);
+        mode = RANGE_EXCLUSIVE;
+    }
+    c->hold = &c->own;
+    range_lock_take(&node->ranges, c->hold, start, end, mode);
+    if (mode == RANGE_SHARED && !c->quiet &&
+        is_forwarded(node, c->op, c->off, c->len)) {
+        /* It came to that while this waited. */
+        range_lock_widen(&node->ranges, c->hold, align_down(start, unit),
+                         align_up(end, unit));
+    }
+}
 
 static int
 change_begin(struct change *c, struct range_hold *hold)
@@ -292,15 +379,16 @@ change_begin(struct change *c, struct range_hold *hold)
     }
     c->hold = hold;
     if (!hold) {
-        c->hold = &c->own;
-        range_lock_take(&c->node->ranges, &c->own, c->off, c->off + c->len,
-                        RANGE_SHARED);
+        hold_range(c);
     }
     if (!c->quiet) {
         r = fire_before(c->node, c->op, c->off, c->len);
     }
     if (r && !hold) {
         range_lock_release(&c->node->ranges, &c->own);
+    }
+    if (!r && !c->quiet && c->hold->mode == RANGE_EXCLUSIVE) {
+        c->forwards = forward_begin(c->node, c->op, c->off, c->len, &c->sg);
     }
     c->below = !r && c->node->n_overlays;
     if (c->below) {
@@ -322,16 +410,15 @@ change_end(struct change *c, int r, unsigned flags)
     if (c->below) {
         chain_index_change_end(c->node);
     }
+    if (!c->quiet) {
+        fire_after(c->node, c->op, c->off, c->len, c->forwards, r);
+    }
+    /* With the range still held: the next one to it comes after both. */
+    forward_end(c->forwards, r);
     if (c->hold == &c->own) {
         range_lock_release(&c->node->ranges, &c->own);
     }
-    if (!r && (flags & REQ_FUA)) {
-        r = node_flush(c->node);
-    }
-    if (!c->quiet) {
-        fire_after(c->node, c->op, c->off, c->len, r);
-    }
-    return r;
+    return !r && flags & REQ_FUA ? node_flush(c->node) : r;
 }
 
 /* Writes whole blocks where the protocol wants alignment. */
@@ -392,6 +479,7 @@ node_write(struct node *node, uint64_t off, struct sg sg, unsigned flags,
                        .op = TAP_OP_WRITE,
                        .off = off,
                        .len = sg.len,
+                       .sg = sg,
                        .quiet = flags & (REQ_BACKGROUND | REQ_QUIET)};
 
     if (node->detect_zeroes && node->drv->zero && sg_is_zero(sg)) {
@@ -405,7 +493,7 @@ node_write(struct node *node, uint64_t off, struct sg sg, unsigned flags,
     if (r) {
         return r;
     }
-    r = driver_write(node, off, sg, flags & ~(unsigned)REQ_FUA, c.hold);
+    r = driver_write(node, off, c.sg, flags & ~(unsigned)REQ_FUA, c.hold);
     return change_end(&c, r, flags);
 }
 
@@ -592,6 +680,10 @@ flush_layer(struct node *node)
 int
 node_flush(struct node *node)
 {
+    struct forward *forwards =
+        list_empty(&node->taps)
+            ? NULL
+            : forward_begin(node, TAP_OP_FLUSH, 0, node->size, NULL);
     int r = flush_layer(node);
 
     for (struct node *n = node; !r && n->backing;) {
@@ -600,6 +692,7 @@ node_flush(struct node *node)
             r = flush_layer(n);
         }
     }
+    forward_end(forwards, r);
     return r;
 }
 

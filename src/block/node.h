@@ -80,10 +80,19 @@ struct node {
     json_t *options; /* as they were given */
 };
 
-/* One tap sees a node's writes (design §4); the engine's own fire none. */
+/*
+ * A tap sees a node's changes (design §4), in a fixed order; the engine's own
+ * (REQ_BACKGROUND, REQ_QUIET) fire none.
+ */
 enum tap_order { TAP_BEFORE, TAP_DIRTY, TAP_FORWARD, TAP_AFTER };
 
-enum tap_op { TAP_OP_WRITE, TAP_OP_ZERO, TAP_OP_DISCARD };
+enum tap_op { TAP_OP_WRITE, TAP_OP_ZERO, TAP_OP_DISCARD, TAP_OP_FLUSH };
+
+/* A change that a tap makes on another node, too; embedded in the tap's own. */
+struct forward {
+    struct tap *tap;
+    struct forward *next; /* of the same request */
+};
 
 struct tap {
     struct list link;
@@ -93,7 +102,25 @@ struct tap {
      * An error fails the request.  May be NULL.
      */
     int (*before)(struct tap *tap, enum tap_op op, uint64_t off, uint64_t len);
-    /* Afterwards, whatever became of it; must not yield.  May be NULL. */
+    /*
+     * Would begin() take part?  Then the range is held alone, so that changes
+     * that overlap come one after the other.  Does not yield; NULL: never.
+     */
+    bool (*forwards)(struct tap *tap, enum tap_op op, uint64_t off,
+                     uint64_t len);
+    /*
+     * Begins the change elsewhere, beside the node's own; NULL: stays out.  A
+     * write's @sg is the guest's memory, which it may change at any time: who
+     * takes part puts a copy there that lives until end().  Does not yield.
+     */
+    struct forward *(*begin)(struct tap *tap, enum tap_op op, uint64_t off,
+                             uint64_t len, struct sg *sg);
+    /* The node's own is over; waits for the other as far as it wants; yields. */
+    void (*end)(struct forward *forward, int result);
+    /*
+     * Afterwards, whatever became of a change that was not forwarded, and
+     * before it is answered; must not yield.  May be NULL.
+     */
     void (*after)(struct tap *tap, enum tap_op op, uint64_t off, uint64_t len,
                   int result);
     /* A read is about to be done; must not yield.  May be NULL. */
@@ -167,6 +194,13 @@ struct driver {
     /* Rewrites the header's backing file, durably; NULL name: none. */
     int (*set_backing)(struct node *node, const char *filename,
                        const char *format, struct err *err);
+    /*
+     * Marks the image as an unfinished target, so that other programs refuse
+     * it (design rule 5), or takes the mark away; durable.  NULL: the format
+     * has no such mark.
+     */
+    int (*set_incomplete)(struct node *node, bool incomplete,
+                          struct err *err);
     int (*check)(struct node *node, unsigned fix, struct check_report *report,
                  struct err *err);
     /*

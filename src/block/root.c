@@ -294,6 +294,18 @@ root_populate(struct root *root, uint64_t off, uint64_t len)
 }
 
 void
+root_set_claim(struct root *root, enum claim claim)
+{
+    root->claim = claim;
+}
+
+struct grace *
+root_grace(struct root *root)
+{
+    return &root->requests;
+}
+
+void
 root_pin(struct root *root)
 {
     root->pinned = true;

@@ -115,7 +115,7 @@ add_error(json_t *info, const struct job *job)
 {
     if (job->err.code) {
         json_object_set_new(info, "error", json_string(job->err.msg));
-    } else if (job->cancelled && job->forced &&
+    } else if (job->cancelled &&
                job->status == JOB_CONCLUDED) {
         json_object_set_new(info, "error", json_string("Operation canceled"));
     }

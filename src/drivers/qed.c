@@ -291,6 +291,7 @@ qed_new(struct node *node, const struct header *h)
     q->header_bytes = (uint64_t)h->header_size * h->cluster_size;
     q->l1_off = h->l1_off;
     q->features = h->features;
+    node->incomplete = h->features & QED_F_UNFINISHED;
     /* A part of a cluster at the end need not be preserved. */
     q->end = align_down(node->file->child->size, h->cluster_size);
     comutex_init(&q->header_lock);
@@ -413,6 +414,7 @@ const struct driver driver_qed = {
     .flush = qed_flush,
     .truncate = qed_truncate,
     .set_backing = qed_set_backing,
+    .set_incomplete = qed_set_incomplete,
     .check = qed_check,
     .info = qed_info,
 };

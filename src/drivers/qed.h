@@ -40,7 +40,9 @@ enum {
 #define QED_F_BACKING_FILE 0x01ULL
 #define QED_F_NEED_CHECK 0x02ULL
 #define QED_F_BACKING_FORMAT_NO_PROBE 0x04ULL
-#define QED_F_KNOWN 0x07ULL
+/* Ours (design rule 5): an unfinished copy; other programs refuse the bit. */
+#define QED_F_UNFINISHED (1ULL << 62)
+#define QED_F_KNOWN (0x07ULL | QED_F_UNFINISHED)
 
 /* "Field descriptions": ranges of the header's fields. */
 #define QED_CLUSTER_MIN (4 * KIB)
@@ -159,6 +161,7 @@ struct qed_field {
 };
 int qed_update_header(struct qed *q, const struct qed_field *fields,
                       unsigned n);
+int qed_set_incomplete(struct node *node, bool incomplete, struct err *err);
 int qed_set_backing(struct node *node, const char *filename, const char *format,
                     struct err *err);
 int qed_truncate(struct node *node, uint64_t size, struct err *err);

@@ -139,6 +139,24 @@ qed_set_backing(struct node *node, const char *filename, const char *format,
     return 0;
 }
 
+int
+qed_set_incomplete(struct node *node, bool incomplete, struct err *err)
+{
+    struct qed *q = qed_of(node);
+    uint64_t features = q->features & ~QED_F_UNFINISHED;
+
+    features |= incomplete ? QED_F_UNFINISHED : 0;
+    struct qed_field f = {QED_H_FEATURES, 8, features};
+    int r = qed_update_header(q, &f, 1);
+
+    if (r) {
+        return err_set_errno(err, r, "Could not write the header of '%s'",
+                             qed_name(node));
+    }
+    q->features = features;
+    return 0;
+}
+
 /*
  * What the grown part reads must be zero: the rest of the last cluster, where
  * programs leave what they like, and what a larger backing file has there.

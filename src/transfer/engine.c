@@ -10,6 +10,10 @@
  * source that must be waited for (-ERESTART) is tried again with a back-off,
  * so that a cancel is heard meanwhile.
  *
+ * Behind the pass, a tracked transfer copies what the guest has dirtied, by
+ * windows of a piece's size, each run of dirty blocks by itself, so that what
+ * is sent is what was written.
+ *
  * Epochs (rule 4): after EPOCH_BYTES or EPOCH_NS the target is flushed beside
  * the copying; what was written since the flush began belongs to the next one.
  */
@@ -23,6 +27,7 @@ enum {
 };
 #define DEFAULT_IN_FLIGHT (64 * MIB)
 #define DEFAULT_PIECE MIB
+#define DEFAULT_GRANULARITY 4096
 #define EPOCH_BYTES (256 * MIB)
 #define EPOCH_NS NS_PER_S
 
@@ -40,6 +45,7 @@ struct worker {
     struct copy copy;
     uint64_t off, len;
     bool hot; /* out of turn: the sequential pass counts it as progress */
+    bool dirty; /* only the dirty runs within */
 };
 
 /* False where the piece is to be tried again. */
@@ -55,8 +61,16 @@ handle_error(struct transfer *t, int r, bool is_read)
         job_sleep(&t->job, RETRY_MS * NS_PER_MS);
         return job_cancelled(&t->job);
     }
-    switch (job_error(&t->job, t->on_error, is_read, r)) {
+    enum on_error policy = is_read ? t->on_source_error : t->on_target_error;
+
+    /* Nobody can resume a job that is about to end. */
+    switch (job_error(&t->job, t->ending ? ON_ERROR_REPORT : policy, is_read,
+                      r)) {
     case ON_ERROR_IGNORE:
+        if (t->tracked) { /* it stays missing */
+            job_sleep(&t->job, RETRY_MS * NS_PER_MS);
+            return job_cancelled(&t->job);
+        }
         t->ignored = r;
         return true;
     case ON_ERROR_STOP:
@@ -77,24 +91,85 @@ handle_error(struct transfer *t, int r, bool is_read)
     return true;
 }
 
+static int
+copy_and_count(struct worker *w, uint64_t off, uint64_t len, bool *ret_is_read)
+{
+    struct transfer *t = w->t;
+    struct copy_result res;
+    int r = copy_range(&w->copy, off, len, &res);
+
+    t->report.bytes_moved += res.copied;
+    t->report.bytes_cloned += res.cloned;
+    t->report.bytes_zeroed += res.zeroed;
+    t->report.bytes_skipped += res.skipped;
+    t->epoch_bytes += res.copied + res.cloned;
+    *ret_is_read = res.read_failed;
+    return r;
+}
+
+/*
+ * A range that is no longer missing from here on: what a guest writes to it
+ * from now on counts anew.
+ */
+static int
+copy_tracked(struct worker *w, uint64_t off, uint64_t len, bool *ret_is_read)
+{
+    struct dirty_set *missing = &w->t->track.missing;
+
+    /* What was zero when the pass looked may have been written since. */
+    w->copy.known_zero &= !dirty_set_any(missing, off, len);
+    dirty_set_remove(missing, off, len);
+    int r = copy_and_count(w, off, len, ret_is_read);
+
+    if (r) {
+        dirty_set_add(missing, off, len);
+    }
+    return r;
+}
+
+static int
+copy_dirty_runs(struct worker *w, bool *ret_is_read)
+{
+    uint64_t at = w->off, end = w->off + w->len, off, len;
+    int r = 0;
+
+    while (!r && dirty_set_next(&w->t->track.missing, at, end, &off, &len)) {
+        r = copy_tracked(w, off, len, ret_is_read);
+        at = off + len;
+    }
+    return r;
+}
+
+static int
+copy_piece(struct worker *w, bool *ret_is_read)
+{
+    struct transfer *t = w->t;
+    /* What the chain loses meanwhile must live until this has been read. */
+    struct grace *grace = t->source_root ? root_grace(t->source_root) : NULL;
+    unsigned token = grace ? grace_enter(grace) : 0;
+    int r = w->dirty ? copy_dirty_runs(w, ret_is_read)
+            : t->tracked
+                ? copy_tracked(w, w->off, w->len, ret_is_read)
+                : copy_and_count(w, w->off, w->len, ret_is_read);
+
+    if (grace) {
+        grace_leave(grace, token);
+    }
+    return r;
+}
+
 static void
 worker_main(void *arg)
 {
     struct worker *w = arg;
     struct transfer *t = w->t;
-    struct copy_result res;
-    bool done = false;
+    bool done = false, is_read = false;
     uint64_t start = loop_now(loop_of(t));
 
     while (!done && !t->error && !job_cancelled(&t->job)) {
-        int r = copy_range(&w->copy, w->off, w->len, &res);
+        int r = copy_piece(w, &is_read);
 
-        t->report.bytes_moved += res.copied;
-        t->report.bytes_cloned += res.cloned;
-        t->report.bytes_zeroed += res.zeroed;
-        t->report.bytes_skipped += res.skipped;
-        t->epoch_bytes += res.copied + res.cloned;
-        done = !r || handle_error(t, r, res.read_failed);
+        done = !r || handle_error(t, r, is_read);
     }
     uint64_t now = loop_now(loop_of(t));
 
@@ -108,15 +183,20 @@ worker_main(void *arg)
 }
 
 static void
-start_worker(struct transfer *t, const struct missing *m, bool hot)
+start_worker(struct transfer *t, const struct missing *m, bool hot, bool dirty)
 {
     struct worker *w = xzalloc(sizeof(*w));
 
-    *w = (struct worker){
-        .t = t, .copy = t->copy, .off = m->off, .len = m->len, .hot = hot};
+    *w = (struct worker){.t = t,
+                         .copy = t->copy,
+                         .off = m->off,
+                         .len = m->len,
+                         .hot = hot,
+                         .dirty = dirty};
     w->copy.known_zero = m->zero;
     w->copy.buffers = &t->buffers;
     w->copy.no_clone = &t->no_clone;
+    w->copy.lock_first = t->tracked;
     list_push(&t->active, &w->link);
     t->workers++;
     t->in_flight += m->len;
@@ -177,7 +257,7 @@ wait_for_room(struct transfer *t, uint64_t len)
         uint64_t now = loop_now(loop_of(t));
         bool fits = !t->workers || t->in_flight + len <= t->max_in_flight;
 
-        node_guest_stats(t->copy.target, &guests);
+        node_guest_stats(t->guest, &guests);
         governor_update(&t->governor, now, &guests, t->workers);
         bool allowed = governor_allows(&t->governor, now, t->workers, &again);
 
@@ -332,7 +412,7 @@ dispatch(struct transfer *t)
         }
         wait_for_room(t, m.len);
         wait_for_rate(t, m.len);
-        start_worker(t, &m, hot);
+        start_worker(t, &m, hot, false);
         close_epoch(t);
     }
     return t->error;
@@ -354,13 +434,124 @@ wait_for_last_workers(struct transfer *t)
     }
 }
 
+/* What the guest dirties. */
+
+/* A window with dirty blocks that nobody copies just now. */
+static bool
+next_window(struct transfer *t, struct missing *ret)
+{
+    const struct dirty_set *missing = &t->track.missing;
+    uint64_t at = t->window, off, len;
+
+    for (bool again = false;;) {
+        if (!dirty_set_next(missing, at, missing->size, &off, &len)) {
+            if (again || !at) {
+                return false;
+            }
+            again = true;
+            at = 0;
+            continue;
+        }
+        off = align_down(off, t->piece);
+        at = off + t->piece;
+        if (!is_active(t, off, t->piece)) {
+            *ret = (struct missing){
+                off, min_u64(t->piece, missing->size - off), false};
+            t->window = at;
+            return true;
+        }
+    }
+}
+
+static bool
+is_clean(const struct transfer *t)
+{
+    return !t->workers && !t->track.missing.n_dirty && !t->track.late;
+}
+
+int
+transfer_converge(struct transfer *t)
+{
+    struct missing m;
+
+    while (!t->error && !is_clean(t)) {
+        job_pause_point(&t->job);
+        if (job_cancelled(&t->job)) {
+            return -ECANCELED;
+        }
+        if (!next_window(t, &m)) {
+            wait_for_worker(t); /* or for what is late */
+            continue;
+        }
+        wait_for_room(t, m.len);
+        wait_for_rate(t, m.len);
+        t->job.total += m.len;
+        start_worker(t, &m, false, true);
+        close_epoch(t);
+    }
+    return t->error;
+}
+
+static void
+saw_something_missing(void *arg)
+{
+    struct transfer *t = arg;
+
+    waitq_wake_all(&t->worker_done);
+    if (t->job.ready && !t->job.pauses) {
+        waitq_wake_all(&t->job.wake);
+    }
+}
+
+/* In step until the job is told to end; 0 where that is to be done. */
+static int
+follow(struct transfer *t)
+{
+    struct job *job = &t->job;
+
+    t->track.forwarding = t->copy_mode != COPY_MODE_BACKGROUND;
+    for (;;) {
+        int r = transfer_converge(t);
+
+        if (r) {
+            return r;
+        }
+        if (!t->wait_for_verb || job->end != JOB_END_OPEN) {
+            return 0;
+        }
+        if (!job->ready) {
+            job_set_ready(job);
+        }
+        job_pause_point(job);
+        while (is_clean(t) && job->end == JOB_END_OPEN && !job->pauses &&
+               !job_cancelled(job)) {
+            job->current = job->total;
+            waitq_wait(&job->wake);
+        }
+    }
+}
+
 void
 transfer_cancelled(struct job *job)
 {
     struct transfer *t = transfer_of(job);
 
-    chain_let_go(t->copy.source);
+    if (t->copy.source) {
+        chain_let_go(t->copy.source);
+    }
     waitq_wake_all(&t->worker_done);
+}
+
+static void
+start_taps(struct transfer *t)
+{
+    t->tap = (struct tap){.order = TAP_AFTER, .on_read = saw_read};
+    tap_attach(t->guest, &t->tap);
+    if (t->tracked) {
+        track_start(&t->track, t->copy.source, t->copy.target,
+                    t->granularity, saw_something_missing, t);
+        t->track.forwarding = t->copy_mode == COPY_MODE_FORWARD;
+    }
 }
 
 int
@@ -372,10 +563,12 @@ transfer_run(struct job *job, struct err *err)
     t->start_ns = t->epoch_start_ns = loop_now(loop_of(t));
     job->total = target->size;
     governor_init(&t->governor);
-    t->tap = (struct tap){.order = TAP_AFTER, .on_read = saw_read};
-    tap_attach(target, &t->tap);
+    start_taps(t);
     int r = dispatch(t);
 
+    if (!r && t->tracked) {
+        r = follow(t);
+    }
     while (t->workers || t->flushing) {
         wait_for_last_workers(t);
     }
@@ -386,7 +579,7 @@ transfer_run(struct job *job, struct err *err)
     if (job_cancelled(job)) {
         return -ECANCELED;
     }
-    if (!r) {
+    if (!r && !t->tracked) { /* else its end is the pivot's */
         job->current = job->total;
         r = node_flush(target);
         t->error_on_read = false;
@@ -409,7 +602,9 @@ transfer_new(const struct transfer_recipe *recipe,
     struct transfer *t = xzalloc(sizeof(*t));
 
     t->recipe = recipe;
-    t->on_error = options->on_error;
+    t->on_source_error = t->on_target_error = options->on_error;
+    t->granularity =
+        options->granularity ? options->granularity : DEFAULT_GRANULARITY;
     t->max_in_flight =
         options->max_in_flight ? options->max_in_flight : DEFAULT_IN_FLIGHT;
     t->piece = options->piece ? options->piece : DEFAULT_PIECE;
@@ -423,6 +618,9 @@ transfer_new(const struct transfer_recipe *recipe,
 static void
 let_go(struct transfer *t)
 {
+    if (t->track.source) {
+        track_stop(&t->track);
+    }
     if (t->root) {
         root_free(take_ptr(t->root));
     }
@@ -431,6 +629,9 @@ let_go(struct transfer *t)
     }
     if (t->base) {
         node_unref(take_ptr(t->base));
+    }
+    if (t->replaces) {
+        node_unref(take_ptr(t->replaces));
     }
 }
 
@@ -467,19 +668,47 @@ transfer_launch(struct transfer *t, struct jobs *jobs,
     t->job.auto_dismiss = options->auto_dismiss;
     t->job.speed = options->speed;
     t->job.total = t->copy.target->size;
+    if (!t->guest) {
+        t->guest = t->copy.target;
+    }
     job_start(jobs, &t->job, options->job_id);
+}
+
+int
+transfer_measure(struct transfer *t, transfer_next *next,
+                 struct transfer_plan *ret, struct err *err)
+{
+    struct transfer_plan plan = {0};
+    uint64_t size = t->copy.target->size;
+    struct missing m;
+
+    for (uint64_t off = 0; off < size; off = m.off + m.len) {
+        int r = next(t, off, size - off, &m);
+
+        if (r) {
+            return err_set_errno(err, r, "Reading the map of '%s' failed",
+                                 t->copy.target->name);
+        }
+        plan.bytes_to_copy += m.zero ? 0 : m.len;
+        plan.bytes_to_zero += m.zero ? m.len : 0;
+        coro_relax();
+    }
+    *ret = plan;
+    return 0;
 }
 
 bool
 transfer_report(const struct job *job, struct transfer_report *ret)
 {
-    if (job->driver->run != transfer_run) {
+    if (job->driver->clean != transfer_clean) {
         return false;
     }
     const struct transfer *t = container_of(job, struct transfer, job);
     uint64_t ns = t->report.elapsed_ns;
 
     *ret = t->report;
+    ret->bytes_dirtied = t->track.bytes_dirtied;
+    ret->bytes_forwarded = t->track.bytes_forwarded;
     if (!ns && t->start_ns) {
         ret->elapsed_ns = ns = loop_now(loop_of(t)) - t->start_ns;
     }

@@ -2,6 +2,10 @@
 /*
  * The one engine: next missing range -> copy -> account -> epoch.
  *
+ * One pass over the disk copies what the recipe says is missing.  Where the
+ * guest writes to the source meanwhile, what it writes is tracked (track.h)
+ * and copied again until nothing is missing; then the job is ready.
+ *
  * A recipe says what is missing and between which nodes; everything else is
  * here: pieces of 1 MiB in parallel, the rate limit, pause and cancel, error
  * policies, the governor, epochs, progress, and the order (what a guest reads
@@ -13,6 +17,7 @@
 #include "base/bytes.h"
 #include "block/copy.h"
 #include "transfer/governor.h"
+#include "transfer/track.h"
 #include "transfer/transfer.h"
 
 struct transfer;
@@ -23,15 +28,17 @@ struct missing {
     bool zero; /* the source reads zero there */
 };
 
+/*
+ * The first missing part at or behind @off, within @limit bytes; *ret->len 0
+ * where nothing is missing there, then *ret->off says how far that goes.
+ * Yields.
+ */
+typedef int transfer_next(struct transfer *t, uint64_t off, uint64_t limit,
+                          struct missing *ret);
+
 struct transfer_recipe {
-    struct job_driver driver; /* its `run` is transfer_run */
-    /*
-     * The first missing part at or behind @off, within @limit bytes; *ret->len
-     * 0 where nothing is missing there, then *ret->off says how far that goes.
-     * Yields.
-     */
-    int (*next)(struct transfer *t, uint64_t off, uint64_t limit,
-                struct missing *ret);
+    struct job_driver driver; /* its `run` ends in transfer_run */
+    transfer_next *next;
 };
 
 enum { HOT_MAX = 64 };
@@ -46,7 +53,18 @@ struct transfer {
     char *backing_file;
     struct root *root; /* the claim on the target */
     struct root *source_root; /* and on the source, where it has none */
-    enum on_error on_error;
+    struct node *guest; /* what the guest uses: the source or the target */
+    struct node *replaces; /* what the target is to replace; NULL: nothing */
+    bool tracked; /* the guest writes to the source */
+    struct track track;
+    uint32_t granularity; /* of dirty blocks, bytes */
+    bool ending; /* the pivot is under way */
+    uint64_t window; /* where the search for dirty blocks goes on */
+    enum copy_mode copy_mode;
+    enum sync_mode sync;
+    enum finish finish;
+    bool wait_for_verb, target_is_zero;
+    enum on_error on_source_error, on_target_error;
     uint64_t max_in_flight, piece;
 
     unsigned workers;       /* pieces in flight */
@@ -72,6 +90,11 @@ struct transfer {
     uint64_t start_ns;
 };
 
+/*
+ * Copies until nothing is missing and no worker is left; while the guest
+ * forwards, that is a matter of time.  0, -ECANCELED or the job's error.
+ */
+int transfer_converge(struct transfer *t);
 /* Allocates; the recipe fills in the rest and calls transfer_launch(). */
 struct transfer *transfer_new(const struct transfer_recipe *recipe,
                               const struct transfer_options *options);
@@ -79,6 +102,9 @@ struct transfer *transfer_new(const struct transfer_recipe *recipe,
 void transfer_discard(struct transfer *t);
 void transfer_launch(struct transfer *t, struct jobs *jobs,
                      const struct transfer_options *options);
+/* Sums up what @next finds in a transfer that is not started.  Yields. */
+int transfer_measure(struct transfer *t, transfer_next *next,
+                     struct transfer_plan *ret, struct err *err);
 /* job_driver.run, .clean and .cancelled of every recipe. */
 int transfer_run(struct job *job, struct err *err);
 void transfer_clean(struct job *job, bool success);

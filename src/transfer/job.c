@@ -230,16 +230,16 @@ job_main(void *arg)
     if (job->status == JOB_PAUSED || job->status == JOB_STANDBY) {
         set_status(job, job->ready ? JOB_READY : JOB_RUNNING);
     }
-    if (!r && !(job->cancelled && job->forced)) {
+    if (!r && !job->cancelled) {
         set_status(job, JOB_WAITING);
         set_status(job, JOB_PENDING);
         wait_for_finalize(job);
-        r = job->cancelled && job->forced ? -ECANCELED : 0;
+        r = job->cancelled ? -ECANCELED : 0;
         if (!r && job->driver->prepare) {
             r = job->driver->prepare(job, &job->err);
         }
     }
-    if (job->cancelled && job->forced) {
+    if (job->cancelled) {
         r = -ECANCELED;
     }
     if (r) {
@@ -277,12 +277,11 @@ jobs_free(struct jobs *jobs)
 }
 
 static void
-cancel(struct job *job, bool force)
+cancel(struct job *job)
 {
     bool first = !job->cancelled;
 
     job->cancelled = true;
-    job->forced |= force;
     waitq_wake_all(&job->wake);
     if (first && job->driver->cancelled) {
         job->driver->cancelled(job);
@@ -317,7 +316,7 @@ jobs_end(struct jobs *jobs, uint64_t deadline_ns)
                 dismissed = true;
                 break;
             }
-            cancel(job, true);
+            cancel(job);
         }
         if (!dismissed && has_block_jobs(jobs)) {
             waitq_wait(&jobs->changed);
@@ -340,7 +339,12 @@ job_cancel(struct job *job, bool force, struct err *err)
         return r;
     }
     /* Only a job that is ready ends well when it is not forced. */
-    cancel(job, force || !job->ready);
+    if (force || !(1u << job->status & (S(READY) | S(STANDBY)))) {
+        cancel(job);
+    } else {
+        job->end = JOB_END_STOP;
+        waitq_wake_all(&job->wake);
+    }
     return 0;
 }
 
@@ -394,11 +398,15 @@ job_complete(struct job *job, struct err *err)
 {
     int r = check_verb(job, JOB_COMPLETE, err);
 
-    if (!r && (job->cancelled || job->pauses || !job->driver->complete)) {
+    if (!r && (job->cancelled || job->pauses || !job->driver->can_complete)) {
         r = err_set(err, -EPERM,
                     "The active block job '%s' cannot be completed", job->id);
     }
-    return r ? r : job->driver->complete(job, err);
+    if (!r) {
+        job->end = JOB_END_COMPLETE;
+        waitq_wake_all(&job->wake);
+    }
+    return r;
 }
 
 int

@@ -74,9 +74,17 @@ struct job_event {
     enum on_error action; /* what was done: REPORT, IGNORE or STOP */
 };
 
+/* How a job that was ready was asked to end. */
+enum job_end {
+    JOB_END_OPEN,
+    JOB_END_COMPLETE, /* job-complete */
+    JOB_END_STOP,     /* block-job-cancel without force */
+};
+
 struct job_driver {
     const char *type; /* "stream" and so on, as query-jobs says */
     bool is_block_job; /* query-block-jobs shows it; BLOCK_JOB_* are sent */
+    bool can_complete; /* it becomes ready, then looks at job->end */
     /*
      * The work.  0, or -errno with @err set; -ECANCELED where job_cancelled().
      * Yields; calls job_pause_point() often.
@@ -91,8 +99,6 @@ struct job_driver {
      * be NULL.
      */
     void (*cancelled)(struct job *job);
-    /* job-complete; NULL: the job has no READY. */
-    int (*complete)(struct job *job, struct err *err);
 };
 
 /* Embedded in what a driver needs; zeroed, then job_start(). */
@@ -106,7 +112,8 @@ struct job {
 
     unsigned pauses;  /* reasons to be paused */
     bool user_paused; /* one of them is job-pause or an error */
-    bool cancelled, forced, busy, ready;
+    bool cancelled, busy, ready;
+    enum job_end end;
     bool finalizing; /* job-finalize was said */
     uint64_t speed;  /* bytes a second; 0: unlimited */
     uint64_t current, total; /* bytes, total can grow */

@@ -13,14 +13,42 @@
 #include "block/node.h"
 #include "transfer/job.h"
 
+/* What a guest's write does while the guest is on the source (design §2). */
+enum copy_mode {
+    COPY_MODE_AUTO,       /* dirty, then forward where all was copied once */
+    COPY_MODE_BACKGROUND, /* dirty; forward only while it pivots */
+    COPY_MODE_FORWARD,    /* forward what was copied, from the start */
+};
+
+/* Which part of the source a mirror copies. */
+enum sync_mode {
+    SYNC_FULL, /* what the disk reads as */
+    SYNC_TOP,  /* what its top layer holds */
+    SYNC_NONE, /* only what is written from now on */
+};
+
+/* What happens to the disk once source and target are alike. */
+enum finish {
+    FINISH_SWITCH, /* it goes on on the target */
+    FINISH_STAY,   /* on the source: the target is a copy as of that time */
+};
+
 struct transfer_options {
     const char *job_id;
     struct node *device; /* whose layers are moved */
     struct node *base;   /* stream: the layer to stop at, NULL: none */
-    struct node *target; /* convert: where to */
+    struct node *target; /* convert, mirror: where to */
+    struct node *replaces; /* mirror: what the target replaces; NULL: @device */
     const char *backing_file; /* the name to write into the header, or NULL */
     uint64_t speed;           /* bytes a second, 0: unlimited */
-    enum on_error on_error;
+    enum on_error on_error;   /* of the source, where they are told apart */
+    enum on_error on_target_error; /* mirror only */
+    enum copy_mode copy_mode;
+    enum sync_mode sync;
+    enum finish finish;   /* of a job that completes by itself */
+    bool wait_for_verb;   /* becomes ready, and ends when it is told to */
+    bool target_is_zero;  /* it reads zero wherever it is not written */
+    uint32_t granularity; /* of dirty blocks, bytes; 0: 4 KiB */
     bool auto_finalize, auto_dismiss;
     uint64_t max_in_flight; /* bytes; 0: the default, 64 MiB */
     uint64_t piece; /* bytes of one copy, a power of two; 0: 1 MiB */
@@ -49,13 +77,30 @@ int stream_plan(const struct transfer_options *options,
 int convert_start(struct jobs *jobs, const struct transfer_options *options,
                   struct err *err);
 
+/*
+ * Mirror (S3) and pre-copy (S4): brings @target in step with what @device
+ * reads as, keeps it there while the guest writes to @device, and ends as
+ * @finish says, or as the verb that ends it.  @target is as large as @device,
+ * or can be made so, and nobody else writes to it.  Yields.
+ */
+int mirror_start(struct jobs *jobs, const struct transfer_options *options,
+                 struct err *err);
+/* What mirror_start() would do; checks as it does.  Yields. */
+int mirror_plan(const struct transfer_options *options,
+                struct transfer_plan *ret, struct err *err);
+/* -EINVAL where the job is no mirror.  Does not yield. */
+int mirror_set_copy_mode(struct job *job, enum copy_mode mode,
+                         struct err *err);
+
 /* What a finished or running transfer reports. */
 struct transfer_report {
     uint64_t bytes_moved;   /* written to the target, zeroes excepted */
     uint64_t bytes_cloned;  /* shared with the source's file */
     uint64_t bytes_zeroed;  /* found or known to be zero */
     uint64_t bytes_skipped; /* filled by the guest meanwhile */
-    uint64_t pause_ns, held;
+    uint64_t bytes_dirtied; /* by the guest, where they are missing again */
+    uint64_t bytes_forwarded; /* by the guest, to both sides */
+    uint64_t pause_ns, held; /* of the switch */
     uint64_t rate_bps; /* over the last seconds */
     uint64_t elapsed_ns;
 };

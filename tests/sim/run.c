@@ -255,6 +255,38 @@ judge_check(struct judge *j, struct node *node)
     }
 }
 
+/* Opens a disk that a guest could have; -EUCLEAN where it is unfinished. */
+static int
+open_for_guest(struct graph *graph, const char *text, struct node **ret,
+               struct err *err)
+{
+    struct root *root;
+    int r = open_top(graph, text, ret, err);
+
+    if (!r) {
+        r = root_new(*ret, CLAIM_READ, "judge", &root, err);
+        if (r) {
+            node_del(graph, "top", NULL);
+        } else {
+            root_free(root);
+        }
+    }
+    return r;
+}
+
+/* An image that nothing was copied into yet takes no part. */
+static bool
+is_blank(struct sweep *s, struct node *node)
+{
+    unsigned char *buf = xmalloc(s->setup->size);
+    bool blank = node->size == s->setup->size &&
+                 !node_read_buf(node, 0, buf, node->size) &&
+                 bytes_are_zero(buf, node->size);
+
+    free(buf);
+    return blank;
+}
+
 /* The disk, with the operator's options for what the header says now. */
 static int
 open_judged(struct judge *j, struct graph *graph, struct node **ret,
@@ -264,6 +296,20 @@ open_judged(struct judge *j, struct graph *graph, struct node **ret,
     const char *options =
         setup->judge_options ? setup->judge_options : setup->options;
 
+    if (setup->judge_target) {
+        int got = open_for_guest(graph, setup->judge_target, ret, NULL);
+
+        if (!got && !j->s->done && is_blank(j->s, *ret)) {
+            node_del(graph, "top", NULL);
+            got = -EUCLEAN;
+        }
+        if (got != -EUCLEAN) {
+            return got; /* the disk is there, or nowhere */
+        }
+        if (j->s->done && setup->ends_on_target) {
+            return err_set(err, -EUCLEAN, "the target is marked unfinished");
+        }
+    }
     if (!setup->judge_alone) {
         return open_top(graph, options, ret, err);
     }
@@ -519,6 +565,7 @@ sweep_run(struct sweep *s, const struct script *sc)
     s->script = sc;
     s->seed = s->rng = sc->seed;
     s->next_tag = 1000000;
+    s->done = false;
     s->failures = 0;
     s->running = 0;
     s->may_fail = s->setup->may_fail || sc->trouble == TROUBLE_FAIL;

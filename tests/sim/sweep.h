@@ -41,6 +41,13 @@ struct sweep_setup {
     const char *judge_options;
     /* And where the header names no backing file any more; else NULL. */
     const char *judge_alone;
+    /*
+     * Another image that may be the disk: judged wherever it opens, and where
+     * it is refused as unfinished, the one above is; else NULL.
+     */
+    const char *judge_target;
+    /* A run without failures ends with the disk on that one. */
+    bool ends_on_target;
     uint64_t size; /* of the disk, bytes */
     /* The sectors that guests touch; @span 0: all. */
     uint64_t first, span;
@@ -86,6 +93,7 @@ struct sweep {
     const struct sim_crash *crash;         /* being judged */
     void *service;
     void *op; /* the operation's own */
+    bool done;    /* the operation has ended as it was meant to */
 };
 
 /* Runs a script: sets @failures and so on.  After a hang its world is lost. */

@@ -72,6 +72,7 @@ put_extension(unsigned char *head, uint64_t at, uint32_t type, const void *data,
 static void
 fill_header(const struct layout *l, unsigned char *head)
 {
+    unsigned char name[FEATURE_ENTRY];
     uint64_t at = HEADER_OURS;
 
     st_be32(head + H_MAGIC, QCOW2_MAGIC);
@@ -95,6 +96,12 @@ fill_header(const struct layout *l, unsigned char *head)
     if (l->backing_format) {
         at = put_extension(head, at, EXT_BACKING_FORMAT, l->backing_format,
                            (uint32_t)strlen(l->backing_format));
+    }
+    /* The names of features: ours, so that the bit can be set at once. */
+    if (at + 8 + FEATURE_ENTRY + 8 + (l->backing ? strlen(l->backing) : 0) <=
+        min_u64(l->cluster_size, SECTOR)) {
+        qcow2_put_feature_name(name);
+        at = put_extension(head, at, EXT_FEATURES, name, FEATURE_ENTRY);
     }
     at += 8; /* the end of the extensions: zeroes */
     if (l->backing) {

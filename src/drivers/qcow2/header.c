@@ -187,6 +187,89 @@ qcow2_set_backing(struct node *node, const char *filename, const char *format,
     return 0;
 }
 
+void
+qcow2_put_feature_name(unsigned char *entry)
+{
+    memset(entry, 0, FEATURE_ENTRY);
+    entry[0] = FEATURE_INCOMPATIBLE;
+    entry[1] = INCOMPAT_UNFINISHED_BIT;
+    memcpy(entry + 2, UNFINISHED_NAME, sizeof(UNFINISHED_NAME) - 1);
+}
+
+/* Whether the bit that an entry of the feature name table names is set. */
+static bool
+feature_is_set(const struct qcow2 *q, const unsigned char *entry)
+{
+    const uint64_t sets[] = {q->incompatible, q->compatible, q->autoclear};
+
+    return entry[0] >= ARRAY_LEN(sets) || entry[1] > 63 ||
+           sets[entry[0]] >> entry[1] & 1;
+}
+
+/*
+ * Puts our bit's name into the feature name table, if sector 0 has one: in the
+ * place of a name that the image does not need, since a longer table would not
+ * be one write.
+ */
+static void
+name_feature(const struct qcow2 *q, unsigned char *head)
+{
+    struct ext ext;
+    uint64_t end;
+    unsigned char *spare = NULL;
+
+    if (!find_ext(head, SECTOR, EXT_FEATURES, &ext, &end) && !ext.type) {
+        return;
+    }
+    for (uint64_t at = ext.at; at + FEATURE_ENTRY <= ext.at + ext.len &&
+                               at + FEATURE_ENTRY <= SECTOR;
+         at += FEATURE_ENTRY) {
+        if (head[at] == FEATURE_INCOMPATIBLE &&
+            head[at + 1] == INCOMPAT_UNFINISHED_BIT) {
+            return;
+        }
+        if (!feature_is_set(q, head + at)) {
+            spare = head + at;
+        }
+    }
+    if (ext.type && spare) {
+        qcow2_put_feature_name(spare);
+    }
+}
+
+int
+qcow2_set_incomplete(struct node *node, bool incomplete, struct err *err)
+{
+    struct qcow2 *q = qcow2_of(node);
+    unsigned char head[SECTOR];
+    uint64_t bits = q->incompatible & ~INCOMPAT_UNFINISHED;
+
+    if (q->version < 3) {
+        int r = err_set(err, -ENOTSUP,
+                        "The qcow2 image '%s' is of version 2, which cannot "
+                        "be marked as unfinished",
+                        node->filename);
+
+        err_hint(err, "upgrade it with 'qemu-img amend -o compat=1.1', or use "
+                      "a new image");
+        return r;
+    }
+    bits |= incomplete ? INCOMPAT_UNFINISHED : 0;
+    int r = node_read_buf(node->file->child, 0, head, SECTOR);
+
+    if (!r) {
+        name_feature(q, head);
+        st_be64(head + H_INCOMPATIBLE, bits);
+        r = write_sector0(q, head);
+    }
+    if (r) {
+        return err_set_errno(err, r, "Could not write the header of '%s'",
+                             node->filename);
+    }
+    q->incompatible = bits;
+    return 0;
+}
+
 /* A longer L1 table, in fresh clusters; durable before the header names it. */
 static int
 grow_l1(struct qcow2 *q, uint64_t entries)

@@ -28,7 +28,8 @@ check_features(struct node *node, const unsigned char *head, struct err *err)
 {
     struct qcow2 *q = qcow2_of(node);
     uint64_t known = INCOMPAT_DIRTY | INCOMPAT_CORRUPT | INCOMPAT_DATA_FILE |
-                     INCOMPAT_COMPRESSION | INCOMPAT_EXTENDED_L2;
+                     INCOMPAT_COMPRESSION | INCOMPAT_EXTENDED_L2 |
+                     INCOMPAT_UNFINISHED;
 
     if (q->incompatible & ~known) {
         return REFUSE(-ENOTSUP, "'%s' uses unknown incompatible features "
@@ -36,6 +37,7 @@ check_features(struct node *node, const unsigned char *head, struct err *err)
                       self(node),
                       (unsigned long long)(q->incompatible & ~known));
     }
+    node->incomplete = q->incompatible & INCOMPAT_UNFINISHED;
     if (q->incompatible & INCOMPAT_DATA_FILE) {
         return REFUSE(-ENOTSUP, "'%s' has an external data file, which is not "
                                 "supported yet",
@@ -381,6 +383,7 @@ const struct driver driver_qcow2 = {
     .flush = qcow2_flush,
     .truncate = qcow2_truncate,
     .set_backing = qcow2_set_backing,
+    .set_incomplete = qcow2_set_incomplete,
     .check = qcow2_check,
     .info = qcow2_info,
 };

@@ -54,6 +54,17 @@ enum {
     AUTOCLEAR_BITMAPS = 1 << 0,
 };
 
+/*
+ * Ours (design rule 5): an unfinished copy, which every program refuses that
+ * does not know the bit.  The name is for their messages.
+ */
+#define INCOMPAT_UNFINISHED_BIT 62
+#define INCOMPAT_UNFINISHED (1ULL << INCOMPAT_UNFINISHED_BIT)
+#define UNFINISHED_NAME "unfinished copy (finish it with Sluice)"
+
+/* "Feature name table": a type, a bit number, a name. */
+enum { FEATURE_ENTRY = 48, FEATURE_NAME = 46, FEATURE_INCOMPATIBLE = 0 };
+
 /* "Header extensions". */
 #define EXT_END 0u
 #define EXT_BACKING_FORMAT 0xe2792acau
@@ -184,6 +195,9 @@ struct header_field {
 };
 int qcow2_update_header(struct qcow2 *q, const struct header_field *fields,
                         unsigned n);
+int qcow2_set_incomplete(struct node *node, bool incomplete, struct err *err);
+/* An entry of the feature name table for our bit. */
+void qcow2_put_feature_name(unsigned char *entry);
 int qcow2_set_backing(struct node *node, const char *filename,
                       const char *format, struct err *err);
 int qcow2_truncate(struct node *node, uint64_t size, struct err *err);

@@ -158,8 +158,6 @@ stream_plan(const struct transfer_options *o, struct transfer_plan *ret,
 {
     struct edge *backing = o->device->backing;
     struct transfer t = {.copy.target = o->device, .base = o->base};
-    struct transfer_plan plan = {0};
-    struct missing m = {0};
     int r = check(o, err);
 
     if (r) {
@@ -167,22 +165,9 @@ stream_plan(const struct transfer_options *o, struct transfer_plan *ret,
     }
     /* The chain may change while this looks at it. */
     t.copy.source = backing ? node_ref(backing->child) : NULL;
-    for (uint64_t off = 0; !r && off < o->device->size; off = m.off + m.len) {
-        r = stream_next(&t, off, o->device->size - off, &m);
-        if (r) {
-            err_set_errno(err, r, "Reading the map of '%s' failed",
-                          o->device->name);
-            break;
-        }
-        plan.bytes_to_copy += m.zero ? 0 : m.len;
-        plan.bytes_to_zero += m.zero ? m.len : 0;
-        coro_relax();
-    }
+    r = transfer_measure(&t, stream_next, ret, err);
     if (t.copy.source) {
         node_unref(t.copy.source);
-    }
-    if (!r) {
-        *ret = plan;
     }
     return r;
 }

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* See pivot.h for the steps. */
+#include "transfer/pivot.h"
+
+#include <errno.h>
+
+#include "block/edit.h"
+
+enum { DRAIN_DEADLINE_MS = 5000, RETRY_MS = 20 };
+
+int
+transfer_mark(struct transfer *t, bool incomplete, struct err *err)
+{
+    struct node *target = t->copy.target;
+
+    if (!target->drv->set_incomplete || target->incomplete == incomplete) {
+        return 0;
+    }
+    int r = target->drv->set_incomplete(target, incomplete, err);
+
+    if (!r) {
+        target->incomplete = incomplete;
+    }
+    return r;
+}
+
+static void
+withdraw(void *arg)
+{
+    /* Where this fails, so did the target: it is not opened as it is. */
+    transfer_mark(arg, true, NULL);
+}
+
+struct attempt {
+    struct transfer *t;
+    uint64_t broken;
+    bool detach;
+};
+
+/* With nothing in flight: is the target still in step? */
+static int
+check(void *arg)
+{
+    struct attempt *a = arg;
+    struct track *track = &a->t->track;
+
+    if (track->broken != a->broken || track->late ||
+        track->missing.n_dirty) {
+        return -EAGAIN;
+    }
+    if (a->detach) {
+        track_detach(track);
+    } else {
+        /* The guests' claims on the target come beside the job's. */
+        root_set_claim(a->t->root, CLAIM_WRITE);
+    }
+    return 0;
+}
+
+static int
+swap(struct transfer *t, enum finish finish, struct attempt *a,
+     struct err *err)
+{
+    struct node *source = t->copy.source;
+    struct edit edit = {EDIT_REPLACE, t->replaces ? t->replaces : source,
+                        t->copy.target};
+    struct edit_options options = {
+        .deadline_ns = loop_now(jobs_loop(t->job.jobs)) +
+                       DRAIN_DEADLINE_MS * NS_PER_MS,
+        .check = check,
+        .arg = a};
+    struct edit_report report = {0};
+
+    if (finish == FINISH_STAY) {
+        edit = (struct edit){EDIT_NOTHING, source, NULL};
+        a->detach = true;
+    }
+    int r = graph_edit(source->graph, &edit, 1, &options, &report, err);
+
+    if (r) {
+        root_set_claim(t->root, CLAIM_TARGET);
+    }
+
+    t->report.pause_ns = report.pause_ns;
+    t->report.held += report.held;
+    return r;
+}
+
+/* One attempt; -EAGAIN where the target fell behind. */
+static int
+attempt(struct transfer *t, enum finish finish, struct err *err)
+{
+    struct track *track = &t->track;
+    struct attempt a = {.t = t, .broken = track->broken};
+    int r = node_flush(t->copy.target);
+
+    if (r) {
+        return err_set_errno(err, r, "Flushing the target '%s' failed",
+                             t->copy.target->name);
+    }
+    if (finish == FINISH_SWITCH) {
+        r = track->broken == a.broken ? transfer_mark(t, false, err) : -EAGAIN;
+    }
+    if (!r) {
+        r = swap(t, finish, &a, err);
+    }
+    if (r) {
+        transfer_mark(t, true, NULL);
+    }
+    return r;
+}
+
+int
+transfer_pivot(struct transfer *t, enum finish finish, struct err *err)
+{
+    struct track *track = &t->track;
+    int r;
+
+    t->ending = true;
+    track->forwarding = true;
+    track->withdraw = finish == FINISH_SWITCH ? withdraw : NULL;
+    for (;;) {
+        r = transfer_converge(t);
+        if (r) {
+            return r == -ECANCELED
+                       ? r
+                       : err_set_errno(err, r, "Copying to '%s' failed",
+                                       t->copy.target->name);
+        }
+        track->pivoting = true;
+        r = attempt(t, finish, err);
+        track->pivoting = false;
+        if (r != -EAGAIN) {
+            break;
+        }
+        job_sleep(&t->job, RETRY_MS * NS_PER_MS);
+    }
+    if (r) {
+        return r;
+    }
+    track_detach(track);
+    if (finish == FINISH_STAY) {
+        r = node_flush(t->copy.target);
+        r = r ? err_set_errno(err, r, "Flushing the target '%s' failed",
+                              t->copy.target->name)
+              : transfer_mark(t, false, err);
+    }
+    return r;
+}

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * mirror (S3), and pre-copy (S4), which is a mirror that switches by itself.
+ *
+ *   source   the disk's top, with all that it reads through
+ *   target   another node, as large, that nobody else writes to
+ *   missing  what the source reads as, but for what is zero on both sides;
+ *            sync top: what its top layer holds; none: nothing
+ *   on_write dirty, then forward (track.h)
+ *   switch   when told to, or once in step
+ *   finish   the target is the disk, or a copy as of that moment
+ */
+#include <errno.h>
+
+#include "transfer/engine.h"
+#include "transfer/pivot.h"
+
+/* The first part of [off, off + len), zero in the source, to be made so. */
+static int
+not_yet_zero(struct transfer *t, uint64_t off, uint64_t len,
+             struct missing *ret)
+{
+    uint64_t end = off + len;
+
+    while (off < end && !t->target_is_zero) {
+        struct extent have;
+        int r = chain_status(t->copy.target, NULL, off, end - off, true, &have,
+                             NULL);
+
+        if (r) {
+            return r;
+        }
+        if (have.kind == EXTENT_DATA || have.kind == EXTENT_ENCODED) {
+            *ret = (struct missing){off, have.len, true};
+            return 0;
+        }
+        off += have.len;
+    }
+    *ret = (struct missing){.off = end};
+    return 0;
+}
+
+static int
+mirror_next(struct transfer *t, uint64_t off, uint64_t limit,
+            struct missing *ret)
+{
+    struct node *source = t->copy.source;
+    uint64_t end = min_u64(off + limit, source->size);
+    struct node *base =
+        t->sync == SYNC_TOP && source->backing ? source->backing->child : NULL;
+
+    *ret = (struct missing){.off = end};
+    while (off < end && t->sync != SYNC_NONE) {
+        struct extent ext;
+        struct node *layer;
+        int r = chain_status(source, base, off, end - off, true, &ext, &layer);
+
+        if (r) {
+            return r;
+        }
+        if (ext.kind == EXTENT_DATA || ext.kind == EXTENT_ENCODED) {
+            *ret = (struct missing){off, ext.len, false};
+            return 0;
+        }
+        if (layer || t->sync == SYNC_FULL) {
+            r = not_yet_zero(t, off, ext.len, ret);
+            if (r || ret->len) {
+                return r;
+            }
+        }
+        off += ext.len;
+    }
+    *ret = (struct missing){.off = end};
+    return 0;
+}
+
+static int
+mirror_run(struct job *job, struct err *err)
+{
+    /* Before its first write: from here on it is not the disk. */
+    int r = transfer_mark(transfer_of(job), true, err);
+
+    return r ? r : transfer_run(job, err);
+}
+
+static int
+mirror_prepare(struct job *job, struct err *err)
+{
+    struct transfer *t = transfer_of(job);
+    enum finish finish = job->end == JOB_END_STOP       ? FINISH_STAY
+                         : job->end == JOB_END_COMPLETE ? FINISH_SWITCH
+                                                        : t->finish;
+
+    return transfer_pivot(t, finish, err);
+}
+
+static const struct transfer_recipe recipe = {
+    .driver = {.type = "mirror",
+               .is_block_job = true,
+               .can_complete = true,
+               .run = mirror_run,
+               .prepare = mirror_prepare,
+               .clean = transfer_clean,
+               .cancelled = transfer_cancelled},
+    .next = mirror_next,
+};
+
+static int
+match_size(const struct transfer_options *o, struct err *err)
+{
+    struct node *source = o->device, *target = o->target;
+
+    if (target->size < source->size && target->drv->truncate) {
+        return node_truncate(target, source->size, err);
+    }
+    if (target->size != source->size) {
+        return err_set(err, -EINVAL,
+                       "Source and target image have different sizes: '%s' "
+                       "has %llu bytes, '%s' %llu",
+                       source->name, (unsigned long long)source->size,
+                       target->name, (unsigned long long)target->size);
+    }
+    return 0;
+}
+
+static int
+check(const struct transfer_options *o, struct err *err)
+{
+    if (o->target == o->device) {
+        return err_set(err, -EINVAL, "Can't mirror node into itself");
+    }
+    if (chain_contains(o->device, o->target)) {
+        return err_set(err, -EINVAL,
+                       "Node '%s' is a backing file of '%s': it cannot be its "
+                       "mirror",
+                       o->target->name, o->device->name);
+    }
+    if (o->granularity &&
+        (!is_pow2(o->granularity) || o->granularity < 512 ||
+         o->granularity > 64 * MIB)) {
+        return err_set(err, -EINVAL,
+                       "Parameter 'granularity' expects a value in range "
+                       "[512B, 64MB] that is a power of 2");
+    }
+    if (o->replaces && o->replaces != o->device) {
+        return err_set(err, -ENOTSUP,
+                       "Node '%s' cannot be replaced by a mirror of '%s'",
+                       o->replaces->name, o->device->name);
+    }
+    return 0;
+}
+
+int
+mirror_start(struct jobs *jobs, const struct transfer_options *o,
+             struct err *err)
+{
+    auto_free char *owner = xasprintf("job '%s'", o->job_id);
+    int r = job_check_id(jobs, o->job_id, err);
+
+    if (!r) {
+        r = check(o, err);
+    }
+    if (r) {
+        return r;
+    }
+    struct transfer *t = transfer_new(&recipe, o);
+
+    r = root_new(o->device, CLAIM_READ, owner, &t->source_root, err);
+    if (!r) {
+        root_pin(t->source_root);
+        r = root_new(o->target, CLAIM_TARGET, owner, &t->root, err);
+    }
+    if (!r) {
+        root_pin(t->root);
+        r = match_size(o, err);
+    }
+    if (r) {
+        transfer_discard(t);
+        return r;
+    }
+    t->copy = (struct copy){.source = o->device,
+                            .target = o->target,
+                            .flags = REQ_BACKGROUND};
+    t->guest = o->device;
+    t->tracked = true;
+    t->replaces = o->replaces ? node_ref(o->replaces) : NULL;
+    t->on_target_error = o->on_target_error;
+    t->copy_mode = o->copy_mode;
+    t->sync = o->sync;
+    t->finish = o->finish;
+    t->wait_for_verb = o->wait_for_verb;
+    t->target_is_zero = o->target_is_zero;
+    transfer_launch(t, jobs, o);
+    return 0;
+}
+
+int
+mirror_plan(const struct transfer_options *o, struct transfer_plan *ret,
+            struct err *err)
+{
+    struct transfer t = {.copy.source = o->device,
+                         .copy.target = o->target,
+                         .sync = o->sync,
+                         .target_is_zero = o->target_is_zero};
+    int r = check(o, err);
+
+    return r ? r : transfer_measure(&t, mirror_next, ret, err);
+}
+
+int
+mirror_set_copy_mode(struct job *job, enum copy_mode mode, struct err *err)
+{
+    if (job->driver != &recipe.driver) {
+        return err_set(err, -EINVAL, "Job '%s' is not a mirror", job->id);
+    }
+    struct transfer *t = transfer_of(job);
+
+    t->copy_mode = mode;
+    t->track.forwarding = mode == COPY_MODE_FORWARD || t->ending;
+    return 0;
+}

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * See track.h.  The request of a guest and the coroutine that writes to the
+ * target share one struct twin; who leaves last frees it.
+ */
+#include "transfer/track.h"
+
+#include <errno.h>
+
+#include "base/bytes.h"
+#include "run/loop.h"
+
+enum { FORWARD_PATIENCE_MS = 250, FLUSH_PATIENCE_MS = 5000 };
+
+struct twin {
+    struct forward f;
+    struct track *t;
+    enum tap_op op;
+    uint64_t off, len;
+    unsigned char *data; /* of a write */
+    struct iovec iov;
+    struct waitq wake;
+    uint64_t begun_ns;
+    int result;       /* of the target's side */
+    bool source_done, target_done;
+    bool late;        /* the guest went on without it */
+    bool one_is_gone; /* the guest's request or the coroutine */
+};
+
+static struct loop *
+loop_of(const struct track *t)
+{
+    return graph_loop(t->source->graph);
+}
+
+static void
+mark(struct track *t, uint64_t off, uint64_t len)
+{
+    t->bytes_dirtied += len;
+    dirty_set_add(&t->missing, off, len);
+    t->changed(t->arg);
+}
+
+/* Each side leaves once. */
+static void
+leave(struct twin *w)
+{
+    struct track *t = w->t;
+
+    if (!w->one_is_gone) {
+        w->one_is_gone = true;
+        return;
+    }
+    free(w->data);
+    free(w);
+    t->in_flight--;
+    waitq_wake_all(&t->idle);
+}
+
+static int
+write_target(struct twin *w)
+{
+    struct node *target = w->t->target;
+    struct range_hold hold;
+    uint64_t unit = max_u64(target->cluster_size, target->limits.min_align);
+    int r;
+
+    if (w->op == TAP_OP_FLUSH) {
+        return node_flush(target);
+    }
+    range_lock_take(&target->ranges, &hold, align_down(w->off, unit),
+                    align_up(w->off + w->len, unit), RANGE_EXCLUSIVE);
+    r = w->op == TAP_OP_WRITE
+            ? node_write(target, w->off, sg_one(&w->iov), REQ_QUIET, &hold)
+            : node_zero(target, w->off, w->len, REQ_QUIET | REQ_MAY_UNMAP,
+                        &hold);
+    /* A piece that comes next must not read the source half written. */
+    w->result = r;
+    w->target_done = true;
+    waitq_wake_all(&w->wake);
+    while (!w->source_done) {
+        waitq_wait(&w->wake);
+    }
+    range_lock_release(&target->ranges, &hold);
+    return r;
+}
+
+static void
+twin_main(void *arg)
+{
+    struct twin *w = arg;
+    struct track *t = w->t;
+
+    w->result = write_target(w);
+    w->target_done = true;
+    waitq_wake_all(&w->wake);
+    if (w->late) {
+        t->late--;
+        t->changed(t->arg);
+    }
+    leave(w);
+}
+
+static bool
+forwards(struct tap *tap, enum tap_op op, uint64_t off, uint64_t len)
+{
+    const struct track *t = container_of(tap, struct track, tap);
+
+    if (op == TAP_OP_FLUSH) {
+        return t->pivoting;
+    }
+    return t->forwarding && !t->late && op != TAP_OP_DISCARD &&
+           off < t->missing.size && !dirty_set_any(&t->missing, off, len);
+}
+
+static struct forward *
+begin(struct tap *tap, enum tap_op op, uint64_t off, uint64_t len,
+      struct sg *sg)
+{
+    struct track *t = container_of(tap, struct track, tap);
+
+    if (!forwards(tap, op, off, len)) {
+        return NULL;
+    }
+    struct twin *w = xzalloc(sizeof(*w));
+
+    *w = (struct twin){.t = t,
+                       .op = op,
+                       .off = off,
+                       .len = len,
+                       .begun_ns = loop_now(loop_of(t))};
+    waitq_init(&w->wake);
+    if (op == TAP_OP_WRITE) {
+        w->data = try_alloc_aligned(4096, len);
+        if (!w->data) {
+            free(w);
+            return NULL; /* it is dirty, then */
+        }
+        sg_copy_to(*sg, w->data);
+        w->iov = (struct iovec){w->data, len};
+        *sg = sg_one(&w->iov);
+    }
+    t->in_flight++;
+    coro_start(loop_of(t), twin_main, w);
+    return &w->f;
+}
+
+/* The guest's side of it: false where the target is waited for no longer. */
+static bool
+wait_for_target(struct twin *w)
+{
+    uint64_t patience =
+        w->op == TAP_OP_FLUSH ? FLUSH_PATIENCE_MS : FORWARD_PATIENCE_MS;
+
+    w->source_done = true;
+    waitq_wake_all(&w->wake);
+    while (!w->target_done) {
+        if (!waitq_wait_until(&w->wake,
+                              w->begun_ns + patience * NS_PER_MS)) {
+            return w->target_done;
+        }
+    }
+    return true;
+}
+
+static void
+end(struct forward *forward, int result)
+{
+    struct twin *w = container_of(forward, struct twin, f);
+    struct track *t = w->t;
+    bool in_time = wait_for_target(w);
+
+    if (!in_time || w->result || result) {
+        t->broken++;
+        if (w->op != TAP_OP_FLUSH) {
+            mark(t, w->off, w->len);
+        }
+        if (t->pivoting && t->withdraw) {
+            t->withdraw(t->arg);
+        }
+    } else {
+        t->bytes_forwarded += w->op == TAP_OP_WRITE ? w->len : 0;
+    }
+    w->late = !in_time;
+    t->late += w->late;
+    leave(w);
+}
+
+static void
+saw_change(struct tap *tap, enum tap_op op, uint64_t off, uint64_t len,
+           int result)
+{
+    mark(container_of(tap, struct track, tap), off, len);
+}
+
+void
+track_start(struct track *t, struct node *source, struct node *target,
+            uint32_t granularity, void (*changed)(void *arg), void *arg)
+{
+    *t = (struct track){.source = source,
+                        .target = target,
+                        .changed = changed,
+                        .arg = arg,
+                        .tap = {.order = TAP_FORWARD,
+                                .forwards = forwards,
+                                .begin = begin,
+                                .end = end,
+                                .after = saw_change}};
+    dirty_set_init(&t->missing, source->size, granularity);
+    waitq_init(&t->idle);
+    tap_attach(source, &t->tap);
+    t->attached = true;
+}
+
+void
+track_detach(struct track *t)
+{
+    if (t->attached) {
+        tap_detach(&t->tap);
+        t->attached = false;
+    }
+}
+
+void
+track_stop(struct track *t)
+{
+    track_detach(t);
+    while (t->in_flight) {
+        waitq_wait(&t->idle);
+    }
+    dirty_set_fini(&t->missing);
+}

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * What a guest's write does to a transfer while the guest is on the source
+ * (design §2, on_write): `dirty` or `forward`.
+ *
+ *   dirty    the blocks that it touched are missing again
+ *   forward  it goes to the target, too, beside the source; a write that
+ *            touches a missing block stays dirty, since it is copied anyway
+ *
+ * So while forwarding, what is missing only shrinks.  A target that fails, or
+ * does not answer in FORWARD_PATIENCE_MS, never fails the guest: the blocks
+ * are missing again.  A late write keeps the target's range until it returns,
+ * and while there is one, nothing is forwarded.
+ *
+ * A forward holds the target's range until both sides are written, a piece
+ * holds it while it reads the source and writes the target (copy.lock_first).
+ * Whichever is first, the target ends with what the source has.
+ */
+#ifndef SLUICE_TRANSFER_TRACK_H
+#define SLUICE_TRANSFER_TRACK_H
+
+#include "block/dirty_set.h"
+#include "block/node.h"
+
+struct track {
+    struct node *source, *target;
+    struct dirty_set missing;
+    struct tap tap;
+    bool attached;
+    bool forwarding;
+    bool pivoting; /* flushes go to both sides, too (rule 2) */
+    uint64_t broken; /* forwards that failed or were late, in all */
+    unsigned late;      /* forwards that their guest no longer waits for */
+    unsigned in_flight; /* forwards that a side still works on */
+    struct waitq idle;
+    /* Something is missing that was not, or a late one is over; no yield. */
+    void (*changed)(void *arg);
+    /*
+     * While it pivots: the target has missed something, and must not count as
+     * the disk any more when this returns (rule 6).  Yields.
+     */
+    void (*withdraw)(void *arg);
+    void *arg;
+    uint64_t bytes_forwarded, bytes_dirtied;
+};
+
+/* Begins to watch @source.  Does not yield. */
+void track_start(struct track *t, struct node *source, struct node *target,
+                 uint32_t granularity, void (*changed)(void *arg), void *arg);
+/* Watches no more; forwards under way end by themselves.  Does not yield. */
+void track_detach(struct track *t);
+/* Detaches, waits for the last forward, frees.  Yields. */
+void track_stop(struct track *t);
+
+#endif

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * The sweeps over a mirror under guests that write: it comes in step, and the
+ * disk goes on on the target, or stays.  A crash at any event leaves a target
+ * that is refused as unfinished, or one that reads right; then the source need
+ * not.
+ */
+#include <errno.h>
+
+#include "base/bytes.h"
+#include "sim/cases.h"
+#include "transfer/transfer.h"
+
+enum { SIZE = 40 * 1024 };
+
+#define FILE_OF(name) "\"file\":{\"driver\":\"file\",\"filename\":\"" name "\"}"
+#define IMAGE(name, driver, file)                                              \
+    "{\"driver\":\"" driver "\",\"node-name\":\"" name                         \
+    "\",\"discard\":\"unmap\"," FILE_OF(file) "}"
+
+/* base <- top, and an empty target beside them. */
+#define TWO                                                                    \
+    "create qcow2 base cluster-size=1024 size=40960\n"                         \
+    "fill qcow2 base 5 40 1\n"                                                 \
+    "create qcow2 top cluster-size=2048 backing-file=base "                    \
+    "backing-fmt=qcow2 size=40960\n"                                           \
+    "fill qcow2 top 30 13 2001\n"
+
+struct plan {
+    enum finish finish;
+    enum copy_mode mode;
+    bool wait_for_verb;
+};
+
+static struct job *
+start(struct sweep *s, struct jobs *jobs, const struct plan *plan,
+      const char *target)
+{
+    json_t *options = json_loads(target, 0, NULL);
+    auto_err err = ERR_INIT;
+    struct node *node;
+    struct transfer_options o = {.job_id = "j",
+                                 .device = s->top,
+                                 .piece = 4096,
+                                 .max_in_flight = 16384,
+                                 .granularity = 512,
+                                 .finish = plan->finish,
+                                 .copy_mode = plan->mode,
+                                 .wait_for_verb = plan->wait_for_verb,
+                                 .auto_finalize = true};
+
+    if (node_add(s->graph, options, &node, &err)) {
+        if (!s->may_fail) {
+            sweep_fail(s, "the target does not open: %s", err.msg);
+        }
+        node = NULL;
+    }
+    json_decref(options);
+    o.target = node;
+    if (node && mirror_start(jobs, &o, &err) && !s->may_fail) {
+        sweep_fail(s, "the mirror does not start: %s", err.msg);
+    }
+    return jobs_find(jobs, "j");
+}
+
+static void
+mirror(struct sweep *s, const struct plan *plan, const char *target)
+{
+    struct jobs *jobs = jobs_new(sim_loop(s->sim), NULL, NULL);
+    struct job *job = start(s, jobs, plan, target);
+
+    s->op = jobs;
+    while (job && job->status != JOB_CONCLUDED) {
+        if (job->status == JOB_READY && plan->finish == FINISH_SWITCH) {
+            job_complete(job, NULL);
+        } else if (job->status == JOB_READY) {
+            job_cancel(job, false, NULL);
+        }
+        waitq_wait(&job->changed);
+    }
+    if (job && job->err.code && !s->may_fail) {
+        sweep_fail(s, "the mirror failed: %s", job->err.msg);
+    }
+    s->done = job && !job->err.code && !job->cancelled;
+    if (s->done && (root_node(s->root) == s->top) !=
+                       (plan->finish == FINISH_STAY)) {
+        sweep_fail(s, "the disk is not where it should be");
+    }
+    s->op = NULL;
+    jobs_free(jobs);
+}
+
+#define TO_QCOW2 IMAGE("target", "qcow2", "copy")
+#define TO_QED IMAGE("target", "qed", "copy")
+
+static void
+switch_to_qcow2(struct sweep *s)
+{
+    mirror(s, &(struct plan){.finish = FINISH_SWITCH}, TO_QCOW2);
+}
+
+static void
+switch_to_qed(struct sweep *s)
+{
+    mirror(s, &(struct plan){.finish = FINISH_SWITCH}, TO_QED);
+}
+
+static void
+switch_when_told(struct sweep *s)
+{
+    mirror(s,
+           &(struct plan){.finish = FINISH_SWITCH,
+                          .mode = COPY_MODE_BACKGROUND,
+                          .wait_for_verb = true},
+           TO_QCOW2);
+}
+
+static void
+forward_from_the_start(struct sweep *s)
+{
+    mirror(s,
+           &(struct plan){.finish = FINISH_SWITCH,
+                          .mode = COPY_MODE_FORWARD,
+                          .wait_for_verb = true},
+           TO_QCOW2);
+}
+
+static void
+cancel_it(struct sweep *s)
+{
+    struct job *job = s->op ? jobs_find(s->op, "j") : NULL;
+
+    if (job) {
+        job_cancel(job, true, NULL);
+    }
+}
+
+static void
+pause_it(struct sweep *s)
+{
+    struct job *job = s->op ? jobs_find(s->op, "j") : NULL;
+
+    if (job && !job_pause(job, NULL)) {
+        coro_sleep(NS_PER_MS);
+        job = s->op ? jobs_find(s->op, "j") : NULL;
+        if (job) {
+            job_resume(job, NULL);
+        }
+    }
+}
+
+#define COMMON                                                                 \
+    .options = IMAGE("top", "qcow2", "top"), .size = SIZE, .guests = 2,        \
+    .ops = 14, .max_states = 16, .ends_on_target = true
+
+#define QCOW2_COPY "create qcow2 copy cluster-size=1024 size=40960\n"
+
+static const struct sweep_setup setups[] = {
+    {.name = "mirror-switch",
+     .image = TWO QCOW2_COPY,
+     .judge_target = IMAGE("top", "qcow2", "copy"),
+     .operation = switch_to_qcow2,
+     .disturb = cancel_it,
+     COMMON},
+    {.name = "mirror-qed",
+     .image = TWO "create qed copy size=40960\n",
+     .judge_target = IMAGE("top", "qed", "copy"),
+     .operation = switch_to_qed,
+     .disturb = cancel_it,
+     COMMON},
+    {.name = "mirror-told",
+     .image = TWO QCOW2_COPY,
+     .judge_target = IMAGE("top", "qcow2", "copy"),
+     .operation = switch_when_told,
+     .disturb = pause_it,
+     COMMON},
+    {.name = "mirror-forward",
+     .image = TWO QCOW2_COPY,
+     .judge_target = IMAGE("top", "qcow2", "copy"),
+     .operation = forward_from_the_start,
+     .disturb = pause_it,
+     COMMON},
+};
+
+static void
+a_cancel_or_pause_at_any_moment_leaves_a_right_disk(void)
+{
+    for (size_t i = 0; i < ARRAY_LEN(setups); i++) {
+        CHECK_INT(sweep_switches(&setups[i], 1 + i), 0);
+    }
+}
+
+int
+main(int argc, char **argv)
+{
+    cases_run(argc, argv, setups, ARRAY_LEN(setups), 300);
+    tap_run("a cancel or pause at any moment leaves a right disk",
+            a_cancel_or_pause_at_any_moment_leaves_a_right_disk);
+    return tap_done();
+}
