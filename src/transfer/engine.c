@@ -474,10 +474,13 @@ transfer_converge(struct transfer *t)
 {
     struct missing m;
 
-    while (!t->error && !is_clean(t)) {
+    for (;;) {
         job_pause_point(&t->job);
         if (job_cancelled(&t->job)) {
             return -ECANCELED;
+        }
+        if (t->error || is_clean(t)) {
+            return t->error;
         }
         if (!next_window(t, &m)) {
             wait_for_worker(t); /* or for what is late */
@@ -489,7 +492,6 @@ transfer_converge(struct transfer *t)
         start_worker(t, &m, false, true);
         close_epoch(t);
     }
-    return t->error;
 }
 
 static void

@@ -76,7 +76,9 @@ mirror(struct sweep *s, const struct plan *plan, const char *target)
         } else if (job->status == JOB_READY) {
             job_cancel(job, false, NULL);
         }
-        waitq_wait(&job->changed);
+        /* A verb is refused where a pause is asked for: it is said again. */
+        waitq_wait_until(&job->changed,
+                         loop_now(sim_loop(s->sim)) + NS_PER_MS);
     }
     if (job && job->err.code && !s->may_fail) {
         sweep_fail(s, "the mirror failed: %s", job->err.msg);
