@@ -213,6 +213,7 @@ node_alloc(struct graph *graph, const char *name)
     node->limits = (struct block_limits){1, 4096, LIMIT_REQUEST};
     range_lock_init(&node->ranges);
     grace_init(&node->lookups);
+    grace_init(&node->changes);
     list_init(&node->taps);
     list_init(&node->parents);
     list_init(&node->roots);

@@ -339,6 +339,7 @@ struct change {
     bool below; /* others read through the node */
     struct range_hold own, *hold;
     struct forward *forwards;
+    unsigned token; /* in node->changes, unless quiet */
 };
 
 /*
@@ -378,6 +379,9 @@ change_begin(struct change *c, struct range_hold *hold)
         return r;
     }
     c->hold = hold;
+    if (!c->quiet) {
+        c->token = grace_enter(&c->node->changes);
+    }
     if (!hold) {
         hold_range(c);
     }
@@ -386,6 +390,9 @@ change_begin(struct change *c, struct range_hold *hold)
     }
     if (r && !hold) {
         range_lock_release(&c->node->ranges, &c->own);
+    }
+    if (r && !c->quiet) {
+        grace_leave(&c->node->changes, c->token);
     }
     if (!r && !c->quiet && c->hold->mode == RANGE_EXCLUSIVE) {
         c->forwards = forward_begin(c->node, c->op, c->off, c->len, &c->sg);
@@ -412,6 +419,7 @@ change_end(struct change *c, int r, unsigned flags)
     }
     if (!c->quiet) {
         fire_after(c->node, c->op, c->off, c->len, c->forwards, r);
+        grace_leave(&c->node->changes, c->token);
     }
     /* With the range still held: the next one to it comes after both. */
     forward_end(c->forwards, r);

@@ -63,6 +63,7 @@ struct node {
     unsigned n_overlays;       /* edges that have it as their backing file */
     unsigned changing;         /* changes under way while others overlay it */
     struct list taps;     /* in firing order */
+    struct grace changes; /* the requests that change it and fire taps */
     uint64_t write_gen, flushed_gen;
 
     struct graph *graph;

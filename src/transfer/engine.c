@@ -425,12 +425,14 @@ dispatch(struct transfer *t)
 static void
 wait_for_last_workers(struct transfer *t)
 {
-    if (job_cancelled(&t->job)) {
-        chain_let_go(t->copy.source);
-        waitq_wait_until(&t->worker_done,
-                         loop_now(loop_of(t)) + RETRY_MS * NS_PER_MS);
-    } else {
-        wait_for_worker(t);
+    while (t->workers || t->flushing) {
+        if (job_cancelled(&t->job)) {
+            chain_let_go(t->copy.source);
+            waitq_wait_until(&t->worker_done,
+                             loop_now(loop_of(t)) + RETRY_MS * NS_PER_MS);
+        } else {
+            wait_for_worker(t);
+        }
     }
 }
 
@@ -571,9 +573,7 @@ transfer_run(struct job *job, struct err *err)
     if (!r && t->tracked) {
         r = follow(t);
     }
-    while (t->workers || t->flushing) {
-        wait_for_last_workers(t);
-    }
+    wait_for_last_workers(t);
     tap_detach(&t->tap);
     if (!r) {
         r = t->error ? t->error : t->ignored;
@@ -612,6 +612,7 @@ transfer_new(const struct transfer_recipe *recipe,
     t->piece = options->piece ? options->piece : DEFAULT_PIECE;
     t->buffers.size = t->piece;
     waitq_init(&t->worker_done);
+    comutex_init(&t->mark_lock);
     list_init(&t->active);
     list_init(&t->tap.link);
     return t;
@@ -656,6 +657,7 @@ transfer_discard(struct transfer *t)
 void
 transfer_clean(struct job *job, bool success)
 {
+    wait_for_last_workers(transfer_of(job)); /* of a pivot that failed */
     let_go(transfer_of(job));
     copy_buffers_free(&transfer_of(job)->buffers);
 }

@@ -59,6 +59,7 @@ struct transfer {
     struct track track;
     uint32_t granularity; /* of dirty blocks, bytes */
     bool ending; /* the pivot is under way */
+    struct comutex mark_lock; /* of the target's mark */
     uint64_t window; /* where the search for dirty blocks goes on */
     enum copy_mode copy_mode;
     enum sync_mode sync;

@@ -8,26 +8,46 @@
 
 enum { DRAIN_DEADLINE_MS = 5000, RETRY_MS = 20 };
 
+/*
+ * A file that failed once is never written again (rule 9), but for this: that
+ * it is not the disk must be said on it, if it still can be.
+ */
+static int
+mark_even_if_failed(struct node *target, struct err *err)
+{
+    struct node *file = target->file->child;
+    int target_failed = target->failed, file_failed = file->failed;
+
+    target->failed = file->failed = 0;
+    int r = target->drv->set_incomplete(target, true, err);
+
+    target->failed = target_failed ? target_failed : target->failed;
+    file->failed = file_failed ? file_failed : file->failed;
+    return r;
+}
+
 int
 transfer_mark(struct transfer *t, bool incomplete, struct err *err)
 {
     struct node *target = t->copy.target;
 
-    if (!target->drv->set_incomplete || target->incomplete == incomplete) {
-        return 0;
-    }
-    int r = target->drv->set_incomplete(target, incomplete, err);
+    int r = 0;
 
-    if (!r) {
-        target->incomplete = incomplete;
+    comutex_lock(&t->mark_lock);
+    if (target->drv->set_incomplete && target->incomplete != incomplete) {
+        /* Where taking it away fails, nobody knows whether it is there. */
+        target->incomplete = false;
+        r = incomplete ? mark_even_if_failed(target, err)
+                       : target->drv->set_incomplete(target, false, err);
+        target->incomplete = incomplete && !r;
     }
+    comutex_unlock(&t->mark_lock);
     return r;
 }
 
 static void
 withdraw(void *arg)
 {
-    /* Where this fails, so did the target: it is not opened as it is. */
     transfer_mark(arg, true, NULL);
 }
 
@@ -99,6 +119,7 @@ attempt(struct transfer *t, enum finish finish, struct err *err)
                              t->copy.target->name);
     }
     if (finish == FINISH_SWITCH) {
+        /* Who falls behind from here on waits for this, then takes it back. */
         r = track->broken == a.broken ? transfer_mark(t, false, err) : -EAGAIN;
     }
     if (!r) {
@@ -106,6 +127,19 @@ attempt(struct transfer *t, enum finish finish, struct err *err)
     }
     if (r) {
         transfer_mark(t, true, NULL);
+    }
+    return r;
+}
+
+/* Nothing is missing, and nothing on its way that is not forwarded. */
+static int
+come_in_step(struct transfer *t)
+{
+    int r = transfer_converge(t);
+
+    if (!r) {
+        grace_wait(&t->copy.source->changes);
+        r = transfer_converge(t);
     }
     return r;
 }
@@ -120,7 +154,7 @@ transfer_pivot(struct transfer *t, enum finish finish, struct err *err)
     track->forwarding = true;
     track->withdraw = finish == FINISH_SWITCH ? withdraw : NULL;
     for (;;) {
-        r = transfer_converge(t);
+        r = come_in_step(t);
         if (r) {
             return r == -ECANCELED
                        ? r

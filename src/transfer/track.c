@@ -113,6 +113,28 @@ forwards(struct tap *tap, enum tap_op op, uint64_t off, uint64_t len)
            off < t->missing.size && !dirty_set_any(&t->missing, off, len);
 }
 
+/* The target misses something: it must be said before the guest hears of it. */
+static void
+fall_behind(struct track *t)
+{
+    t->broken++;
+    if (t->pivoting && t->withdraw) {
+        t->withdraw(t->arg);
+    }
+}
+
+static int
+before(struct tap *tap, enum tap_op op, uint64_t off, uint64_t len)
+{
+    struct track *t = container_of(tap, struct track, tap);
+
+    /* A discard promises nothing: old data may stay. */
+    if (t->pivoting && op != TAP_OP_DISCARD && !forwards(tap, op, off, len)) {
+        fall_behind(t);
+    }
+    return 0;
+}
+
 static struct forward *
 begin(struct tap *tap, enum tap_op op, uint64_t off, uint64_t len,
       struct sg *sg)
@@ -134,7 +156,7 @@ begin(struct tap *tap, enum tap_op op, uint64_t off, uint64_t len,
         w->data = try_alloc_aligned(4096, len);
         if (!w->data) {
             free(w);
-            return NULL; /* it is dirty, then */
+            return NULL; /* it is dirty, and the pivot's check sees it */
         }
         sg_copy_to(*sg, w->data);
         w->iov = (struct iovec){w->data, len};
@@ -171,13 +193,10 @@ end(struct forward *forward, int result)
     bool in_time = wait_for_target(w);
 
     if (!in_time || w->result || result) {
-        t->broken++;
         if (w->op != TAP_OP_FLUSH) {
             mark(t, w->off, w->len);
         }
-        if (t->pivoting && t->withdraw) {
-            t->withdraw(t->arg);
-        }
+        fall_behind(t);
     } else {
         t->bytes_forwarded += w->op == TAP_OP_WRITE ? w->len : 0;
     }
@@ -202,6 +221,7 @@ track_start(struct track *t, struct node *source, struct node *target,
                         .changed = changed,
                         .arg = arg,
                         .tap = {.order = TAP_FORWARD,
+                                .before = before,
                                 .forwards = forwards,
                                 .begin = begin,
                                 .end = end,

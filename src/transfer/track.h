@@ -12,6 +12,10 @@
  * are missing again.  A late write keeps the target's range until it returns,
  * and while there is one, nothing is forwarded.
  *
+ * While the transfer pivots, nothing may be on the source alone: a change that
+ * would be, or that failed on the target, first withdraws the target's claim
+ * to be the disk (rule 6).
+ *
  * A forward holds the target's range until both sides are written, a piece
  * holds it while it reads the source and writes the target (copy.lock_first).
  * Whichever is first, the target ends with what the source has.
@@ -29,16 +33,13 @@ struct track {
     bool attached;
     bool forwarding;
     bool pivoting; /* flushes go to both sides, too (rule 2) */
-    uint64_t broken; /* forwards that failed or were late, in all */
+    uint64_t broken; /* what the target has missed while it pivots, in all */
     unsigned late;      /* forwards that their guest no longer waits for */
     unsigned in_flight; /* forwards that a side still works on */
     struct waitq idle;
     /* Something is missing that was not, or a late one is over; no yield. */
     void (*changed)(void *arg);
-    /*
-     * While it pivots: the target has missed something, and must not count as
-     * the disk any more when this returns (rule 6).  Yields.
-     */
+    /* The target does not count as the disk when this returns.  Yields. */
     void (*withdraw)(void *arg);
     void *arg;
     uint64_t bytes_forwarded, bytes_dirtied;

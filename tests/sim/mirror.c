@@ -153,7 +153,7 @@ pause_it(struct sweep *s)
 
 #define COMMON                                                                 \
     .options = IMAGE("top", "qcow2", "top"), .size = SIZE, .guests = 2,        \
-    .ops = 14, .max_states = 16, .ends_on_target = true
+    .ops = 40, .max_states = 6, .ends_on_target = true
 
 #define QCOW2_COPY "create qcow2 copy cluster-size=1024 size=40960\n"
 
@@ -165,7 +165,8 @@ static const struct sweep_setup setups[] = {
      .disturb = cancel_it,
      COMMON},
     {.name = "mirror-qed",
-     .image = TWO "create qed copy size=40960\n",
+     .image = TWO "create qed copy size=40960\n"
+                  "stale qed copy 0 80 9001\n",
      .judge_target = IMAGE("top", "qed", "copy"),
      .operation = switch_to_qed,
      .disturb = cancel_it,

@@ -17,6 +17,7 @@
  *   image create FORMAT NAME KEY=VALUE...
  *   image fill FORMAT NAME SECTOR N TAG     tags TAG, TAG+1, ... in N sectors
  *   image litter NAME N      N sectors of old data behind the file's end
+ *   image stale FORMAT NAME SECTOR N TAG    fills, and marks it unfinished
  *   image hide SECTOR N      the disk reads zero there
  *   step GUEST OP [SECTOR N] OP: read write write-fua zero unmap discard flush
  *   lie N                    the N-th fsync does nothing

@@ -567,7 +567,9 @@ sim_crash_next(struct sim_crash *crash)
         c.how = CHOOSE_RANDOM;
     }
     /* State 0 loses all and state 1 keeps all, whichever way they count. */
-    c.mask = index == 1 ? UINT64_MAX : index == (1ULL << c.n) - 1 ? 1 : index;
+    c.mask = index == 1                                ? UINT64_MAX
+             : c.n < 64 && index == (1ULL << c.n) - 1 ? 1
+                                                       : index;
     c.torn = crash->torn = ~c.seed;
     crash->fates[0] = 0;
     return crash_state(crash->disk, &c, index, false);
