@@ -88,6 +88,18 @@ int mirror_start(struct jobs *jobs, const struct transfer_options *options,
 /* What mirror_start() would do; checks as it does.  Yields. */
 int mirror_plan(const struct transfer_options *options,
                 struct transfer_plan *ret, struct err *err);
+/* Pre-copy (S4) and mirror, as a job of type `copy`. */
+int copy_start(struct jobs *jobs, const struct transfer_options *options,
+               struct err *err);
+/*
+ * Post-copy (S2): the disk goes on on @target at once, an empty image that
+ * gets @device as its backing file, and is filled from it; then it names no
+ * backing file.  Yields until the switch is over.
+ */
+int post_copy_start(struct jobs *jobs, const struct transfer_options *options,
+                    struct err *err);
+int post_copy_plan(const struct transfer_options *options,
+                   struct transfer_plan *ret, struct err *err);
 /* -EINVAL where the job is no mirror.  Does not yield. */
 int mirror_set_copy_mode(struct job *job, enum copy_mode mode,
                          struct err *err);

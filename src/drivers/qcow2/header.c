@@ -98,26 +98,81 @@ place_for_name(const unsigned char *head, uint64_t size, uint64_t ext_end,
     return at + len <= size ? at : 0;
 }
 
-/* The format's name, in the extension that is there, by sector 0 alone. */
-static int
-put_format(unsigned char *head, const struct ext *ext, const char *format,
-           struct err *err)
-{
-    size_t len = strlen(format);
+static bool feature_is_set(const struct qcow2 *q, const unsigned char *entry);
 
-    if (ext->type && ext->at + ext->len <= SECTOR &&
-        len <= align_up(ext->len, 8)) {
-        memset(head + ext->at, 0, align_up(ext->len, 8));
-        memcpy(head + ext->at, format, len);
-        st_be32(head + ext->at - 4, (uint32_t)len);
-        return 0;
+/*
+ * Makes room in sector 0: takes the name of a feature that the image does not
+ * use out of the table.  False where there is none.
+ */
+static bool
+drop_a_feature_name(const struct qcow2 *q, unsigned char *head, uint64_t *end)
+{
+    struct ext ext;
+    uint64_t last;
+
+    if (!find_ext(head, q->cluster_size, EXT_FEATURES, &ext, end) ||
+        !ext.type || *end + 8 > SECTOR) {
+        return false;
     }
+    for (last = ext.at + align_down(ext.len, 8); last > ext.at;
+         last -= FEATURE_ENTRY) {
+        unsigned char *entry = head + last - FEATURE_ENTRY;
+
+        if (!feature_is_set(q, entry)) {
+            memmove(entry, entry + FEATURE_ENTRY,
+                    *end + 8 - (last - FEATURE_ENTRY) - FEATURE_ENTRY);
+            *end -= FEATURE_ENTRY;
+            memset(head + *end + 8, 0, FEATURE_ENTRY);
+            st_be32(head + ext.at - 4, ext.len - FEATURE_ENTRY);
+            return true;
+        }
+    }
+    return false;
+}
+
+static int
+no_room_for_format(const char *format, struct err *err)
+{
     int r = err_set(err, -ENOTSUP,
                     "The header has no room to state the backing format '%s'",
                     format);
 
     err_hint(err, "rewrite it offline with 'qemu-img rebase -u'");
     return r;
+}
+
+/*
+ * States the backing file's format, in the extension that is there or a new
+ * one, by sector 0 alone.
+ */
+static int
+put_format(const struct qcow2 *q, unsigned char *head, const char *format,
+           struct err *err)
+{
+    uint64_t len = strlen(format), room = align_up(len, 8), end;
+    struct ext ext;
+
+    if (!find_ext(head, q->cluster_size, EXT_BACKING_FORMAT, &ext, &end)) {
+        return no_room_for_format(format, err);
+    }
+    /* As long as the old one, so that nothing behind it moves. */
+    if (ext.type && ext.at + ext.len <= SECTOR &&
+        room == align_up(ext.len, 8)) {
+        memset(head + ext.at, 0, room);
+        memcpy(head + ext.at, format, len);
+        st_be32(head + ext.at - 4, (uint32_t)len);
+        return 0;
+    }
+    if (ext.type ||
+        (end + 8 + room + 8 > SECTOR && !drop_a_feature_name(q, head, &end)) ||
+        end + 8 + room + 8 > SECTOR) {
+        return no_room_for_format(format, err);
+    }
+    memset(head + end, 0, 8 + room + 8);
+    st_be32(head + end, EXT_BACKING_FORMAT);
+    st_be32(head + end + 4, (uint32_t)len);
+    memcpy(head + end + 8, format, len);
+    return 0;
 }
 
 static int
@@ -127,8 +182,11 @@ change_backing(struct qcow2 *q, unsigned char *head, const char *filename,
     uint64_t len = filename ? strlen(filename) : 0, end, at = 0;
     struct node *file = q->node->file->child;
     struct ext ext;
-    int r = 0;
+    int r = filename && format ? put_format(q, head, format, err) : 0;
 
+    if (r) {
+        return r;
+    }
     if (!find_ext(head, q->cluster_size, EXT_BACKING_FORMAT, &ext, &end)) {
         return err_set(err, -EIO, "The header extensions are damaged");
     }
@@ -150,10 +208,6 @@ change_backing(struct qcow2 *q, unsigned char *head, const char *filename,
         }
         if (r) {
             return err_set_errno(err, r, "Could not store the name");
-        }
-        r = format ? put_format(head, &ext, format, err) : 0;
-        if (r) {
-            return r;
         }
     }
     st_be64(head + H_BACKING_OFF, at);

@@ -14,6 +14,7 @@
 
 #include "transfer/engine.h"
 #include "transfer/pivot.h"
+#include "transfer/recipes/recipes.h"
 
 /* The first part of [off, off + len), zero in the source, to be made so. */
 static int
@@ -94,18 +95,22 @@ mirror_prepare(struct job *job, struct err *err)
     return transfer_pivot(t, finish, err);
 }
 
-static const struct transfer_recipe recipe = {
-    .driver = {.type = "mirror",
-               .is_block_job = true,
-               .can_complete = true,
-               .run = mirror_run,
-               .prepare = mirror_prepare,
-               .clean = transfer_clean,
-               .cancelled = transfer_cancelled},
-    .next = mirror_next,
-};
+#define RECIPE(name)                                                           \
+    {                                                                          \
+        .driver = {.type = name,                                               \
+                   .is_block_job = true,                                       \
+                   .can_complete = true,                                       \
+                   .run = mirror_run,                                          \
+                   .prepare = mirror_prepare,                                  \
+                   .clean = transfer_clean,                                    \
+                   .cancelled = transfer_cancelled},                           \
+        .next = mirror_next,                                                   \
+    }
 
-static int
+static const struct transfer_recipe mirror = RECIPE("mirror");
+static const struct transfer_recipe copy = RECIPE("copy");
+
+int
 match_size(const struct transfer_options *o, struct err *err)
 {
     struct node *source = o->device, *target = o->target;
@@ -150,9 +155,9 @@ check(const struct transfer_options *o, struct err *err)
     return 0;
 }
 
-int
-mirror_start(struct jobs *jobs, const struct transfer_options *o,
-             struct err *err)
+static int
+start(struct jobs *jobs, const struct transfer_recipe *recipe,
+      const struct transfer_options *o, struct err *err)
 {
     auto_free char *owner = xasprintf("job '%s'", o->job_id);
     int r = job_check_id(jobs, o->job_id, err);
@@ -163,7 +168,7 @@ mirror_start(struct jobs *jobs, const struct transfer_options *o,
     if (r) {
         return r;
     }
-    struct transfer *t = transfer_new(&recipe, o);
+    struct transfer *t = transfer_new(recipe, o);
 
     r = root_new(o->device, CLAIM_READ, owner, &t->source_root, err);
     if (!r) {
@@ -195,6 +200,20 @@ mirror_start(struct jobs *jobs, const struct transfer_options *o,
 }
 
 int
+mirror_start(struct jobs *jobs, const struct transfer_options *o,
+             struct err *err)
+{
+    return start(jobs, &mirror, o, err);
+}
+
+int
+copy_start(struct jobs *jobs, const struct transfer_options *o,
+           struct err *err)
+{
+    return start(jobs, &copy, o, err);
+}
+
+int
 mirror_plan(const struct transfer_options *o, struct transfer_plan *ret,
             struct err *err)
 {
@@ -210,7 +229,7 @@ mirror_plan(const struct transfer_options *o, struct transfer_plan *ret,
 int
 mirror_set_copy_mode(struct job *job, enum copy_mode mode, struct err *err)
 {
-    if (job->driver != &recipe.driver) {
+    if (job->driver != &mirror.driver && job->driver != &copy.driver) {
         return err_set(err, -EINVAL, "Job '%s' is not a mirror", job->id);
     }
     struct transfer *t = transfer_of(job);

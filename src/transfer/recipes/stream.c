@@ -17,9 +17,9 @@
 #include <string.h>
 
 #include "block/edit.h"
-#include "transfer/engine.h"
+#include "transfer/recipes/recipes.h"
 
-static int
+int
 stream_next(struct transfer *t, uint64_t off, uint64_t limit,
             struct missing *ret)
 {
@@ -58,7 +58,7 @@ stream_next(struct transfer *t, uint64_t off, uint64_t limit,
     return 0;
 }
 
-static int
+int
 stream_prepare(struct job *job, struct err *err)
 {
     struct transfer *t = transfer_of(job);

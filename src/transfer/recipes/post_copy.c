@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * post-copy (S2): switch first, then stream.
+ *
+ *   source   the disk until now; from the switch on the target's backing file
+ *   target   an empty image of a format that can name a backing file
+ *   missing  what the source holds and the target not yet
+ *   on_write fill: the guest is on the target
+ *   finish   the target names no backing file
+ *
+ * The target names the source, durably, before the switch: as the head it then
+ * reads as the source does.  What a crash leaves is an ordinary overlay; a
+ * block-stream of it finishes the job.
+ */
+#include <errno.h>
+
+#include "block/edit.h"
+#include "transfer/recipes/recipes.h"
+
+enum { DRAIN_DEADLINE_MS = 5000 };
+
+static const struct transfer_recipe recipe = {
+    .driver = {.type = "copy",
+               .is_block_job = true,
+               .run = transfer_run,
+               .prepare = stream_prepare,
+               .clean = transfer_clean,
+               .cancelled = transfer_cancelled},
+    .next = stream_next,
+};
+
+static int
+check_empty(struct node *target, struct err *err)
+{
+    for (uint64_t off = 0; off < target->size;) {
+        struct extent ext;
+        int r =
+            node_status(target, off, target->size - off, false, &ext);
+
+        if (r) {
+            return err_set_errno(err, r, "Reading the map of '%s' failed",
+                                 target->name);
+        }
+        if (ext.kind != EXTENT_UNALLOCATED) {
+            return err_set(err, -EEXIST,
+                           "The target '%s' is not empty: it holds data at "
+                           "%llu",
+                           target->name, (unsigned long long)off);
+        }
+        off += ext.len;
+        coro_relax();
+    }
+    return 0;
+}
+
+static int
+check(const struct transfer_options *o, struct err *err)
+{
+    struct node *source = o->device, *target = o->target;
+    int r = 0;
+
+    if (target == source || chain_contains(source, target)) {
+        return err_set(err, -EINVAL, "Node '%s' is part of the disk '%s'",
+                       target->name, source->name);
+    }
+    if (!target->drv->set_backing) {
+        r = err_set(err, -ENOTSUP,
+                    "The target '%s' is of the format '%s', which cannot name "
+                    "a backing file",
+                    target->name, target->drv->name);
+        err_hint(err, "take a qcow2 or QED target, or pre-copy");
+    } else if (target->backing) {
+        r = err_set(err, -EINVAL,
+                    "The target '%s' has a backing file of its own",
+                    target->name);
+        err_hint(err, "open it with \"backing\": null");
+    } else if (!source->filename) {
+        r = err_set(err, -ENOTSUP,
+                    "Node '%s' has no file that a header could name",
+                    source->name);
+        err_hint(err, "pre-copy can copy it");
+    }
+    return r ? r : check_empty(target, err);
+}
+
+static int
+allow_guests(void *arg)
+{
+    struct transfer *t = arg;
+
+    root_set_claim(t->root, CLAIM_WRITE);
+    return 0;
+}
+
+/* The disk goes on on the target, with the source below it. */
+static int
+switch_over(struct transfer *t, struct node *source, struct err *err)
+{
+    struct node *target = t->copy.target;
+    struct edit edits[] = {{EDIT_BACKING, target, source},
+                           {EDIT_REPLACE, source, target}};
+    struct edit_options options = {
+        .deadline_ns = loop_now(graph_loop(source->graph)) +
+                       DRAIN_DEADLINE_MS * NS_PER_MS,
+        .check = allow_guests,
+        .arg = t};
+    struct edit_report report = {0};
+    auto_free char *name =
+        backing_name_for(target->filename, source->filename);
+    int r = target->drv->set_backing(target, name, source->drv->name, err);
+
+    if (r) {
+        return r;
+    }
+    r = graph_edit(source->graph, edits, ARRAY_LEN(edits), &options, &report,
+                   err);
+    t->report.pause_ns = report.pause_ns;
+    t->report.held = report.held;
+    if (r) {
+        target->drv->set_backing(target, NULL, NULL, NULL);
+    }
+    return r;
+}
+
+int
+post_copy_start(struct jobs *jobs, const struct transfer_options *o,
+                struct err *err)
+{
+    auto_free char *owner = xasprintf("job '%s'", o->job_id);
+    int r = job_check_id(jobs, o->job_id, err);
+
+    if (r) {
+        return r;
+    }
+    struct transfer *t = transfer_new(&recipe, o);
+
+    t->copy = (struct copy){.source = o->device,
+                            .target = o->target,
+                            .fill = true,
+                            .flags = REQ_BACKGROUND};
+    t->on_target_error = o->on_target_error;
+    r = root_new(o->target, CLAIM_TARGET, owner, &t->root, err);
+    if (!r) {
+        root_pin(t->root);
+        r = check(o, err);
+    }
+    if (!r) {
+        r = match_size(o, err);
+    }
+    if (!r) {
+        r = switch_over(t, o->device, err);
+    }
+    if (r) {
+        transfer_discard(t);
+        return r;
+    }
+    transfer_launch(t, jobs, o);
+    return 0;
+}
+
+int
+post_copy_plan(const struct transfer_options *o, struct transfer_plan *ret,
+               struct err *err)
+{
+    struct transfer t = {.copy.source = o->device, .copy.target = o->target};
+    int r = check(o, err);
+
+    return r ? r : transfer_measure(&t, stream_next, ret, err);
+}

@@ -1,0 +1,230 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""Copies of a disk while a guest writes to it: real files, every format, and
+qemu-img as the judge.
+
+copy.py SLUICED SLUICE GUEST
+"""
+import json
+import os
+import signal
+import subprocess
+import sys
+
+from harness import Daemon, Nbd, QmpError, main, nbd_server, need, run
+
+SLUICED, SLUICE, GUEST = (os.path.abspath(p) for p in sys.argv[1:4])
+MIB = 1 << 20
+SIZE = 24 * MIB
+URI = "nbd+unix:///a?socket=nbd.sock"
+
+need("qemu-img")
+
+
+def make_disk():
+    """A raw base with data, zeroes and holes, an overlay on it, and a model."""
+    with open("base", "wb") as f:
+        f.truncate(SIZE)
+        for off in (0, 5 * MIB, 12 * MIB):
+            f.seek(off)
+            f.write(os.urandom(3 * MIB))
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw",
+        "top", str(SIZE))
+    run("qemu-img", "convert", "-O", "raw", "base", "model")
+    with open("ranges", "w") as f:
+        f.write(f"0 {SIZE}\n")
+
+
+def make_target(fmt):
+    run("qemu-img", "create", "-q", "-f", fmt, "target", str(SIZE))
+    return {"driver": fmt, "node-name": "target", "discard": "unmap",
+            "file": {"driver": "file", "filename": "target"},
+            **({} if fmt == "raw" else {"backing": None})}
+
+
+class Guest:
+    """Reads, writes and verifies until it is stopped."""
+
+    def __init__(self):
+        self.process = subprocess.Popen([GUEST, URI, "model", "ranges", "0"],
+                                        stdout=subprocess.PIPE)
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        out, _ = self.process.communicate(timeout=60)
+        assert self.process.returncode == 0, out
+
+
+def daemon():
+    return Daemon(SLUICED, *nbd_server(), "--blockdev",
+                  "qcow2,node-name=top,discard=unmap,file.driver=file,"
+                  "file.filename=top",
+                  "--export", "nbd,id=e,node-name=top,name=a,writable=on")
+
+
+def statuses(qmp):
+    return [e["data"]["status"] if e["event"] == "JOB_STATUS_CHANGE"
+            else e["event"] for e in qmp.events]
+
+
+def judge(fmt, name="target"):
+    if fmt != "raw":
+        run("qemu-img", "check", "-q", "-f", fmt, name)
+        info = json.loads(run("qemu-img", "info", "--output=json", name)[1])
+        assert "backing-filename" not in info, info
+    run("qemu-img", "compare", "-f", fmt, "-F", "raw", name, "model")
+
+
+READY = ["created", "running", "ready", "BLOCK_JOB_READY"]
+END = ["waiting", "pending", "BLOCK_JOB_COMPLETED", "concluded", "null"]
+
+
+def wait_end(qmp, until):
+    while not qmp.events or statuses(qmp)[-1] != until:
+        qmp.events.append(qmp.receive())
+
+
+def switch(fmt, command, ready, **arguments):
+    """A guest works before, during and after; the disk ends on the target."""
+    make_disk()
+    with daemon() as d:
+        qmp, guest = d.qmp(), Guest()
+        qmp.cmd("blockdev-add", **{k.replace("-", "_"): v for k, v
+                                   in make_target(fmt).items()})
+        qmp.events.clear()
+        qmp.cmd(command, job_id="j", device="top", target="target",
+                **arguments)
+        if ready:
+            wait_end(qmp, "BLOCK_JOB_READY")
+            assert statuses(qmp) == READY, statuses(qmp)
+            qmp.cmd("job-complete", id="j")
+        wait_end(qmp, "null")
+        want = (READY if ready else READY[:2]) + END
+        assert statuses(qmp) == want, statuses(qmp)
+        done = [e for e in qmp.events
+                if e["event"] == "BLOCK_JOB_COMPLETED"][0]["data"]
+        assert "error" not in done and done["offset"] == done["len"], done
+        with Nbd("nbd.sock", "a") as nbd:  # the guest goes on, on the target
+            assert nbd.size == SIZE
+        qmp.cmd("blockdev-del", node_name="top")
+        guest.stop()
+        d.stop()
+    judge(fmt)
+
+
+def pre_copy(fmt):
+    return (f"pre-copy to {fmt}",
+            lambda: switch(fmt, "block-copy", False))
+
+
+def mirror(fmt, mode=None):
+    def test():
+        more = {"copy_mode": mode} if mode else {}
+        switch(fmt, "blockdev-mirror", True, sync="full", **more)
+    return f"mirror to {fmt}, {mode or 'by itself'}, and switch", test
+
+
+def post_copy(fmt):
+    return (f"post-copy to {fmt}",
+            lambda: switch(fmt, "block-copy", False, mode="post-copy"))
+
+
+def a_stop_leaves_a_copy_as_of_then():
+    make_disk()
+    with daemon() as d:
+        qmp, guest = d.qmp(), Guest()
+        qmp.cmd("blockdev-add", **{k.replace("-", "_"): v for k, v
+                                   in make_target("qcow2").items()})
+        qmp.cmd("block-copy", job_id="j", device="top", target="target",
+                mode="mirror")
+        qmp.wait_event("BLOCK_JOB_READY")
+        guest.stop()
+        qmp.cmd("block-job-cancel", device="j")
+        end = qmp.wait_event("BLOCK_JOB_COMPLETED")
+        assert "error" not in end["data"], end
+        with Nbd("nbd.sock", "a") as nbd:  # later than the copy
+            nbd.write(0, b"x" * 512)
+            nbd.flush()
+        d.stop()
+    judge("qcow2")
+
+
+def an_unfinished_copy_is_refused():
+    make_disk()
+    with daemon() as d:
+        qmp = d.qmp()
+        qmp.cmd("blockdev-add", **{k.replace("-", "_"): v for k, v
+                                   in make_target("qcow2").items()})
+        qmp.cmd("block-copy", job_id="j", device="top", target="target",
+                auto_complete=False)
+        qmp.wait_event("BLOCK_JOB_READY")
+        # Nobody else has it, and by force it stays unfinished.
+        try:
+            qmp.cmd("block-export-add", type="nbd", id="t",
+                    node_name="target")
+            raise AssertionError("a target was exported")
+        except QmpError as e:
+            assert "busy" in str(e) or "unfinished" in str(e), e
+        qmp.cmd("job-cancel", id="j")
+        qmp.wait_event("BLOCK_JOB_CANCELLED")
+        qmp.wait_event("JOB_STATUS_CHANGE", id="j", status="null")
+        try:
+            qmp.cmd("block-export-add", type="nbd", id="t",
+                    node_name="target")
+            raise AssertionError("an unfinished copy was exported")
+        except QmpError as e:
+            assert "is an unfinished copy" in str(e), e
+        # Another copy onto it starts over and finishes it.
+        qmp.cmd("block-copy", job_id="k", device="top", target="target",
+                finish="stay")
+        end = qmp.wait_event("BLOCK_JOB_COMPLETED")
+        assert "error" not in end["data"], end
+        qmp.cmd("block-copy", job_id="l", device="top", target="target",
+                auto_complete=False)
+        qmp.wait_event("BLOCK_JOB_READY", device="l")
+        d.process.kill()
+        d.process.wait()
+    code, text = run("qemu-img", "info", "target", ok=(1,))
+    assert code == 1 and "unfinished copy" in text, text
+    code, text = run(SLUICE, "convert", "-f", "qcow2", "-O", "raw", "target",
+                     "out", check=False)
+    assert code and "unfinished copy" in text, (code, text)
+    run("qemu-img", "compare", "top", "model")  # the disk is still the source
+
+
+def what_cannot_be_is_refused():
+    make_disk()
+    run("qemu-img", "create", "-q", "-f", "raw", "small", str(SIZE // 2))
+    with daemon() as d:
+        qmp = d.qmp()
+        qmp.cmd("blockdev-add", **{k.replace("-", "_"): v for k, v
+                                   in make_target("raw").items()})
+
+        def refused(text, command, **arguments):
+            try:
+                qmp.cmd(command, job_id="j", **arguments)
+            except QmpError as e:
+                assert text in str(e), e
+                return
+            raise AssertionError(f"{command} {arguments} went through")
+
+        refused("cannot name a backing file", "block-copy", device="top",
+                target="target", mode="post-copy")
+        refused("mirror node into itself", "block-copy", device="top",
+                target="top")
+        refused("'finish' cannot be 'stay'", "block-copy", device="top",
+                target="target", mode="post-copy", finish="stay")
+        refused("Sync mode 'bitmap' not supported", "blockdev-mirror",
+                device="top", target="target", sync="bitmap")
+        refused("granularity", "blockdev-mirror", device="top",
+                target="target", sync="full", granularity=1000)
+        d.stop()
+
+
+if __name__ == "__main__":
+    main([pre_copy("qcow2"), pre_copy("qed"), pre_copy("raw"),
+          mirror("qcow2"), mirror("raw", "background"),
+          mirror("qed", "write-blocking"),
+          post_copy("qcow2"), post_copy("qed"),
+          a_stop_leaves_a_copy_as_of_then, an_unfinished_copy_is_refused,
+          what_cannot_be_is_refused])
