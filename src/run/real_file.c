@@ -17,6 +17,7 @@
  *
  * What is refused or done in part by one way goes on with the next.
  */
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
@@ -35,7 +36,8 @@ enum {
     IOV_BATCH = 64,   /* elements per system call */
     FILE_WORKERS = 4, /* worker threads that one file can hold */
     FILE_BACKGROUND = 2,
-    DIRECT_ALIGN = 4096,
+    DIRECT_ALIGN = 4096, /* at most, of what is to be written directly */
+    DIRECT_ALIGN_MIN = 512,
     BACKGROUND_CHUNK = 256 << 10, /* bytes of one call of background work */
 };
 
@@ -196,6 +198,7 @@ batch_run(struct batch *b, bool background)
     return batch_slow(b, background);
 }
 
+/* All of a request, by the ways that its file has. */
 static int
 transfer(struct file *file, uint64_t off, struct sg sg, unsigned flags,
          bool write)
@@ -231,18 +234,81 @@ real_read(struct file *file, uint64_t off, struct sg sg, unsigned flags)
     return transfer(file, off, sg, flags, false);
 }
 
-static int
-real_write(struct file *file, uint64_t off, struct sg sg, unsigned flags)
-{
-    return transfer(file, off, sg, flags, true);
-}
-
 /* Calls that io_uring lacks here, or that only a worker may make. */
 struct call {
     int fd, mode, result;
     uint64_t off, len, value;
     bool flag;
+    const unsigned char *bytes;
 };
+
+static int
+in_worker(struct real_file *rf, void (*fn)(void *), struct call *call)
+{
+    call->fd = rf->fd;
+    file_offload(rf, fn, call);
+    return call->result;
+}
+
+/*
+ * Writes less than a block through the page cache, and on to the device at
+ * once: a page that stayed dirty would later overwrite what is written directly
+ * to its other blocks.
+ */
+static void
+call_write_tail(void *arg)
+{
+    struct call *c = arg;
+    char path[32];
+
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", c->fd);
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+    if (fd < 0) {
+        c->result = -errno;
+        return;
+    }
+    for (uint64_t done = 0; !c->result && done < c->len;) {
+        ssize_t n = pwrite(fd, c->bytes + done, c->len - done,
+                           (off_t)(c->off + done));
+
+        if (n > 0) {
+            done += (uint64_t)n;
+        } else if (n == 0 || errno != EINTR) {
+            c->result = n < 0 ? -errno : -EIO;
+        }
+    }
+    if (!c->result &&
+        sync_file_range(fd, (off_t)c->off, (off_t)c->len,
+                        SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
+                            SYNC_FILE_RANGE_WAIT_AFTER)) {
+        c->result = -errno;
+    }
+    close(fd);
+}
+
+static int
+write_tail(struct real_file *rf, uint64_t off, struct sg sg)
+{
+    auto_free unsigned char *bytes = xmalloc(rf->f.align);
+    struct call call = {.off = off, .len = sg.len, .bytes = bytes};
+
+    assert(sg.len < rf->f.align);
+    sg_copy_to(sg, bytes);
+    return in_worker(rf, call_write_tail, &call);
+}
+
+static int
+real_write(struct file *file, uint64_t off, struct sg sg, unsigned flags)
+{
+    uint64_t whole = align_down(sg.len, file->align);
+    int r = transfer(file, off, sg_slice(sg, 0, whole), flags, true);
+
+    return r || whole == sg.len
+               ? r
+               : write_tail(file_of(file), off + whole,
+                            sg_slice(sg, whole, sg.len - whole));
+}
 
 static void
 call_fdatasync(void *arg)
@@ -292,14 +358,6 @@ call_extent(void *arg)
     if (hole > data) {
         c->value = min_u64(c->len, (uint64_t)(hole - data));
     }
-}
-
-static int
-in_worker(struct real_file *rf, void (*fn)(void *), struct call *call)
-{
-    call->fd = rf->fd;
-    file_offload(rf, fn, call);
-    return call->result;
 }
 
 static int
@@ -379,7 +437,7 @@ real_allocated(struct file *file, uint64_t *ret)
 }
 
 /*
- * Writing a zero block at the range's end moves the end of the file there.
+ * Writing zeroes at the range's end moves the end of the file there.
  * ftruncate() could not: it may shrink a file that grew meanwhile.
  */
 static int
@@ -392,14 +450,15 @@ extend_to(struct file *file, uint64_t end)
         return r;
     }
     void *zeroes = try_alloc_aligned(DIRECT_ALIGN, file->align);
+    uint64_t block = align_down(end - 1, file->align);
 
     if (!zeroes) {
         return -ENOMEM;
     }
     memset(zeroes, 0, file->align);
-    struct iovec iov = {zeroes, file->align};
+    struct iovec iov = {zeroes, end - block};
 
-    r = real_write(file, end - file->align, sg_one(&iov), 0);
+    r = real_write(file, block, sg_one(&iov), 0);
     free(zeroes);
     return r;
 }
@@ -549,6 +608,35 @@ open_flags(unsigned flags)
            (flags & FILE_DIRECT ? O_DIRECT : 0);
 }
 
+/*
+ * What O_DIRECT wants of offsets, lengths and memory: what the kernel says
+ * (since 6.1), or the device; else what every device takes.
+ */
+static uint32_t
+direct_align(const struct real_file *rf)
+{
+    uint64_t align = DIRECT_ALIGN;
+
+    if (rf->f.is_block_device) {
+        int sector;
+
+        align = ioctl(rf->fd, BLKSSZGET, &sector) ? align : (uint64_t)sector;
+    } else {
+#ifdef STATX_DIOALIGN
+        struct statx sx;
+
+        if (!statx(rf->fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &sx) &&
+            (sx.stx_mask & STATX_DIOALIGN) && sx.stx_dio_offset_align) {
+            align = max_u64(sx.stx_dio_offset_align, sx.stx_dio_mem_align);
+        }
+#endif
+    }
+    /* More than a page, or nonsense, is left to the system to refuse. */
+    return is_pow2(align) && align <= DIRECT_ALIGN
+               ? (uint32_t)max_u64(align, DIRECT_ALIGN_MIN)
+               : DIRECT_ALIGN;
+}
+
 static int
 probe(struct real_file *rf, unsigned flags)
 {
@@ -567,7 +655,7 @@ probe(struct real_file *rf, unsigned flags)
     rf->device = rf->f.is_block_device ? st.st_rdev : st.st_dev;
     rf->f.dev = rf->f.is_block_device ? 0 : st.st_dev;
     rf->f.ino = rf->f.is_block_device ? st.st_rdev : st.st_ino;
-    rf->f.align = flags & FILE_DIRECT ? DIRECT_ALIGN : 1;
+    rf->f.align = flags & FILE_DIRECT ? direct_align(rf) : 1;
     rf->f.is_remote = fs.f_type == NFS_SUPER_MAGIC;
     rf->direct = flags & FILE_DIRECT;
     if (flags & FILE_DIRECT) {

@@ -375,6 +375,40 @@ unaligned_requests_are_done_in_blocks(void)
     in_world(unaligned);
 }
 
+/* A disk that ends within a block stays as long as it is. */
+
+static void
+short_last_block(struct graph *graph)
+{
+    enum { SIZE = 5000 };
+    json_t *file = json_pack("{s:s, s:i}", "filename", "f", "size", SIZE);
+    unsigned char model[SIZE] = {0}, got[SIZE], buf[SIZE];
+
+    CHECK_INT(driver_file.create(graph, file, NULL), 0);
+    json_decref(file);
+    struct node *node =
+        add(graph, "{\"driver\":\"raw\",\"node-name\":\"r\",\"cache\":{\"direct"
+                   "\":true},\"file\":{\"driver\":\"file\",\"filename\":\"f\"}}");
+
+    for (uint64_t i = 1; i <= 100; i++) {
+        uint64_t off = SIZE - i * 41 % 1500 - 1, len = SIZE - off;
+
+        len = i % 3 ? len : min_u64(len, 100);
+        memset(buf, (int)i, len);
+        memset(model + off, (int)i, len);
+        CHECK_INT(node_write_buf(node, off, buf, len), 0);
+        CHECK_INT(node->file->child->size, SIZE);
+        CHECK_INT(node_read_buf(node, 0, got, SIZE), 0);
+        CHECK(!memcmp(got, model, SIZE));
+    }
+}
+
+static void
+a_disk_that_ends_within_a_block_does_not_grow(void)
+{
+    in_world(short_last_block);
+}
+
 /* copy-on-read. */
 
 static void
@@ -428,6 +462,8 @@ main(void)
             an_edit_waits_for_requests_but_not_for_ever);
     tap_run("unaligned requests are done in blocks",
             unaligned_requests_are_done_in_blocks);
+    tap_run("a disk that ends within a block does not grow",
+            a_disk_that_ends_within_a_block_does_not_grow);
     tap_run("copy-on-read brings up what is read",
             copy_on_read_brings_up_what_is_read);
     return tap_done();

@@ -208,35 +208,91 @@ file_main(void *arg)
     CHECK_INT(file_unlink(loop, other), 0);
 }
 
+/*
+ * O_DIRECT, in a file that ends within a block: its last bytes and what lies
+ * before them are written in turns, and the file stays as long as it is.
+ */
 static void
-files_work(bool no_io_uring, const char *in)
+direct_main(void *arg)
+{
+    enum { BLOCKS = 4, BLOCK = 4096, SIZE = BLOCKS * BLOCK - 1000 };
+    struct loop *loop = loop_current();
+    auto_free char *path = xasprintf("%s/f", (char *)arg);
+    unsigned char *block = try_alloc_aligned(BLOCK, BLOCK * BLOCKS);
+    unsigned char model[BLOCK * BLOCKS] = {0}, back[SIZE];
+    struct file *f = NULL, *plain = NULL;
+    uint64_t size = 0;
+
+    CHECK_INT(file_open(loop, path, FILE_WRITE | FILE_CREATE, &plain), 0);
+    CHECK_INT(file_truncate(plain, SIZE), 0);
+    int r = file_open(loop, path, FILE_WRITE | FILE_DIRECT, &f);
+
+    if (r) {
+        printf("# no O_DIRECT here: %s\n", strerror(-r));
+        CHECK_INT(r, -EINVAL);
+    }
+    for (int i = 1; f && i <= 40; i++) {
+        uint64_t off = align_down(SIZE - 1, f->align) -
+                       (uint64_t)(i % 3) * f->align;
+        uint64_t len = i % 3 ? f->align : SIZE - off;
+
+        memset(block, i, len);
+        memset(model + off, i, len);
+        CHECK_INT(file_write_buf(f, off, block, len), 0);
+        CHECK_INT(file_read_buf(f, 0, block, BLOCK * BLOCKS), 0);
+        CHECK(!memcmp(block, model, BLOCK * BLOCKS));
+        CHECK_INT(file_read_buf(plain, 0, back, SIZE), 0);
+        CHECK(!memcmp(back, model, SIZE));
+    }
+    CHECK_INT(file_size(plain, &size), 0);
+    CHECK_INT(size, SIZE);
+    if (f) {
+        CHECK_INT(file_zero(f, BLOCK * BLOCKS, BLOCK + 100, true), 0);
+        CHECK_INT(file_size(f, &size), 0);
+        CHECK_INT(size, BLOCK * BLOCKS + BLOCK + 100);
+        file_close(f);
+    }
+    file_close(plain);
+    CHECK_INT(file_unlink(loop, path), 0);
+    free(block);
+}
+
+static void
+in_folder(bool no_io_uring, const char *in, void (*fn)(void *))
 {
     char *dir = xasprintf("%s/sluice-unit-XXXXXX", in);
     struct loop *loop = new_loop(no_io_uring);
 
     CHECK(mkdtemp(dir) != NULL);
-    CHECK(loop_run_main(loop, file_main, dir));
+    CHECK(loop_run_main(loop, fn, dir));
     loop_free(loop);
     rmdir(dir);
     free(dir);
 }
 
 static void
+a_direct_file_that_ends_within_a_block_does_not_grow(void)
+{
+    in_folder(false, "/tmp", direct_main);
+    in_folder(true, "/var/tmp", direct_main);
+}
+
+static void
 files_work_with_io_uring(void)
 {
-    files_work(false, "/tmp");
+    in_folder(false, "/tmp", file_main);
 }
 
 static void
 files_work_with_threads(void)
 {
-    files_work(true, "/tmp");
+    in_folder(true, "/tmp", file_main);
 }
 
 static void
 files_work_on_tmpfs(void)
 {
-    files_work(false, "/dev/shm");
+    in_folder(false, "/dev/shm", file_main);
 }
 
 /* Streams: an echo over a Unix socket, more than a socket buffer. */
@@ -440,6 +496,8 @@ main(void)
     tap_run("files work with io_uring", files_work_with_io_uring);
     tap_run("files work with threads", files_work_with_threads);
     tap_run("files work on tmpfs", files_work_on_tmpfs);
+    tap_run("a direct file that ends within a block does not grow",
+            a_direct_file_that_ends_within_a_block_does_not_grow);
     tap_run("streams carry everything", streams_carry_everything);
     tap_run("a passed descriptor is made fit or refused",
             a_passed_descriptor_is_made_fit_or_refused);
