@@ -175,7 +175,7 @@ read_chain(struct node *node, uint64_t off, struct sg sg, unsigned flags,
         }
         if (!asked && chain_index_usable(n)) {
             asked = true;
-            if (chain_index_find(n, off, sg.len, &place, &r)) {
+            if (chain_index_find(n, off, sg.len, flags, &place, &r)) {
                 return r ? r : read_place(&place, off, sg, flags, ret_len);
             }
         }
@@ -712,7 +712,7 @@ chain_status(struct node *top, struct node *base, uint64_t off, uint64_t len,
         len = min_u64(len, n->size - off);
         if (!asked && chain_index_usable(n)) {
             asked = true;
-            if (chain_index_find(n, off, len, &place, &r)) {
+            if (chain_index_find(n, off, len, REQ_BACKGROUND, &place, &r)) {
                 r = r ? r
                       : status_of_place(n, base, off, seek, &place, ret,
                                         &layer);
