@@ -171,7 +171,8 @@ struct driver {
                  struct err *err);
     /*
      * Nobody is to wait for the outside any more; does not yield.  At first
-     * only background reads and look-ups in flight, which return -ERESTART;
+     * only background reads and look-ups in flight, which return -ERESTART
+     * (a guest's request then begins again, see block/root.c);
      * with @all every request, now and later, and an open under way: they
      * fail.  NULL: nothing here can be waited for in vain, or be ended.
      */

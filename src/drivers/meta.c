@@ -182,8 +182,9 @@ make_room(struct meta *m)
     return 0;
 }
 
+/* Begins and does the load.  *ret stays NULL where none was begun. */
 static int
-load(struct meta *m, uint64_t off, struct slice **ret)
+load(struct meta *m, uint64_t off, unsigned flags, struct slice **ret)
 {
     int r = make_room(m);
 
@@ -194,6 +195,7 @@ load(struct meta *m, uint64_t off, struct slice **ret)
         return -EAGAIN; /* somebody else began while we waited for room */
     }
     struct slice *s = xzalloc(sizeof(*s) + m->o.slice_size);
+    struct iovec iov = {s->data, m->o.slice_size};
 
     s->off = off;
     s->loading = true;
@@ -201,10 +203,25 @@ load(struct meta *m, uint64_t off, struct slice **ret)
     list_push(bucket(m, off), &s->hash);
     list_push(&m->use, &s->use);
     m->n_slices++;
-    s->error = node_read_buf(m->file, off, s->data, m->o.slice_size);
-    s->loading = false;
-    waitq_wake_all(&m->loaded);
     *ret = s;
+    s->error = node_read(m->file, off, sg_one(&iov), flags & REQ_LOOKUP);
+    s->loading = false;
+    if (s->error) {
+        /* Only those who wait for it see it; the next one begins anew. */
+        list_remove(&s->hash);
+        list_init(&s->hash);
+    }
+    waitq_wake_all(&m->loaded);
+    return s->error;
+}
+
+static int
+wait_for_load(struct meta *m, struct slice *s)
+{
+    s->pins++;
+    while (s->loading) {
+        waitq_wait(&m->loaded);
+    }
     return s->error;
 }
 
@@ -218,33 +235,26 @@ unpin_failed(struct meta *m, struct slice *s)
 }
 
 int
-meta_get(struct meta *m, uint64_t off, struct slice **ret)
+meta_get(struct meta *m, uint64_t off, unsigned flags, struct slice **ret)
 {
-    struct slice *s;
-    int r;
-
     off = align_down(off, m->o.slice_size);
-    do {
-        s = find(m, off);
-        r = 0;
-        if (!s) {
-            r = load(m, off, &s);
-        } else {
-            s->pins++;
-            while (s->loading) {
-                waitq_wait(&m->loaded);
-            }
-            r = s->error;
+    for (;;) {
+        struct slice *s = find(m, off);
+        bool shared = s;
+        int r = s ? wait_for_load(m, s) : load(m, off, flags, &s);
+
+        if (!r) {
+            *ret = s;
+            return 0;
         }
-    } while (r == -EAGAIN && (!s || !s->error));
-    if (r) {
-        if (s && s->error) {
+        if (s) {
             unpin_failed(m, s);
         }
-        return r;
+        if (shared ? r != -ERESTART || (flags & REQ_LOOKUP)
+                   : r != -EAGAIN || s) {
+            return r;
+        }
     }
-    *ret = s;
-    return 0;
 }
 
 struct slice *

@@ -6,8 +6,8 @@
  * turns, and waits until libnbd calls back.  A request that the connection's
  * loss failed is tried again: it returns as one that found no connection does.
  *
- * What nobody may have to wait for (a job's reads, look-ups) is a `call` on
- * the heap with a buffer of its own, so that its requester can leave while
+ * What nobody may have to wait for (a job's reads, look-ups here and of
+ * formats) is a `call` on the heap with a buffer of its own, so that its requester can leave while
  * libnbd still expects the answer.
  */
 #include <errno.h>
@@ -323,7 +323,7 @@ client_read(struct node *node, uint64_t off, struct sg sg, unsigned flags)
 
     sg_zero(sg_slice(sg, here, sg.len - here));
     return transfer(node, off, sg_slice(sg, 0, here), false,
-                    flags & REQ_BACKGROUND);
+                    flags & (REQ_BACKGROUND | REQ_LOOKUP));
 }
 
 static int
