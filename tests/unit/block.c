@@ -9,6 +9,7 @@
 #include "base/bytes.h"
 #include "block/edit.h"
 #include "drivers/drivers.h"
+#include "run/file.h"
 #include "run/sim/sim.h"
 #include "tap.h"
 
@@ -40,6 +41,7 @@ static int
 slow_write(struct node *node, uint64_t off, struct sg sg, unsigned flags,
            struct range_hold *hold)
 {
+    coro_sleep(delay_ns);
     return 0;
 }
 
@@ -196,6 +198,91 @@ static void
 a_file_has_one_format_that_writes(void)
 {
     in_world(two_formats);
+}
+
+/* What is being created is neither opened nor created by others. */
+
+struct creation {
+    struct graph *graph;
+    const struct driver *drv;
+    const char *options;
+    bool done;
+};
+
+static void
+creation_main(void *arg)
+{
+    struct creation *c = arg;
+    json_t *o = json_loads(c->options, 0, NULL);
+
+    CHECK_INT(c->drv->create(c->graph, o, NULL), 0);
+    json_decref(o);
+    c->done = true;
+}
+
+static void
+a_format(struct graph *graph)
+{
+    struct node *node = add(graph, "{\"driver\":\"slow\",\"node-name\":\"s\"}");
+    struct creation c = {.graph = graph,
+                         .drv = &driver_qcow2,
+                         .options = "{\"file\":\"s\",\"size\":65536}"};
+    struct root *root;
+    auto_err err = ERR_INIT;
+
+    delay_ns = NS_PER_S;
+    coro_start(graph_loop(graph), creation_main, &c);
+    coro_sleep(NS_PER_S / 2);
+    CHECK(!c.done);
+    CHECK_INT(root_new(node, CLAIM_STABLE, "export 'e'", &root, &err), -EBUSY);
+    CHECK(err.msg && strstr(err.msg, "blockdev-create"));
+    err_clear(&err);
+    while (!c.done) {
+        coro_sleep(NS_PER_S);
+    }
+    delay_ns = 0;
+    CHECK_INT(node_del(graph, "s", NULL), 0);
+}
+
+static void
+a_file(struct graph *graph)
+{
+    struct creation c = {.graph = graph,
+                         .drv = &driver_file,
+                         .options = "{\"filename\":\"f\",\"size\":65536}"};
+    struct file *f = NULL;
+    unsigned locked = 0;
+
+    CHECK_INT(file_open(graph_loop(graph), "f", FILE_WRITE | FILE_CREATE, &f),
+              0);
+    coro_start(graph_loop(graph), creation_main, &c);
+    while (!c.done) {
+        /* As QEMU asks whether anybody writes to it. */
+        locked += file_lock(f, 101, 1, FILE_LOCK_TEST) == -EAGAIN;
+        coro_sleep(1000);
+    }
+    CHECK(locked);
+    CHECK_INT(file_lock(f, 101, 1, FILE_LOCK_TEST), 0);
+    /* Nor is one created that others use. */
+    CHECK_INT(file_lock(f, 100, 1, FILE_LOCK_SHARED), 0);
+    json_t *o = json_loads(c.options, 0, NULL);
+
+    CHECK_INT(driver_file.create(graph, o, NULL), -EBUSY);
+    json_decref(o);
+    file_close(f);
+}
+
+static void
+creating(struct graph *graph)
+{
+    a_format(graph);
+    a_file(graph);
+}
+
+static void
+what_is_being_created_is_not_for_others(void)
+{
+    in_world(creating);
 }
 
 /* Parking. */
@@ -455,6 +542,8 @@ main(void)
     tap_run("two nodes do not write one file", two_nodes_do_not_write_one_file);
     tap_run("a file has one format that writes",
             a_file_has_one_format_that_writes);
+    tap_run("what is being created is not for others",
+            what_is_being_created_is_not_for_others);
     tap_run("a parked request is not in flight",
             a_parked_request_is_not_in_flight);
     tap_run("a snapshot moves the guest", a_snapshot_moves_the_guest);
