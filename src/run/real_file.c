@@ -154,13 +154,7 @@ batch_slow(struct batch *b, bool background)
     if (b->write && !b->rf->direct) {
         return batch_queued(b);
     }
-    if (!rl->have_ring) {
-        file_offload(b->rf, batch_in_worker, b);
-        return b->result;
-    }
-    for (;;) {
-        struct io_uring_sqe *sqe = ring_sqe(rl);
-
+    for (struct io_uring_sqe *sqe; (sqe = ring_sqe(rl));) {
         if (b->write) {
             io_uring_prep_writev(sqe, b->rf->fd, b->iov, (unsigned)b->n,
                                  b->off);
@@ -169,10 +163,12 @@ batch_slow(struct batch *b, bool background)
         }
         int r = ring_wait(rl, sqe);
 
-        if (r != -EINTR && r != -EAGAIN) {
+        if (r != -EINTR && r != -EAGAIN && r != RING_BROKEN) {
             return r;
         }
     }
+    file_offload(b->rf, batch_in_worker, b);
+    return b->result;
 }
 
 static ssize_t
@@ -370,13 +366,14 @@ real_sync(struct file *file)
     if (rf->plain) {
         return 0; /* tmpfs has nothing to sync */
     }
-    if (!rl->have_ring) {
-        return in_worker(rf, call_fdatasync, &call);
-    }
     struct io_uring_sqe *sqe = ring_sqe(rl);
+    int r = RING_BROKEN;
 
-    io_uring_prep_fsync(sqe, rf->fd, IORING_FSYNC_DATASYNC);
-    return ring_wait(rl, sqe);
+    if (sqe) {
+        io_uring_prep_fsync(sqe, rf->fd, IORING_FSYNC_DATASYNC);
+        r = ring_wait(rl, sqe);
+    }
+    return r == RING_BROKEN ? in_worker(rf, call_fdatasync, &call) : r;
 }
 
 static int
@@ -384,19 +381,20 @@ real_fallocate(struct real_file *rf, int mode, uint64_t off, uint64_t len)
 {
     struct real_loop *rl = real_of(rf->f.loop);
     struct call call = {.mode = mode, .off = off, .len = len};
-    int r;
+    struct io_uring_sqe *sqe = rf->plain ? NULL : ring_sqe(rl);
+    int r = RING_BROKEN;
 
     if (rf->plain) {
         call.fd = rf->fd;
         call_fallocate(&call);
         r = call.result;
-    } else if (!rl->have_ring) {
-        r = in_worker(rf, call_fallocate, &call);
-    } else {
-        struct io_uring_sqe *sqe = ring_sqe(rl);
-
+    }
+    if (sqe) {
         io_uring_prep_fallocate(sqe, rf->fd, mode, (off_t)off, (off_t)len);
         r = ring_wait(rl, sqe);
+    }
+    if (r == RING_BROKEN) {
+        r = in_worker(rf, call_fallocate, &call);
     }
     return r == -EOPNOTSUPP || r == -ENODEV || r == -EINVAL ? -ENOTSUP : r;
 }
