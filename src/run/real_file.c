@@ -65,7 +65,7 @@ struct batch {
     struct real_file *rf;
     struct iovec iov[IOV_BATCH];
     int n;
-    uint64_t off;
+    uint64_t off, bytes;
     bool write;
     ssize_t result;
 };
@@ -95,12 +95,9 @@ static void
 batch_in_background(void *arg)
 {
     struct batch *b = arg;
-    struct sg sg = {.iov = b->iov};
+    struct sg sg = {.iov = b->iov, .len = b->bytes};
     ssize_t done = 0;
 
-    for (int i = 0; i < b->n; i++) {
-        sg.len += b->iov[i].iov_len;
-    }
     while (sg.len) {
         struct batch part = {
             .rf = b->rf, .off = b->off + (uint64_t)done, .write = b->write};
@@ -132,8 +129,11 @@ file_offload(struct real_file *rf, void (*fn)(void *), void *arg)
 static ssize_t
 batch_queued(struct batch *b)
 {
-    struct queued_write w = {
-        .fd = b->rf->fd, .iov = b->iov, .n = b->n, .off = b->off};
+    struct queued_write w = {.fd = b->rf->fd,
+                             .iov = b->iov,
+                             .n = b->n,
+                             .off = b->off,
+                             .bytes = b->bytes};
 
     return write_queue_run(&b->rf->writes, &w);
 }
@@ -202,9 +202,7 @@ transfer(struct file *file, uint64_t off, struct sg sg, unsigned flags,
     struct batch b = {.rf = file_of(file), .write = write};
 
     while (sg.len) {
-        uint64_t bytes;
-
-        b.n = sg_to_iov(sg, b.iov, IOV_BATCH, &bytes);
+        b.n = sg_to_iov(sg, b.iov, IOV_BATCH, &b.bytes);
         b.off = off;
         ssize_t r = batch_run(&b, flags & FILE_IO_BACKGROUND);
 

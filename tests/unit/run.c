@@ -4,9 +4,12 @@
 #include <fcntl.h>
 #include <liburing.h>
 #include <poll.h>
+#include <semaphore.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -405,6 +408,79 @@ a_passed_descriptor_is_made_fit_or_refused(void)
     loop_free(loop);
 }
 
+/* A queued write can be made to wait in its worker. */
+static struct {
+    unsigned queued, hold_from; /* 0: none is held */
+    sem_t go_on;
+} calls;
+
+ssize_t
+pwritev(int fd, const struct iovec *iov, int n, off_t off)
+{
+    if (calls.hold_from && ++calls.queued >= calls.hold_from) {
+        sem_wait(&calls.go_on);
+    }
+    return syscall(SYS_pwritev2, fd, iov, n, off, 0, 0);
+}
+
+enum { BIG = 512 << 10, BIGS = 4 };
+
+struct big_write {
+    struct file *f;
+    uint64_t off;
+    unsigned *done;
+};
+
+static void
+write_big(void *arg)
+{
+    struct big_write *w = arg;
+    auto_free unsigned char *buf = xzalloc(BIG);
+
+    CHECK_INT(file_write_buf(w->f, w->off, buf, BIG), 0);
+    ++*w->done;
+}
+
+static void
+batch_main(void *arg)
+{
+    struct loop *loop = loop_current();
+    auto_free char *path = xasprintf("%s/f", (char *)arg);
+    uint64_t deadline = loop_now(loop) + 10 * NS_PER_S;
+    struct big_write w[BIGS];
+    struct file *f = NULL;
+    unsigned done = 0;
+
+    CHECK_INT(file_open(loop, path, FILE_WRITE | FILE_CREATE, &f), 0);
+    sem_init(&calls.go_on, 0, 0);
+    calls.queued = 0;
+    calls.hold_from = 3;
+    for (unsigned i = 0; i < BIGS; i++) {
+        w[i] = (struct big_write){.f = f, .off = i * BIG, .done = &done};
+        coro_start(loop, write_big, &w[i]);
+    }
+    while (done < 2 && loop_now(loop) < deadline) {
+        coro_sleep(NS_PER_MS);
+    }
+    /* Where the file system takes them at once, there is nothing to see. */
+    CHECK(done == 2 || (done == BIGS && !calls.queued));
+    for (unsigned i = 0; i < BIGS; i++) {
+        sem_post(&calls.go_on);
+    }
+    while (done < BIGS) {
+        coro_sleep(NS_PER_MS);
+    }
+    calls.hold_from = 0;
+    file_close(f);
+    CHECK_INT(file_unlink(loop, path), 0);
+}
+
+static void
+queued_writes_do_not_wait_for_all_others(void)
+{
+    in_folder(false, "/tmp", batch_main);
+}
+
 /*
  * The ring's answers, as a test wants them: so many times @answer instead of a
  * submission, or one entry at a time.
@@ -587,6 +663,8 @@ main(void)
     tap_run("files work on tmpfs", files_work_on_tmpfs);
     tap_run("a direct file that ends within a block does not grow",
             a_direct_file_that_ends_within_a_block_does_not_grow);
+    tap_run("queued writes do not wait for all others",
+            queued_writes_do_not_wait_for_all_others);
     tap_run("what the ring does not take is done all the same",
             what_the_ring_does_not_take_is_done_all_the_same);
     tap_run("streams carry everything", streams_carry_everything);
