@@ -5,7 +5,8 @@
  * How a request is done is probed per file at open, the cheapest that never
  * blocks the loop's thread first:
  *
- *   inline   plain preadv/pwritev, on tmpfs, where nothing can block
+ *   inline   plain preadv/pwritev, on tmpfs, where nothing can block; but not
+ *            large writes, which take long: pages are cleared and copied to
  *   nowait   RWF_NOWAIT: done at once where the page cache can, else refused
  *   queue    a guest's buffered writes where that is refused (ext4 always):
  *            a worker takes all of a turn at once
@@ -38,6 +39,7 @@ enum {
     FILE_BACKGROUND = 2,
     DIRECT_ALIGN = 4096, /* at most, of what is to be written directly */
     DIRECT_ALIGN_MIN = 512,
+    INLINE_WRITE_MAX = 256 << 10,
     BACKGROUND_CHUNK = 256 << 10, /* bytes of one call of background work */
 };
 
@@ -177,6 +179,10 @@ batch_run(struct batch *b, bool background)
     struct real_file *rf = b->rf;
 
     if (rf->plain && !background) {
+        if (b->write && b->bytes > INLINE_WRITE_MAX) {
+            file_offload(rf, batch_in_worker, b);
+            return b->result;
+        }
         return direct_call(b, 0);
     }
     bool *nowait = b->write ? &rf->nowait_write : &rf->nowait_read;
@@ -379,14 +385,10 @@ real_fallocate(struct real_file *rf, int mode, uint64_t off, uint64_t len)
 {
     struct real_loop *rl = real_of(rf->f.loop);
     struct call call = {.mode = mode, .off = off, .len = len};
+    /* tmpfs would do it in the call, in the loop's thread. */
     struct io_uring_sqe *sqe = rf->plain ? NULL : ring_sqe(rl);
     int r = RING_BROKEN;
 
-    if (rf->plain) {
-        call.fd = rf->fd;
-        call_fallocate(&call);
-        r = call.result;
-    }
     if (sqe) {
         io_uring_prep_fallocate(sqe, rf->fd, mode, (off_t)off, (off_t)len);
         r = ring_wait(rl, sqe);

@@ -423,6 +423,49 @@ pwritev(int fd, const struct iovec *iov, int n, off_t off)
     return syscall(SYS_pwritev2, fd, iov, n, off, 0, 0);
 }
 
+/* Who made the last call. */
+static _Atomic pid_t wrote, allocated;
+
+ssize_t
+pwritev2(int fd, const struct iovec *iov, int n, off_t off, int flags)
+{
+    wrote = gettid();
+    return syscall(SYS_pwritev2, fd, iov, n, off, 0, flags);
+}
+
+int
+fallocate(int fd, int mode, off_t off, off_t len)
+{
+    allocated = gettid();
+    return (int)syscall(SYS_fallocate, fd, mode, off, len);
+}
+
+static void
+tmpfs_main(void *arg)
+{
+    enum { LARGE = 1 << 20 };
+    struct loop *loop = loop_current();
+    auto_free char *path = xasprintf("%s/f", (char *)arg);
+    auto_free unsigned char *buf = xzalloc(LARGE);
+    struct file *f = NULL;
+
+    CHECK_INT(file_open(loop, path, FILE_WRITE | FILE_CREATE, &f), 0);
+    CHECK_INT(file_write_buf(f, 0, buf, 4096), 0);
+    CHECK_INT(wrote, gettid());
+    CHECK_INT(file_write_buf(f, 0, buf, LARGE), 0);
+    CHECK(wrote != gettid());
+    CHECK_INT(file_punch(f, 0, LARGE), 0);
+    CHECK(allocated && allocated != gettid());
+    file_close(f);
+    CHECK_INT(file_unlink(loop, path), 0);
+}
+
+static void
+what_takes_long_on_tmpfs_is_done_by_workers(void)
+{
+    in_folder(false, "/dev/shm", tmpfs_main);
+}
+
 enum { BIG = 512 << 10, BIGS = 4 };
 
 struct big_write {
@@ -663,6 +706,8 @@ main(void)
     tap_run("files work on tmpfs", files_work_on_tmpfs);
     tap_run("a direct file that ends within a block does not grow",
             a_direct_file_that_ends_within_a_block_does_not_grow);
+    tap_run("what takes long on tmpfs is done by workers",
+            what_takes_long_on_tmpfs_is_done_by_workers);
     tap_run("queued writes do not wait for all others",
             queued_writes_do_not_wait_for_all_others);
     tap_run("what the ring does not take is done all the same",
