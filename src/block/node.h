@@ -50,7 +50,8 @@ struct node {
     uint64_t size; /* bytes, as the parent sees it */
     bool read_only, unmap;
     enum detect_zeroes detect_zeroes;
-    bool is_layer; /* opened as a backing file: the chain index is its cache */
+    /* Opened as a backing file: while it is one, the chain index is its cache. */
+    bool is_layer;
     bool incomplete; /* an unfinished target (design rule 5) */
     /* Set for good when what is on disk is no longer known (rule 9). */
     int failed;

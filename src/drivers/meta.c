@@ -2,8 +2,9 @@
 /*
  * The metadata cache: see meta.h for the order on disk.
  *
- * Slices hang in a hash table by offset and in one list in order of use.  A
- * slice is evicted only clean and unpinned; when all are dirty, whoever wants
+ * Slices hang in a hash table by offset, which grows with their number, and in
+ * one list in order of use.  A layer keeps few, as long as the chain index
+ * answers for it.  A slice is evicted only clean and unpinned; when all are dirty, whoever wants
  * room commits first.
  *
  * Commits are group commits: one runs at a time, numbered.  A caller needs one
@@ -27,6 +28,7 @@
 
 enum {
     GRANULE = 512, /* what a disk writes whole or not at all */
+    BUCKETS_MIN = 8,
     BUCKETS_MAX = 1024,
     MIN_SLICES = 32,
     MIN_LAYER_SLICES = 8,
@@ -55,7 +57,7 @@ struct meta {
     struct list *buckets;
     uint64_t n_buckets; /* a power of two */
     struct list use; /* the least recently used first */
-    uint64_t n_slices, max_slices, n_dirty;
+    uint64_t n_slices, n_dirty;
     struct waitq loaded;
 
     uint64_t started, finished; /* numbers of commits */
@@ -86,6 +88,16 @@ struct snapshot {
     struct list to_free;
 };
 
+static void
+make_buckets(struct meta *m, uint64_t n)
+{
+    m->n_buckets = n;
+    m->buckets = xmalloc(n * sizeof(*m->buckets));
+    for (uint64_t i = 0; i < n; i++) {
+        list_init(&m->buckets[i]);
+    }
+}
+
 struct meta *
 meta_new(const struct meta_options *options)
 {
@@ -95,18 +107,7 @@ meta_new(const struct meta_options *options)
            options->slice_size <= 8 * GRANULE);
     m->o = *options;
     m->file = options->node->file->child;
-    m->max_slices =
-        options->node->is_layer
-            ? MIN_LAYER_SLICES
-            : max_u64(options->budget / options->slice_size, MIN_SLICES);
-    m->n_buckets = MIN_LAYER_SLICES;
-    while (m->n_buckets < m->max_slices && m->n_buckets < BUCKETS_MAX) {
-        m->n_buckets *= 2;
-    }
-    m->buckets = xmalloc(m->n_buckets * sizeof(*m->buckets));
-    for (uint64_t i = 0; i < m->n_buckets; i++) {
-        list_init(&m->buckets[i]);
-    }
+    make_buckets(m, BUCKETS_MIN);
     list_init(&m->use);
     list_init(&m->to_free);
     waitq_init(&m->loaded);
@@ -121,6 +122,24 @@ bucket(struct meta *m, uint64_t off)
 
     return &m->buckets[(number * 0x9e3779b97f4a7c15 >> 54) &
                        (m->n_buckets - 1)];
+}
+
+static void
+add_bucketed(struct meta *m, struct slice *s)
+{
+    if (m->n_slices > m->n_buckets && m->n_buckets < BUCKETS_MAX) {
+        free(m->buckets);
+        make_buckets(m, m->n_buckets * 2);
+        list_for_each(it, &m->use)
+        {
+            struct slice *old = container_of(it, struct slice, use);
+
+            if (!old->error) {
+                list_push(bucket(m, old->off), &old->hash);
+            }
+        }
+    }
+    list_push(bucket(m, s->off), &s->hash);
 }
 
 static struct slice *
@@ -166,10 +185,21 @@ evict(struct meta *m)
     return false;
 }
 
+/* A layer can become the head of a disk, which no index answers for. */
+static uint64_t
+max_slices(const struct meta *m)
+{
+    const struct node *node = m->o.node;
+
+    return node->is_layer && (node->n_overlays || node->read_only)
+               ? MIN_LAYER_SLICES
+               : max_u64(m->o.budget / m->o.slice_size, MIN_SLICES);
+}
+
 static int
 make_room(struct meta *m)
 {
-    while (m->n_slices >= m->max_slices && !evict(m)) {
+    while (m->n_slices >= max_slices(m) && !evict(m)) {
         if (!m->n_dirty) {
             return 0; /* all are in use: go over the budget for a while */
         }
@@ -200,7 +230,7 @@ load(struct meta *m, uint64_t off, unsigned flags, struct slice **ret)
     s->off = off;
     s->loading = true;
     s->pins = 1;
-    list_push(bucket(m, off), &s->hash);
+    add_bucketed(m, s);
     list_push(&m->use, &s->use);
     m->n_slices++;
     *ret = s;

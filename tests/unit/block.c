@@ -51,8 +51,19 @@ static const struct driver slow = {.name = "slow",
                                    .read = slow_read,
                                    .write = slow_write};
 
+/* `file`, counted. */
+static unsigned reads;
+static struct driver counted = {.name = "counted"};
+
+static int
+counted_read(struct node *node, uint64_t off, struct sg sg, unsigned flags)
+{
+    reads++;
+    return driver_file.read(node, off, sg, flags);
+}
+
 static const struct driver *const drivers[] = {
-    &slow,       &driver_file,  &driver_raw, &driver_copy_on_read,
+    &slow,       &counted,      &driver_file, &driver_raw, &driver_copy_on_read,
     &driver_mem, &driver_qcow2, NULL};
 
 struct world {
@@ -426,6 +437,64 @@ an_edit_waits_for_requests_but_not_for_ever(void)
     in_world(edit_late);
 }
 
+/* A layer that has become the head caches as one. */
+
+enum { TABLES = 20, TABLE_SPAN = 32 << 10 }; /* of clusters of 512 bytes */
+
+static unsigned
+reads_of_all_tables(struct node *node)
+{
+    unsigned before = reads;
+    char byte;
+
+    for (uint64_t i = 0; i < TABLES; i++) {
+        CHECK_INT(node_read_buf(node, i * TABLE_SPAN, &byte, 1), 0);
+        CHECK_INT(byte, 7);
+    }
+    return reads - before;
+}
+
+static void
+new_head(struct graph *graph)
+{
+    json_t *file = json_pack("{s:s, s:i}", "filename", "base", "size", 0);
+    json_t *o = json_pack("{s:{s:s, s:s}, s:i, s:i}", "file", "driver", "file",
+                          "filename", "base", "size", TABLES * TABLE_SPAN,
+                          "cluster-size", 512);
+    struct root *root;
+
+    counted = driver_file;
+    counted.name = "counted";
+    counted.read = counted_read;
+    CHECK_INT(driver_file.create(graph, file, NULL), 0);
+    CHECK_INT(driver_qcow2.create(graph, o, NULL), 0);
+    json_decref(file);
+    json_decref(o);
+    create(graph, "over", NULL);
+    add(graph, "{\"driver\":\"qcow2\",\"node-name\":\"o\",\"file\":{\"driver\":"
+               "\"file\",\"filename\":\"over\"},\"backing\":{\"driver\":"
+               "\"qcow2\",\"node-name\":\"b\",\"read-only\":false,\"file\":{"
+               "\"driver\":\"counted\",\"filename\":\"base\"}}}");
+    struct node *base = graph_find(graph, "b");
+
+    CHECK(base->is_layer && !base->read_only);
+    CHECK_INT(root_new(base, CLAIM_READ, "x", &root, NULL), 0);
+    CHECK_INT(node_del(graph, "o", NULL), 0);
+    for (uint64_t i = 0; i < TABLES; i++) {
+        CHECK_INT(node_write_buf(base, i * TABLE_SPAN, "\7", 1), 0);
+    }
+    CHECK_INT(node_flush(base), 0);
+    reads_of_all_tables(base);
+    CHECK_INT(reads_of_all_tables(base), TABLES); /* of data, no tables */
+    root_free(root);
+}
+
+static void
+a_layer_that_became_the_head_caches_as_one(void)
+{
+    in_world(new_head);
+}
+
 /* Alignment: a file that wants blocks of 512 serves single bytes. */
 
 static void
@@ -549,6 +618,8 @@ main(void)
     tap_run("a snapshot moves the guest", a_snapshot_moves_the_guest);
     tap_run("an edit waits for requests, but not for ever",
             an_edit_waits_for_requests_but_not_for_ever);
+    tap_run("a layer that became the head caches as one",
+            a_layer_that_became_the_head_caches_as_one);
     tap_run("unaligned requests are done in blocks",
             unaligned_requests_are_done_in_blocks);
     tap_run("a disk that ends within a block does not grow",
