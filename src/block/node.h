@@ -50,7 +50,7 @@ struct node {
     uint64_t size; /* bytes, as the parent sees it */
     bool read_only, unmap;
     enum detect_zeroes detect_zeroes;
-    /* Opened as a backing file: while it is one, the chain index is its cache. */
+    /* Opened as a backing file; while it is one, the chain index caches. */
     bool is_layer;
     bool incomplete; /* an unfinished target (design rule 5) */
     /* Set for good when what is on disk is no longer known (rule 9). */

@@ -4,8 +4,8 @@
  *
  * Slices hang in a hash table by offset, which grows with their number, and in
  * one list in order of use.  A layer keeps few, as long as the chain index
- * answers for it.  A slice is evicted only clean and unpinned; when all are dirty, whoever wants
- * room commits first.
+ * answers for it.  A slice is evicted only clean and unpinned; when all are
+ * dirty, whoever wants room commits first.
  *
  * Commits are group commits: one runs at a time, numbered.  A caller needs one
  * that starts after its call, so callers that come while one runs share the

@@ -7,8 +7,8 @@
  * loss failed is tried again: it returns as one that found no connection does.
  *
  * What nobody may have to wait for (a job's reads, look-ups here and of
- * formats) is a `call` on the heap with a buffer of its own, so that its requester can leave while
- * libnbd still expects the answer.
+ * formats) is a `call` on the heap with a buffer of its own, so that its
+ * requester can leave while libnbd still expects the answer.
  */
 #include <errno.h>
 

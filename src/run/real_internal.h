@@ -103,9 +103,9 @@ void pool_run(struct pool *pool, void (*fn)(void *), void *arg);
  * Writes of one file that the loop's thread must not do itself.  One worker
  * does all that gathered during a turn, one after the other (the file system
  * lets only one at a time write to a file anyway), while the next ones gather:
- * a hand-over and a bell for many writes instead of for each.  They are answered
- * together, so a batch ends where it would take long: with the write that makes
- * it WRITE_BATCH bytes or more.
+ * a hand-over and a bell for many writes instead of for each.  They are
+ * answered together, so a batch ends where it would take long: with the write
+ * that makes it WRITE_BATCH bytes or more.
  */
 struct write_queue {
     struct list link; /* of the loop, while it waits for the turn's end */
