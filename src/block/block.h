@@ -37,6 +37,12 @@ enum req_flags {
     REQ_BACKGROUND = 1 << 3,
     /* A part of another request, which fires the taps: fires none. */
     REQ_QUIET = 1 << 4,
+    /*
+     * A read of metadata to find out where something is, which holds nothing:
+     * whoever waits for it, a driver may let go of it as of background work
+     * (-ERESTART).
+     */
+    REQ_LOOKUP = 1 << 5,
 };
 
 /* Where the bytes of a range are. */

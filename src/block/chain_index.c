@@ -41,7 +41,7 @@ struct window {
     struct list hash, use;
     uint64_t number;
     unsigned asked; /* layers that were composed into it */
-    bool filling;
+    bool filling, for_guest; /* the fill under way */
     uint64_t entries[WINDOW];
 };
 
@@ -55,6 +55,7 @@ struct chain_index {
     struct list use; /* the least recently used first */
     uint64_t n_windows, max_windows;
     uint64_t forgets;     /* counts what was forgotten: void fills know it */
+    uint64_t let_go;      /* counts fills that were let go of */
     struct waitq filled;
     unsigned users;       /* coroutines inside; it outlives a drop for them */
     bool dropped;
@@ -333,17 +334,20 @@ any_unresolved(const struct window *w, unsigned first, unsigned n)
 
 /*
  * Asks further layers until entry @first is resolved.  0; -EAGAIN where the
- * window was forgotten meanwhile or a layer is being changed.
+ * window was forgotten meanwhile or a layer is being changed.  Others wait for
+ * no more layers than they need.
  */
 static int
-fill(struct chain_index *x, struct window *w, unsigned first)
+fill(struct chain_index *x, struct window *w, unsigned first, bool for_guest)
 {
     int r = 0;
 
     w->filling = true;
+    w->for_guest = for_guest;
     while (!r && w->asked < x->n_layers && any_unresolved(w, first, 1)) {
         r = compose_layer(x, w, w->asked);
         w->asked += !r;
+        waitq_wake_all(&x->filled);
     }
     for (unsigned i = 0; !r && i < WINDOW && w->asked == x->n_layers; i++) {
         if (entry_kind(w->entries[i]) == E_UNRESOLVED) {
@@ -351,6 +355,7 @@ fill(struct chain_index *x, struct window *w, unsigned first)
         }
     }
     w->filling = false;
+    x->let_go += r == -ERESTART;
     waitq_wake_all(&x->filled);
     return r;
 }
@@ -403,8 +408,24 @@ place_of(const struct chain_index *x, const struct window *w, uint64_t off,
     }
 }
 
+/*
+ * A guest does not wait for background work, and background work that waits
+ * for a fill that is let go of is let go of with it.
+ */
 static int
-find_in(struct chain_index *x, uint64_t off, uint64_t len,
+wait_for_fill(struct chain_index *x, const struct window *w, bool guest)
+{
+    uint64_t let_go = x->let_go;
+
+    if (guest && !w->for_guest) {
+        return -EAGAIN;
+    }
+    waitq_wait(&x->filled);
+    return !guest && x->let_go != let_go ? -ERESTART : 0;
+}
+
+static int
+find_in(struct chain_index *x, uint64_t off, uint64_t len, bool guest,
         struct chain_place *ret)
 {
     unsigned i = (unsigned)(off >> x->granule_bits) & (WINDOW - 1);
@@ -421,14 +442,10 @@ find_in(struct chain_index *x, uint64_t off, uint64_t len,
             place_of(x, w, off, len, ret);
             return 0;
         }
-        if (w->filling) {
-            waitq_wait(&x->filled);
-        } else {
-            int r = fill(x, w, i);
+        int r = w->filling ? wait_for_fill(x, w, guest) : fill(x, w, i, guest);
 
-            if (r) {
-                return r;
-            }
+        if (r) {
+            return r;
         }
         if (x->dropped) {
             return -EAGAIN;
@@ -438,7 +455,7 @@ find_in(struct chain_index *x, uint64_t off, uint64_t len,
 
 bool
 chain_index_find(struct node *node, uint64_t off, uint64_t len,
-                 struct chain_place *ret, int *ret_error)
+                 unsigned flags, struct chain_place *ret, int *ret_error)
 {
     if (!node->index) {
         node->index = index_new(node);
@@ -450,7 +467,7 @@ chain_index_find(struct node *node, uint64_t off, uint64_t len,
     }
 
     x->users++;
-    int r = find_in(x, off, len, ret);
+    int r = find_in(x, off, len, !(flags & REQ_BACKGROUND), ret);
 
     leave(x);
     *ret_error = r == -EAGAIN ? 0 : r;

@@ -38,11 +38,12 @@ bool chain_index_usable(const struct node *node);
 /*
  * The first place of [off, off + len), which lies within @node.  False where
  * it must be looked for layer by layer (clusters that are not aligned with one
- * another, a layer that is being changed).  Where true, *ret_error is 0 or what
- * a layer's look-up failed with.  Yields.
+ * another, a layer that is being changed; for a guest also while background
+ * work, REQ_BACKGROUND in @flags, asks further layers).  Where true, *ret_error
+ * is 0 or what a layer's look-up failed with.  Yields.
  */
 bool chain_index_find(struct node *node, uint64_t off, uint64_t len,
-                      struct chain_place *ret, int *ret_error);
+                      unsigned flags, struct chain_place *ret, int *ret_error);
 
 /*
  * Around every change of a node that others overlay: forgets what the indexes

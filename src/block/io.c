@@ -24,6 +24,7 @@
 
 enum {
     BOUNCE_MAX = 1 << 20, /* bytes of one bounce buffer */
+    TAIL_PAGE = 4096,     /* of the page cache */
     ZERO_CHUNK = 1 << 16,
     ZERO_IOVS = 16,
 };
@@ -174,7 +175,7 @@ read_chain(struct node *node, uint64_t off, struct sg sg, unsigned flags,
         }
         if (!asked && chain_index_usable(n)) {
             asked = true;
-            if (chain_index_find(n, off, sg.len, &place, &r)) {
+            if (chain_index_find(n, off, sg.len, flags, &place, &r)) {
                 return r ? r : read_place(&place, off, sg, flags, ret_len);
             }
         }
@@ -429,16 +430,24 @@ change_end(struct change *c, int r, unsigned flags)
     return !r && flags & REQ_FUA ? node_flush(c->node) : r;
 }
 
-/* Writes whole blocks where the protocol wants alignment. */
+/*
+ * Writes whole blocks where the protocol wants alignment.  Only the last block
+ * of a node that ends within it is cut there: a disk must not grow because its
+ * last bytes were written.  A protocol does that with a page (struct file), so
+ * then nobody else writes to that.
+ */
 static int
 write_bounced(struct node *node, uint64_t off, struct sg sg, unsigned flags,
               struct range_hold *hold)
 {
     uint32_t align = node->limits.min_align;
+    uint64_t stop = off + sg.len, size = node->size;
+    bool cut = stop <= size && align_up(stop, align) > size;
+    uint32_t unit = cut ? (uint32_t)max_u64(align, TAIL_PAGE) : align;
     int r = 0;
 
-    range_lock_widen(&node->ranges, hold, align_down(off, align),
-                     align_up(off + sg.len, align));
+    range_lock_widen(&node->ranges, hold, align_down(off, unit),
+                     align_up(stop, unit));
     while (sg.len && !r) {
         uint64_t start = align_down(off, align);
         uint64_t len = min_u64(sg.len, BOUNCE_MAX - (off - start));
@@ -459,6 +468,7 @@ write_bounced(struct node *node, uint64_t off, struct sg sg, unsigned flags,
         }
         if (!r) {
             sg_copy_to(sg_slice(sg, 0, len), buf + (off - start));
+            iov.iov_len = (cut ? min_u64(end, size) : end) - start;
             r = node->drv->write(node, start, sg_one(&iov), flags, hold);
         }
         sg = sg_slice(sg, len, sg.len - len);
@@ -803,7 +813,7 @@ chain_status(struct node *top, struct node *base, uint64_t off, uint64_t len,
         len = min_u64(len, n->size - off);
         if (!asked && chain_index_usable(n)) {
             asked = true;
-            if (chain_index_find(n, off, len, &place, &r)) {
+            if (chain_index_find(n, off, len, REQ_BACKGROUND, &place, &r)) {
                 r = r ? r
                       : status_of_place(n, base, off, seek, &place, ret,
                                         &layer);

@@ -50,7 +50,8 @@ struct node {
     uint64_t size; /* bytes, as the parent sees it */
     bool read_only, unmap;
     enum detect_zeroes detect_zeroes;
-    bool is_layer; /* opened as a backing file: the chain index is its cache */
+    /* Opened as a backing file; while it is one, the chain index caches. */
+    bool is_layer;
     bool incomplete; /* an unfinished target (design rule 5) */
     /* Set for good when what is on disk is no longer known (rule 9). */
     int failed;
@@ -206,7 +207,8 @@ struct driver {
                  struct err *err);
     /*
      * Nobody is to wait for the outside any more; does not yield.  At first
-     * only background reads and look-ups in flight, which return -ERESTART;
+     * only background reads and look-ups in flight, which return -ERESTART
+     * (a guest's request then begins again, see block/root.c);
      * with @all every request, now and later, and an open under way: they
      * fail.  NULL: nothing here can be waited for in vain, or be ended.
      */

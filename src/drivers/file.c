@@ -67,10 +67,9 @@ lock_bytes(struct file *f, unsigned base, unsigned perms,
 
 /* -EAGAIN: *ret_perm is what could not be had; *ret_shared: shared with. */
 static int
-try_lock(struct node *node, struct file *f, unsigned *ret_perm,
-         bool *ret_shared)
+try_lock(struct file *f, bool write, unsigned *ret_perm, bool *ret_shared)
 {
-    unsigned used = PERM_READ | (node->read_only ? 0 : PERM_WRITE | PERM_RESIZE);
+    unsigned used = PERM_READ | (write ? PERM_WRITE | PERM_RESIZE : 0);
     unsigned unshared = PERM_WRITE | PERM_RESIZE;
     int r = lock_bytes(f, LOCK_USED, used, FILE_LOCK_SHARED, ret_perm);
 
@@ -89,23 +88,32 @@ try_lock(struct node *node, struct file *f, unsigned *ret_perm,
 }
 
 /*
- * A killed process's locks outlive it for a moment, until the kernel has torn
- * down its io_uring; a restart at once must not fail for that.
+ * As try_lock().  A killed process's locks outlive it for a moment, until the
+ * kernel has torn down its io_uring; a restart at once must not fail for that.
  */
+static int
+take_locks(struct file *f, bool write, unsigned *ret_perm, bool *ret_shared)
+{
+    unsigned tries = 0;
+    int r;
+
+    while ((r = try_lock(f, write, ret_perm, ret_shared)) == -EAGAIN &&
+           tries++ < LOCK_TRIES) {
+        file_lock(f, LOCK_USED, LOCK_SPAN, FILE_UNLOCK);
+        coro_sleep(LOCK_WAIT_NS);
+    }
+    return r;
+}
+
 static int
 lock_image(struct node *node, struct file *f, struct err *err)
 {
     static const char *const names[] = {"consistent read", "write",
                                         "write unchanged", "resize"};
-    unsigned p = 0, tries = 0;
+    unsigned p = 0;
     bool with_others = false;
-    int r;
+    int r = take_locks(f, !node->read_only, &p, &with_others);
 
-    while ((r = try_lock(node, f, &p, &with_others)) == -EAGAIN &&
-           tries++ < LOCK_TRIES) {
-        file_lock(f, LOCK_USED, LOCK_SPAN, FILE_UNLOCK);
-        coro_sleep(LOCK_WAIT_NS);
-    }
     if (r == -EAGAIN) {
         r = err_set(err, -EBUSY, "Failed to get %s\"%s\" lock on '%s'",
                     with_others ? "shared " : "", names[p], node->filename);
@@ -377,6 +385,17 @@ check_device_size(struct file *f, uint64_t size)
     return r ? r : size > have ? -ENOSPC : 0;
 }
 
+/* A file that others use, be it to read, is none to be made anew. */
+static int
+lock_new(struct file *f)
+{
+    unsigned perm;
+    bool with_others;
+    int r = take_locks(f, true, &perm, &with_others);
+
+    return r ? r : file_lock(f, LOCK_USED, PERM_BITS, FILE_LOCK_TEST);
+}
+
 /* blockdev-create: filename, size. */
 static int
 file_driver_create(struct graph *graph, json_t *options, struct err *err)
@@ -391,13 +410,13 @@ file_driver_create(struct graph *graph, json_t *options, struct err *err)
         return err_set_errno(err, r, "Could not create '%s'", filename);
     }
     /* Not FILE_TRUNCATE: an image that is in use must stay whole. */
-    r = file_lock(f, LOCK_USED, PERM_BITS, FILE_LOCK_TEST);
+    r = lock_new(f);
     if (!r) {
         r = f->is_block_device ? check_device_size(f, size)
                                : set_new_size(f, filename, size);
     }
     if (r == -EAGAIN) {
-        err_set(err, -EBUSY, "'%s' exists and is in use", filename);
+        r = err_set(err, -EBUSY, "'%s' exists and is in use", filename);
     } else if (r) {
         err_set_errno(err, r, "Could not create '%s'", filename);
     }

@@ -2,9 +2,10 @@
 /*
  * The metadata cache: see meta.h for the order on disk.
  *
- * Slices hang in a hash table by offset and in one list in order of use.  A
- * slice is evicted only clean and unpinned; when all are dirty, whoever wants
- * room commits first.
+ * Slices hang in a hash table by offset, which grows with their number, and in
+ * one list in order of use.  A layer keeps few, as long as the chain index
+ * answers for it.  A slice is evicted only clean and unpinned; when all are
+ * dirty, whoever wants room commits first.
  *
  * Commits are group commits: one runs at a time, numbered.  A caller needs one
  * that starts after its call, so callers that come while one runs share the
@@ -27,6 +28,7 @@
 
 enum {
     GRANULE = 512, /* what a disk writes whole or not at all */
+    BUCKETS_MIN = 8,
     BUCKETS_MAX = 1024,
     MIN_SLICES = 32,
     MIN_LAYER_SLICES = 8,
@@ -55,7 +57,7 @@ struct meta {
     struct list *buckets;
     uint64_t n_buckets; /* a power of two */
     struct list use; /* the least recently used first */
-    uint64_t n_slices, max_slices, n_dirty;
+    uint64_t n_slices, n_dirty;
     struct waitq loaded;
 
     uint64_t started, finished; /* numbers of commits */
@@ -86,6 +88,16 @@ struct snapshot {
     struct list to_free;
 };
 
+static void
+make_buckets(struct meta *m, uint64_t n)
+{
+    m->n_buckets = n;
+    m->buckets = xmalloc(n * sizeof(*m->buckets));
+    for (uint64_t i = 0; i < n; i++) {
+        list_init(&m->buckets[i]);
+    }
+}
+
 struct meta *
 meta_new(const struct meta_options *options)
 {
@@ -95,18 +107,7 @@ meta_new(const struct meta_options *options)
            options->slice_size <= 8 * GRANULE);
     m->o = *options;
     m->file = options->node->file->child;
-    m->max_slices =
-        options->node->is_layer
-            ? MIN_LAYER_SLICES
-            : max_u64(options->budget / options->slice_size, MIN_SLICES);
-    m->n_buckets = MIN_LAYER_SLICES;
-    while (m->n_buckets < m->max_slices && m->n_buckets < BUCKETS_MAX) {
-        m->n_buckets *= 2;
-    }
-    m->buckets = xmalloc(m->n_buckets * sizeof(*m->buckets));
-    for (uint64_t i = 0; i < m->n_buckets; i++) {
-        list_init(&m->buckets[i]);
-    }
+    make_buckets(m, BUCKETS_MIN);
     list_init(&m->use);
     list_init(&m->to_free);
     waitq_init(&m->loaded);
@@ -121,6 +122,24 @@ bucket(struct meta *m, uint64_t off)
 
     return &m->buckets[(number * 0x9e3779b97f4a7c15 >> 54) &
                        (m->n_buckets - 1)];
+}
+
+static void
+add_bucketed(struct meta *m, struct slice *s)
+{
+    if (m->n_slices > m->n_buckets && m->n_buckets < BUCKETS_MAX) {
+        free(m->buckets);
+        make_buckets(m, m->n_buckets * 2);
+        list_for_each(it, &m->use)
+        {
+            struct slice *old = container_of(it, struct slice, use);
+
+            if (!old->error) {
+                list_push(bucket(m, old->off), &old->hash);
+            }
+        }
+    }
+    list_push(bucket(m, s->off), &s->hash);
 }
 
 static struct slice *
@@ -166,10 +185,21 @@ evict(struct meta *m)
     return false;
 }
 
+/* A layer can become the head of a disk, which no index answers for. */
+static uint64_t
+max_slices(const struct meta *m)
+{
+    const struct node *node = m->o.node;
+
+    return node->is_layer && (node->n_overlays || node->read_only)
+               ? MIN_LAYER_SLICES
+               : max_u64(m->o.budget / m->o.slice_size, MIN_SLICES);
+}
+
 static int
 make_room(struct meta *m)
 {
-    while (m->n_slices >= m->max_slices && !evict(m)) {
+    while (m->n_slices >= max_slices(m) && !evict(m)) {
         if (!m->n_dirty) {
             return 0; /* all are in use: go over the budget for a while */
         }
@@ -182,8 +212,9 @@ make_room(struct meta *m)
     return 0;
 }
 
+/* Begins and does the load.  *ret stays NULL where none was begun. */
 static int
-load(struct meta *m, uint64_t off, struct slice **ret)
+load(struct meta *m, uint64_t off, unsigned flags, struct slice **ret)
 {
     int r = make_room(m);
 
@@ -194,17 +225,33 @@ load(struct meta *m, uint64_t off, struct slice **ret)
         return -EAGAIN; /* somebody else began while we waited for room */
     }
     struct slice *s = xzalloc(sizeof(*s) + m->o.slice_size);
+    struct iovec iov = {s->data, m->o.slice_size};
 
     s->off = off;
     s->loading = true;
     s->pins = 1;
-    list_push(bucket(m, off), &s->hash);
+    add_bucketed(m, s);
     list_push(&m->use, &s->use);
     m->n_slices++;
-    s->error = node_read_buf(m->file, off, s->data, m->o.slice_size);
-    s->loading = false;
-    waitq_wake_all(&m->loaded);
     *ret = s;
+    s->error = node_read(m->file, off, sg_one(&iov), flags & REQ_LOOKUP);
+    s->loading = false;
+    if (s->error) {
+        /* Only those who wait for it see it; the next one begins anew. */
+        list_remove(&s->hash);
+        list_init(&s->hash);
+    }
+    waitq_wake_all(&m->loaded);
+    return s->error;
+}
+
+static int
+wait_for_load(struct meta *m, struct slice *s)
+{
+    s->pins++;
+    while (s->loading) {
+        waitq_wait(&m->loaded);
+    }
     return s->error;
 }
 
@@ -218,33 +265,26 @@ unpin_failed(struct meta *m, struct slice *s)
 }
 
 int
-meta_get(struct meta *m, uint64_t off, struct slice **ret)
+meta_get(struct meta *m, uint64_t off, unsigned flags, struct slice **ret)
 {
-    struct slice *s;
-    int r;
-
     off = align_down(off, m->o.slice_size);
-    do {
-        s = find(m, off);
-        r = 0;
-        if (!s) {
-            r = load(m, off, &s);
-        } else {
-            s->pins++;
-            while (s->loading) {
-                waitq_wait(&m->loaded);
-            }
-            r = s->error;
+    for (;;) {
+        struct slice *s = find(m, off);
+        bool shared = s;
+        int r = s ? wait_for_load(m, s) : load(m, off, flags, &s);
+
+        if (!r) {
+            *ret = s;
+            return 0;
         }
-    } while (r == -EAGAIN && (!s || !s->error));
-    if (r) {
-        if (s && s->error) {
+        if (s) {
             unpin_failed(m, s);
         }
-        return r;
+        if (shared ? r != -ERESTART || (flags & REQ_LOOKUP)
+                   : r != -EAGAIN || s) {
+            return r;
+        }
     }
-    *ret = s;
-    return 0;
 }
 
 struct slice *

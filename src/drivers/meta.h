@@ -61,9 +61,12 @@ int meta_close(struct meta *meta, bool discard);
 
 /*
  * The slice that holds file offset @off, pinned until meta_put().  -EIO and so
- * on where it cannot be read; every caller gets the error.
+ * on where it cannot be read; every caller gets the error.  With REQ_LOOKUP in
+ * @flags the caller can be let go of (-ERESTART), and with it whoever else has
+ * that flag and waits for the same slice; the others read it again.
  */
-int meta_get(struct meta *meta, uint64_t off, struct slice **ret);
+int meta_get(struct meta *meta, uint64_t off, unsigned flags,
+             struct slice **ret);
 /* As meta_get(), only where it is cached; NULL else.  Does not yield. */
 struct slice *meta_peek(struct meta *meta, uint64_t off);
 /* Does not yield. */

@@ -6,9 +6,9 @@
  * turns, and waits until libnbd calls back.  A request that the connection's
  * loss failed is tried again: it returns as one that found no connection does.
  *
- * What nobody may have to wait for (a job's reads, look-ups) is a `call` on
- * the heap with a buffer of its own, so that its requester can leave while
- * libnbd still expects the answer.
+ * What nobody may have to wait for (a job's reads, look-ups here and of
+ * formats) is a `call` on the heap with a buffer of its own, so that its
+ * requester can leave while libnbd still expects the answer.
  */
 #include <errno.h>
 
@@ -19,6 +19,11 @@
 
 /* The longest zero, trim and status request: 32 bits of the protocol. */
 #define LONG_MAX_LEN (1 * GIB)
+
+enum {
+    KEPT_SIZE = 1 << 20, /* of a buffer that is kept: a job's piece */
+    KEPT_MIN = 128 << 10, /* smaller ones come from the heap anyway */
+};
 
 /* A request in flight; on its coroutine's stack unless it can be let go. */
 struct call {
@@ -31,13 +36,45 @@ struct call {
     unsigned refs;    /* the requester's and libnbd's */
     bool left;        /* nobody waits for it any more */
     struct list link; /* nbd_link.calls */
+    struct nbd_link *of;
     unsigned char *buf;
+    uint64_t buf_len;
 };
 
 static struct nbd_link *
 link_of(struct node *node)
 {
     return node->state;
+}
+
+/*
+ * Buffers.  Large ones are kept for the next request, all of one size: the
+ * kernel clears fresh memory page by page, which takes longer than the copy.
+ */
+
+static bool
+is_kept(uint64_t len)
+{
+    return len >= KEPT_MIN && len <= KEPT_SIZE;
+}
+
+static unsigned char *
+get_buffer(struct nbd_link *link, uint64_t len)
+{
+    if (is_kept(len) && link->n_idle) {
+        return link->idle[--link->n_idle];
+    }
+    return try_alloc_aligned(4096, is_kept(len) ? KEPT_SIZE : len);
+}
+
+static void
+put_buffer(struct nbd_link *link, unsigned char *buf, uint64_t len)
+{
+    if (buf && is_kept(len) && link->n_idle < NBD_BUFFERS) {
+        link->idle[link->n_idle++] = buf;
+    } else {
+        free(buf);
+    }
 }
 
 /* Called by libnbd, in the loop's thread; 1: it is retired at once. */
@@ -65,7 +102,7 @@ call_unref(void *arg)
 
     if (call->refs && --call->refs == 0) {
         list_remove(&call->link);
-        free(call->buf);
+        put_buffer(call->of, call->buf, call->buf_len);
         free(call);
     }
 }
@@ -86,6 +123,7 @@ call_new(struct nbd_link *link)
 
     call->co = coro_self();
     call->refs = 2;
+    call->of = link;
     list_push(&link->calls, &call->link);
     return call;
 }
@@ -169,6 +207,9 @@ static void
 link_free(struct nbd_link *link)
 {
     link->node->state = NULL;
+    while (link->n_idle) {
+        free(link->idle[--link->n_idle]);
+    }
     free(link->o.path);
     free(link->o.host);
     free(link->o.port);
@@ -250,7 +291,7 @@ static int
 read_for_job(struct nbd_link *link, uint64_t off, struct sg sg)
 {
     int r = nbd_link_check(link);
-    unsigned char *buf = r ? NULL : try_alloc_aligned(4096, sg.len);
+    unsigned char *buf = r ? NULL : get_buffer(link, sg.len);
 
     if (!buf) {
         return r ? r : -ENOMEM;
@@ -258,6 +299,7 @@ read_for_job(struct nbd_link *link, uint64_t off, struct sg sg)
     struct call *call = call_new(link);
 
     call->buf = buf;
+    call->buf_len = sg.len;
     r = finish(link, call,
                nbd_aio_pread(link->h, call->buf, sg.len, off,
                              on_completion(call), 0));
@@ -269,30 +311,39 @@ read_for_job(struct nbd_link *link, uint64_t off, struct sg sg)
 }
 
 static int
-transfer_piece(struct nbd_link *link, uint64_t off, struct sg sg, bool write)
+transfer_buffer(struct nbd_link *link, uint64_t off, unsigned char *buf,
+                uint64_t len, bool write)
 {
-    unsigned char *own = contiguous(sg, sg.len);
-    auto_free unsigned char *bounce =
-        own ? NULL : try_alloc_aligned(4096, sg.len);
-    unsigned char *buf = own ? own : bounce;
     struct call call = {.co = coro_self()};
     int r = nbd_link_check(link);
 
-    if (r || !buf) {
-        return r ? r : -ENOMEM;
+    if (r) {
+        return r;
+    }
+    return finish(
+        link, &call,
+        write ? nbd_aio_pwrite(link->h, buf, len, off, on_completion(&call), 0)
+              : nbd_aio_pread(link->h, buf, len, off, on_completion(&call), 0));
+}
+
+static int
+transfer_piece(struct nbd_link *link, uint64_t off, struct sg sg, bool write)
+{
+    unsigned char *own = contiguous(sg, sg.len);
+    unsigned char *bounce = own ? NULL : get_buffer(link, sg.len);
+
+    if (!own && !bounce) {
+        return -ENOMEM;
     }
     if (write && bounce) {
         sg_copy_to(sg, bounce);
     }
-    int64_t cookie =
-        write
-            ? nbd_aio_pwrite(link->h, buf, sg.len, off, on_completion(&call), 0)
-            : nbd_aio_pread(link->h, buf, sg.len, off, on_completion(&call), 0);
+    int r = transfer_buffer(link, off, own ? own : bounce, sg.len, write);
 
-    r = finish(link, &call, cookie);
     if (!r && !write && bounce) {
         sg_copy_from(sg, bounce);
     }
+    put_buffer(link, bounce, sg.len);
     return r;
 }
 
@@ -323,7 +374,7 @@ client_read(struct node *node, uint64_t off, struct sg sg, unsigned flags)
 
     sg_zero(sg_slice(sg, here, sg.len - here));
     return transfer(node, off, sg_slice(sg, 0, here), false,
-                    flags & REQ_BACKGROUND);
+                    flags & (REQ_BACKGROUND | REQ_LOOKUP));
 }
 
 static int

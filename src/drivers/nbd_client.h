@@ -29,6 +29,8 @@ struct nbd_export {
     uint64_t max_request;
 };
 
+enum { NBD_BUFFERS = 16 }; /* that are kept */
+
 struct nbd_link {
     struct node *node;
     struct nbd_options o;
@@ -43,6 +45,8 @@ struct nbd_link {
     bool closing, pumping;
     bool abandoned;      /* for good: every request fails */
     struct list calls;   /* in flight, that can be let go of (nbd.c) */
+    unsigned char *idle[NBD_BUFFERS]; /* of large requests (nbd.c) */
+    unsigned n_idle;
     bool wanted;         /* a request came while there was no connection */
     uint64_t lost_ns;    /* when it was lost */
     uint64_t up_ns;      /* when it was made */

@@ -113,7 +113,7 @@ walk_table(struct check *c, uint64_t table, uint64_t guest, uint64_t span,
 
     for (uint64_t i = 0; i < q->table_bytes; i += step) {
         struct slice *s;
-        int r = meta_get(q->meta, table + i, &s);
+        int r = meta_get(q->meta, table + i, 0, &s);
 
         if (r) {
             c->report->check_errors++;

@@ -22,10 +22,10 @@ qed_place_ok(const struct qed *q, uint64_t off, uint64_t len)
 }
 
 static int
-get_slice(struct qed *q, uint64_t off, struct slice **ret)
+get_slice(struct qed *q, uint64_t off, unsigned flags, struct slice **ret)
 {
     *ret = meta_peek(q->meta, off);
-    return *ret ? 0 : meta_get(q->meta, off, ret);
+    return *ret ? 0 : meta_get(q->meta, off, flags, ret);
 }
 
 static uint64_t
@@ -36,11 +36,11 @@ l1_entry_at(const struct qed *q, uint64_t off)
 
 /* The offset of the L2 table for a guest offset; 0 where there is none. */
 static int
-l2_table(struct qed *q, uint64_t off, uint64_t *ret)
+l2_table(struct qed *q, uint64_t off, unsigned flags, uint64_t *ret)
 {
     uint64_t at = l1_entry_at(q, off);
     struct slice *s;
-    int r = get_slice(q, at, &s);
+    int r = get_slice(q, at, flags, &s);
 
     if (r) {
         return r;
@@ -87,7 +87,7 @@ map_entries(struct qed *q, uint64_t off, uint64_t table, uint64_t max,
 {
     uint64_t at = table + l2_index(q, off) * 8;
     struct slice *s;
-    int r = get_slice(q, at, &s);
+    int r = get_slice(q, at, REQ_LOOKUP, &s);
 
     if (r) {
         return r;
@@ -109,7 +109,7 @@ qed_map(struct node *node, uint64_t off, uint64_t len, struct extent *ret)
     uint64_t want = div_up(qed_in_cluster(q, off) + len, q->cluster_size);
     uint64_t n = min_u64(want, entries_in_slice(q, off));
     uint64_t table, entry = QED_UNALLOCATED;
-    int r = l2_table(q, off, &table);
+    int r = l2_table(q, off, REQ_LOOKUP, &table);
 
     if (!r && table) {
         r = map_entries(q, off, table, n, &entry, &n);
@@ -142,7 +142,7 @@ new_table(struct qed *q, uint64_t off, uint64_t *ret)
     meta_forget(q->meta, table, q->table_bytes);
     r = node_zero(qed_file(q), table, q->table_bytes, 0, NULL);
     if (!r) {
-        r = get_slice(q, at, &s);
+        r = get_slice(q, at, 0, &s);
     }
     if (r) {
         qed_give_back(q, table, q->table_bytes);
@@ -160,7 +160,7 @@ make_table(struct qed *q, uint64_t off, uint64_t *ret)
 {
     comutex_lock(&q->table_lock);
     /* Another writer may have made it while we waited. */
-    int r = l2_table(q, off, ret);
+    int r = l2_table(q, off, 0, ret);
 
     if (!r && !*ret) {
         r = new_table(q, off, ret);
@@ -196,7 +196,7 @@ qed_set_entries(struct qed *q, uint64_t off, uint64_t n, uint64_t entry)
 {
     uint64_t table;
     struct slice *s;
-    int r = l2_table(q, off, &table);
+    int r = l2_table(q, off, 0, &table);
 
     if (!r && !table) {
         if (entry == QED_UNALLOCATED) {
@@ -209,7 +209,7 @@ qed_set_entries(struct qed *q, uint64_t off, uint64_t n, uint64_t entry)
     }
     uint64_t at = table + l2_index(q, off) * 8;
 
-    r = get_slice(q, at, &s);
+    r = get_slice(q, at, 0, &s);
     if (r) {
         return r;
     }

@@ -5,6 +5,10 @@
  * Every function here yields unless it says otherwise, returns 0 or -errno and
  * never transfers less than it was asked: a read past the end of the file
  * gives zeroes, a short write is continued.  Offsets and lengths are bytes.
+ *
+ * With FILE_DIRECT offset, length and memory are multiples of `align`.  Only a
+ * write that ends where the file does may end anywhere (and then the rest of
+ * its page must have no other writer); it is slow.
  */
 #ifndef SLUICE_RUN_FILE_H
 #define SLUICE_RUN_FILE_H

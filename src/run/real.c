@@ -6,7 +6,8 @@
  * once, edge-triggered.  One eventfd in it is rung by io_uring for completions
  * and by other threads for posts.  Submissions gather during a turn and go out
  * with one system call at its end; completions are read from the shared ring
- * without any.
+ * without any.  What the kernel does not take then waits for the next turn;
+ * where it takes nothing more for good, worker threads do all.
  *
  * Work off the loop runs in threads that are started when all are busy and
  * that live until the loop ends.  Where the kernel refuses io_uring, files use
@@ -25,6 +26,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/bytes.h"
 #include "base/log.h"
 #include "run/real_internal.h"
 
@@ -37,6 +39,9 @@ enum {
     EVENTS_MAX = 64,
     HOUR = 3600, /* s */
 };
+
+/* What the ring did not take is tried again so soon, if not before. */
+#define SUBMIT_AGAIN_NS NS_PER_MS
 
 struct post {
     struct list link;
@@ -233,20 +238,67 @@ real_offload(struct loop *loop, void (*fn)(void *), void *arg)
 /* io_uring. */
 
 struct completion {
+    struct list link; /* real_loop.unsubmitted, until the kernel has it */
     struct coro *co;
     int result;
     bool done;
 };
 
+static void
+complete(struct completion *c, int result)
+{
+    c->result = result;
+    c->done = true;
+    coro_wake(c->co);
+}
+
+/* What waits in it goes to workers, as does all that comes later. */
+static void
+ring_broke(struct real_loop *rl, int error)
+{
+    log_warn("io_uring fails (%s): files use worker threads", err_text(error));
+    rl->have_ring = false;
+    list_for_each_safe(it, &rl->unsubmitted)
+    {
+        list_remove(it);
+        complete(container_of(it, struct completion, link), RING_BROKEN);
+    }
+}
+
+/*
+ * Gives the kernel what gathered.  What it does not take now, for want of
+ * memory or of room for completions, stays for the next turn.
+ */
+static void
+ring_submit(struct real_loop *rl)
+{
+    while (!list_empty(&rl->unsubmitted)) {
+        int n = io_uring_submit(&rl->ring);
+
+        if (n == 0 || n == -EAGAIN || n == -EBUSY || n == -EINTR) {
+            break;
+        }
+        if (n < 0) {
+            ring_broke(rl, n);
+            break;
+        }
+        while (n-- && !list_empty(&rl->unsubmitted)) {
+            list_remove(rl->unsubmitted.next);
+        }
+    }
+}
+
 struct io_uring_sqe *
 ring_sqe(struct real_loop *rl)
 {
-    struct io_uring_sqe *sqe;
+    struct io_uring_sqe *sqe = NULL;
 
-    while (!(sqe = io_uring_get_sqe(&rl->ring))) {
-        io_uring_submit(&rl->ring);
+    while (rl->have_ring && !(sqe = io_uring_get_sqe(&rl->ring))) {
+        ring_submit(rl);
+        if (!list_empty(&rl->unsubmitted)) {
+            coro_sleep(SUBMIT_AGAIN_NS);
+        }
     }
-    rl->to_submit++;
     return sqe;
 }
 
@@ -256,6 +308,7 @@ ring_wait(struct real_loop *rl, struct io_uring_sqe *sqe)
     struct completion c = {.co = coro_self()};
 
     io_uring_sqe_set_data(sqe, &c);
+    list_push(&rl->unsubmitted, &c.link);
     while (!c.done) {
         coro_yield();
     }
@@ -270,11 +323,7 @@ reap(struct real_loop *rl)
 
     io_uring_for_each_cqe(&rl->ring, head, cqe)
     {
-        struct completion *c = io_uring_cqe_get_data(cqe);
-
-        c->result = cqe->res;
-        c->done = true;
-        coro_wake(c->co);
+        complete(io_uring_cqe_get_data(cqe), cqe->res);
         n++;
     }
     io_uring_cq_advance(&rl->ring, n);
@@ -286,10 +335,7 @@ real_flush(struct loop *loop)
     struct real_loop *rl = real_of(loop);
 
     write_queues_start(rl);
-    if (rl->to_submit) {
-        rl->to_submit = 0;
-        io_uring_submit(&rl->ring);
-    }
+    ring_submit(rl);
 }
 
 /* Waiting. */
@@ -321,8 +367,11 @@ real_wait(struct loop *loop, uint64_t deadline_ns)
     struct epoll_event events[EVENTS_MAX];
     struct timespec timeout = {0}, *wait_for = &timeout;
 
-    if (rl->have_ring) {
+    if (rl->ring_open) {
         reap(rl);
+    }
+    if (deadline_ns && !list_empty(&rl->unsubmitted)) {
+        deadline_ns = min_u64(deadline_ns, real_now(loop) + SUBMIT_AGAIN_NS);
     }
     if (deadline_ns == NEVER && !loop->n_ready) {
         wait_for = NULL;
@@ -347,7 +396,7 @@ real_wait(struct loop *loop, uint64_t deadline_ns)
             }
         }
     }
-    if (rl->have_ring) {
+    if (rl->ring_open) {
         reap(rl);
     }
     run_posts(rl);
@@ -425,7 +474,7 @@ real_destroy(struct loop *loop)
     pool_fini(&rl->pool);
     pool_fini(&rl->background);
     run_posts(rl);
-    if (rl->have_ring) {
+    if (rl->ring_open) {
         io_uring_queue_exit(&rl->ring);
     }
     close(rl->event_fd);
@@ -465,6 +514,7 @@ real_loop_new(const struct real_loop_options *options, struct loop **ret,
     pthread_mutex_init(&rl->lock, NULL);
     list_init(&rl->fd_waiters);
     list_init(&rl->queues);
+    list_init(&rl->unsubmitted);
     list_init(&rl->posts);
     pool_init(&rl->pool, rl, ARRAY_LEN(rl->pool.threads), 0);
     pool_init(&rl->background, rl, BACKGROUND_THREADS, BACKGROUND_NICE);
@@ -482,7 +532,7 @@ real_loop_new(const struct real_loop_options *options, struct loop **ret,
         int r = io_uring_queue_init(RING_ENTRIES, &rl->ring, 0);
 
         if (!r) {
-            rl->have_ring = true;
+            rl->have_ring = rl->ring_open = true;
             io_uring_register_eventfd(&rl->ring, rl->event_fd);
         } else {
             log_info("io_uring is not available (%s): files use worker threads",

@@ -5,7 +5,8 @@
  * How a request is done is probed per file at open, the cheapest that never
  * blocks the loop's thread first:
  *
- *   inline   plain preadv/pwritev, on tmpfs, where nothing can block
+ *   inline   plain preadv/pwritev, on tmpfs, where nothing can block; but not
+ *            large writes, which take long: pages are cleared and copied to
  *   nowait   RWF_NOWAIT: done at once where the page cache can, else refused
  *   queue    a guest's buffered writes where that is refused (ext4 always):
  *            a worker takes all of a turn at once
@@ -17,6 +18,7 @@
  *
  * What is refused or done in part by one way goes on with the next.
  */
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
@@ -35,7 +37,9 @@ enum {
     IOV_BATCH = 64,   /* elements per system call */
     FILE_WORKERS = 4, /* worker threads that one file can hold */
     FILE_BACKGROUND = 2,
-    DIRECT_ALIGN = 4096,
+    DIRECT_ALIGN = 4096, /* at most, of what is to be written directly */
+    DIRECT_ALIGN_MIN = 512,
+    INLINE_WRITE_MAX = 256 << 10,
     BACKGROUND_CHUNK = 256 << 10, /* bytes of one call of background work */
 };
 
@@ -63,7 +67,7 @@ struct batch {
     struct real_file *rf;
     struct iovec iov[IOV_BATCH];
     int n;
-    uint64_t off;
+    uint64_t off, bytes;
     bool write;
     ssize_t result;
 };
@@ -93,12 +97,9 @@ static void
 batch_in_background(void *arg)
 {
     struct batch *b = arg;
-    struct sg sg = {.iov = b->iov};
+    struct sg sg = {.iov = b->iov, .len = b->bytes};
     ssize_t done = 0;
 
-    for (int i = 0; i < b->n; i++) {
-        sg.len += b->iov[i].iov_len;
-    }
     while (sg.len) {
         struct batch part = {
             .rf = b->rf, .off = b->off + (uint64_t)done, .write = b->write};
@@ -130,8 +131,11 @@ file_offload(struct real_file *rf, void (*fn)(void *), void *arg)
 static ssize_t
 batch_queued(struct batch *b)
 {
-    struct queued_write w = {
-        .fd = b->rf->fd, .iov = b->iov, .n = b->n, .off = b->off};
+    struct queued_write w = {.fd = b->rf->fd,
+                             .iov = b->iov,
+                             .n = b->n,
+                             .off = b->off,
+                             .bytes = b->bytes};
 
     return write_queue_run(&b->rf->writes, &w);
 }
@@ -152,13 +156,7 @@ batch_slow(struct batch *b, bool background)
     if (b->write && !b->rf->direct) {
         return batch_queued(b);
     }
-    if (!rl->have_ring) {
-        file_offload(b->rf, batch_in_worker, b);
-        return b->result;
-    }
-    for (;;) {
-        struct io_uring_sqe *sqe = ring_sqe(rl);
-
+    for (struct io_uring_sqe *sqe; (sqe = ring_sqe(rl));) {
         if (b->write) {
             io_uring_prep_writev(sqe, b->rf->fd, b->iov, (unsigned)b->n,
                                  b->off);
@@ -167,10 +165,12 @@ batch_slow(struct batch *b, bool background)
         }
         int r = ring_wait(rl, sqe);
 
-        if (r != -EINTR && r != -EAGAIN) {
+        if (r != -EINTR && r != -EAGAIN && r != RING_BROKEN) {
             return r;
         }
     }
+    file_offload(b->rf, batch_in_worker, b);
+    return b->result;
 }
 
 static ssize_t
@@ -179,6 +179,10 @@ batch_run(struct batch *b, bool background)
     struct real_file *rf = b->rf;
 
     if (rf->plain && !background) {
+        if (b->write && b->bytes > INLINE_WRITE_MAX) {
+            file_offload(rf, batch_in_worker, b);
+            return b->result;
+        }
         return direct_call(b, 0);
     }
     bool *nowait = b->write ? &rf->nowait_write : &rf->nowait_read;
@@ -196,6 +200,7 @@ batch_run(struct batch *b, bool background)
     return batch_slow(b, background);
 }
 
+/* All of a request, by the ways that its file has. */
 static int
 transfer(struct file *file, uint64_t off, struct sg sg, unsigned flags,
          bool write)
@@ -203,9 +208,7 @@ transfer(struct file *file, uint64_t off, struct sg sg, unsigned flags,
     struct batch b = {.rf = file_of(file), .write = write};
 
     while (sg.len) {
-        uint64_t bytes;
-
-        b.n = sg_to_iov(sg, b.iov, IOV_BATCH, &bytes);
+        b.n = sg_to_iov(sg, b.iov, IOV_BATCH, &b.bytes);
         b.off = off;
         ssize_t r = batch_run(&b, flags & FILE_IO_BACKGROUND);
 
@@ -231,18 +234,81 @@ real_read(struct file *file, uint64_t off, struct sg sg, unsigned flags)
     return transfer(file, off, sg, flags, false);
 }
 
-static int
-real_write(struct file *file, uint64_t off, struct sg sg, unsigned flags)
-{
-    return transfer(file, off, sg, flags, true);
-}
-
 /* Calls that io_uring lacks here, or that only a worker may make. */
 struct call {
     int fd, mode, result;
     uint64_t off, len, value;
     bool flag;
+    const unsigned char *bytes;
 };
+
+static int
+in_worker(struct real_file *rf, void (*fn)(void *), struct call *call)
+{
+    call->fd = rf->fd;
+    file_offload(rf, fn, call);
+    return call->result;
+}
+
+/*
+ * Writes less than a block through the page cache, and on to the device at
+ * once: a page that stayed dirty would later overwrite what is written directly
+ * to its other blocks.
+ */
+static void
+call_write_tail(void *arg)
+{
+    struct call *c = arg;
+    char path[32];
+
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", c->fd);
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+    if (fd < 0) {
+        c->result = -errno;
+        return;
+    }
+    for (uint64_t done = 0; !c->result && done < c->len;) {
+        ssize_t n = pwrite(fd, c->bytes + done, c->len - done,
+                           (off_t)(c->off + done));
+
+        if (n > 0) {
+            done += (uint64_t)n;
+        } else if (n == 0 || errno != EINTR) {
+            c->result = n < 0 ? -errno : -EIO;
+        }
+    }
+    if (!c->result &&
+        sync_file_range(fd, (off_t)c->off, (off_t)c->len,
+                        SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
+                            SYNC_FILE_RANGE_WAIT_AFTER)) {
+        c->result = -errno;
+    }
+    close(fd);
+}
+
+static int
+write_tail(struct real_file *rf, uint64_t off, struct sg sg)
+{
+    auto_free unsigned char *bytes = xmalloc(rf->f.align);
+    struct call call = {.off = off, .len = sg.len, .bytes = bytes};
+
+    assert(sg.len < rf->f.align);
+    sg_copy_to(sg, bytes);
+    return in_worker(rf, call_write_tail, &call);
+}
+
+static int
+real_write(struct file *file, uint64_t off, struct sg sg, unsigned flags)
+{
+    uint64_t whole = align_down(sg.len, file->align);
+    int r = transfer(file, off, sg_slice(sg, 0, whole), flags, true);
+
+    return r || whole == sg.len
+               ? r
+               : write_tail(file_of(file), off + whole,
+                            sg_slice(sg, whole, sg.len - whole));
+}
 
 static void
 call_fdatasync(void *arg)
@@ -295,14 +361,6 @@ call_extent(void *arg)
 }
 
 static int
-in_worker(struct real_file *rf, void (*fn)(void *), struct call *call)
-{
-    call->fd = rf->fd;
-    file_offload(rf, fn, call);
-    return call->result;
-}
-
-static int
 real_sync(struct file *file)
 {
     struct real_file *rf = file_of(file);
@@ -312,13 +370,14 @@ real_sync(struct file *file)
     if (rf->plain) {
         return 0; /* tmpfs has nothing to sync */
     }
-    if (!rl->have_ring) {
-        return in_worker(rf, call_fdatasync, &call);
-    }
     struct io_uring_sqe *sqe = ring_sqe(rl);
+    int r = RING_BROKEN;
 
-    io_uring_prep_fsync(sqe, rf->fd, IORING_FSYNC_DATASYNC);
-    return ring_wait(rl, sqe);
+    if (sqe) {
+        io_uring_prep_fsync(sqe, rf->fd, IORING_FSYNC_DATASYNC);
+        r = ring_wait(rl, sqe);
+    }
+    return r == RING_BROKEN ? in_worker(rf, call_fdatasync, &call) : r;
 }
 
 static int
@@ -326,19 +385,16 @@ real_fallocate(struct real_file *rf, int mode, uint64_t off, uint64_t len)
 {
     struct real_loop *rl = real_of(rf->f.loop);
     struct call call = {.mode = mode, .off = off, .len = len};
-    int r;
+    /* tmpfs would do it in the call, in the loop's thread. */
+    struct io_uring_sqe *sqe = rf->plain ? NULL : ring_sqe(rl);
+    int r = RING_BROKEN;
 
-    if (rf->plain) {
-        call.fd = rf->fd;
-        call_fallocate(&call);
-        r = call.result;
-    } else if (!rl->have_ring) {
-        r = in_worker(rf, call_fallocate, &call);
-    } else {
-        struct io_uring_sqe *sqe = ring_sqe(rl);
-
+    if (sqe) {
         io_uring_prep_fallocate(sqe, rf->fd, mode, (off_t)off, (off_t)len);
         r = ring_wait(rl, sqe);
+    }
+    if (r == RING_BROKEN) {
+        r = in_worker(rf, call_fallocate, &call);
     }
     return r == -EOPNOTSUPP || r == -ENODEV || r == -EINVAL ? -ENOTSUP : r;
 }
@@ -379,7 +435,7 @@ real_allocated(struct file *file, uint64_t *ret)
 }
 
 /*
- * Writing a zero block at the range's end moves the end of the file there.
+ * Writing zeroes at the range's end moves the end of the file there.
  * ftruncate() could not: it may shrink a file that grew meanwhile.
  */
 static int
@@ -392,14 +448,15 @@ extend_to(struct file *file, uint64_t end)
         return r;
     }
     void *zeroes = try_alloc_aligned(DIRECT_ALIGN, file->align);
+    uint64_t block = align_down(end - 1, file->align);
 
     if (!zeroes) {
         return -ENOMEM;
     }
     memset(zeroes, 0, file->align);
-    struct iovec iov = {zeroes, file->align};
+    struct iovec iov = {zeroes, end - block};
 
-    r = real_write(file, end - file->align, sg_one(&iov), 0);
+    r = real_write(file, block, sg_one(&iov), 0);
     free(zeroes);
     return r;
 }
@@ -549,6 +606,35 @@ open_flags(unsigned flags)
            (flags & FILE_DIRECT ? O_DIRECT : 0);
 }
 
+/*
+ * What O_DIRECT wants of offsets, lengths and memory: what the kernel says
+ * (since 6.1), or the device; else what every device takes.
+ */
+static uint32_t
+direct_align(const struct real_file *rf)
+{
+    uint64_t align = DIRECT_ALIGN;
+
+    if (rf->f.is_block_device) {
+        int sector;
+
+        align = ioctl(rf->fd, BLKSSZGET, &sector) ? align : (uint64_t)sector;
+    } else {
+#ifdef STATX_DIOALIGN
+        struct statx sx;
+
+        if (!statx(rf->fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &sx) &&
+            (sx.stx_mask & STATX_DIOALIGN) && sx.stx_dio_offset_align) {
+            align = max_u64(sx.stx_dio_offset_align, sx.stx_dio_mem_align);
+        }
+#endif
+    }
+    /* More than a page, or nonsense, is left to the system to refuse. */
+    return is_pow2(align) && align <= DIRECT_ALIGN
+               ? (uint32_t)max_u64(align, DIRECT_ALIGN_MIN)
+               : DIRECT_ALIGN;
+}
+
 static int
 probe(struct real_file *rf, unsigned flags)
 {
@@ -567,7 +653,7 @@ probe(struct real_file *rf, unsigned flags)
     rf->device = rf->f.is_block_device ? st.st_rdev : st.st_dev;
     rf->f.dev = rf->f.is_block_device ? 0 : st.st_dev;
     rf->f.ino = rf->f.is_block_device ? st.st_rdev : st.st_ino;
-    rf->f.align = flags & FILE_DIRECT ? DIRECT_ALIGN : 1;
+    rf->f.align = flags & FILE_DIRECT ? direct_align(rf) : 1;
     rf->f.is_remote = fs.f_type == NFS_SUPER_MAGIC;
     rf->direct = flags & FILE_DIRECT;
     if (flags & FILE_DIRECT) {

@@ -3,6 +3,7 @@
 #ifndef SLUICE_RUN_REAL_INTERNAL_H
 #define SLUICE_RUN_REAL_INTERNAL_H
 
+#include <limits.h>
 #include <liburing.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -35,9 +36,10 @@ struct pool {
 struct real_loop {
     struct loop loop;
     int epoll_fd, event_fd;
-    bool have_ring;
+    bool have_ring; /* and it takes requests */
+    bool ring_open;
     struct io_uring ring;
-    unsigned to_submit;
+    struct list unsubmitted; /* of struct completion, as in the ring */
     struct list fd_waiters; /* in fd_wait() */
     struct list queues;     /* of write_queue.link: to start at the turn's end */
 
@@ -81,10 +83,15 @@ real_of(struct loop *loop)
 }
 
 /*
- * A submission entry, to be filled and then given to ring_wait(), which yields
- * until it completes and returns its result.
+ * A submission entry, to be filled and then given to ring_wait() before the
+ * next yield; NULL where there is no ring (any more).  Yields where it is full.
  */
 struct io_uring_sqe *ring_sqe(struct real_loop *rl);
+/*
+ * Yields until the entry completes and returns its result.  RING_BROKEN: the
+ * ring did not take it, nothing was done, and a worker must do it.
+ */
+#define RING_BROKEN INT_MIN
 int ring_wait(struct real_loop *rl, struct io_uring_sqe *sqe);
 
 /* Hands @job to a worker; it must live until `over` is called. */
@@ -96,7 +103,9 @@ void pool_run(struct pool *pool, void (*fn)(void *), void *arg);
  * Writes of one file that the loop's thread must not do itself.  One worker
  * does all that gathered during a turn, one after the other (the file system
  * lets only one at a time write to a file anyway), while the next ones gather:
- * a hand-over and a bell for many writes instead of for each.
+ * a hand-over and a bell for many writes instead of for each.  They are
+ * answered together, so a batch ends where it would take long: with the write
+ * that makes it WRITE_BATCH bytes or more.
  */
 struct write_queue {
     struct list link; /* of the loop, while it waits for the turn's end */
@@ -112,7 +121,7 @@ struct queued_write {
     int fd;
     const struct iovec *iov;
     int n;
-    uint64_t off;
+    uint64_t off, bytes;
     ssize_t result;
     struct coro *co;
     bool done;

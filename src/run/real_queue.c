@@ -5,6 +5,8 @@
 
 #include "run/real_internal.h"
 
+enum { WRITE_BATCH = 1 << 20 };
+
 /* In the worker. */
 static void
 write_all(void *arg)
@@ -76,6 +78,22 @@ write_queue_run(struct write_queue *q, struct queued_write *w)
     return w->result;
 }
 
+/* Moves what is next to do to `running`. */
+static void
+take_batch(struct write_queue *q)
+{
+    uint64_t bytes = 0;
+
+    while (bytes < WRITE_BATCH && !list_empty(&q->waiting)) {
+        struct queued_write *w =
+            list_first(&q->waiting, struct queued_write, link);
+
+        list_remove(&w->link);
+        list_push(&q->running, &w->link);
+        bytes += w->bytes;
+    }
+}
+
 void
 write_queues_start(struct real_loop *rl)
 {
@@ -88,7 +106,7 @@ write_queues_start(struct real_loop *rl)
         }
         q->backend->write_slots--;
         list_remove(&q->link);
-        list_splice(&q->running, &q->waiting);
+        take_batch(q);
         q->busy = true;
         pool_start_job(&rl->pool, &q->job);
     }

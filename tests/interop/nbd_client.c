@@ -4,6 +4,7 @@
  * that is killed and started again.
  */
 #include <errno.h>
+#include <malloc.h>
 #include <signal.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -70,6 +71,47 @@ must_open_nbd(struct image_case *c, const char *more)
         printf("# %s\n", err.msg);
     }
     return node;
+}
+
+/* Large allocations of the driver's kind, counted. */
+static unsigned allocated;
+
+int
+posix_memalign(void **ret, size_t align, size_t size)
+{
+    allocated += size >= 1 << 20;
+    *ret = memalign(align, size);
+    return *ret ? 0 : ENOMEM;
+}
+
+static void
+read_in_pieces(struct image_case *c)
+{
+    enum { PIECE = 1 << 20, PIECES = 32 };
+    struct node *node = must_open_nbd(c, "");
+    auto_free unsigned char *buf = xmalloc(PIECE);
+    struct iovec parts[] = {{buf, 4096}, {buf + 4096, PIECE - 4096}};
+    struct sg whole = sg_one(&(struct iovec){buf, PIECE});
+    struct sg two = {.iov = parts, .len = PIECE};
+
+    for (uint64_t i = 0; node && i < PIECES; i++) {
+        CHECK_INT(node_read(node, i * PIECE, whole, REQ_BACKGROUND), 0);
+        CHECK_INT(node_read(node, i * PIECE, two, 0), 0);
+        CHECK_INT(node_write(node, i * PIECE, two, 0, NULL), 0);
+        allocated = i ? allocated : 0;
+    }
+    CHECK_INT(allocated, 0);
+    if (node) {
+        node_unref(node);
+    }
+}
+
+static void
+buffers_are_used_again(void)
+{
+    start_server("memory 64M");
+    in_loop((struct image_case){.fn = read_in_pieces});
+    kill_server();
 }
 
 enum { BIG = 40 << 20 };
@@ -311,6 +353,7 @@ main(void)
         return 77;
     }
     tap_run("requests reach the server", requests_reach_the_server);
+    tap_run("buffers are used again", buffers_are_used_again);
     tap_run("a server that is not there is reported",
             a_server_that_is_not_there_is_reported);
     tap_run("a server is reached by TCP", a_server_is_reached_by_tcp);

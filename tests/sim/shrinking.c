@@ -69,8 +69,8 @@ setup_with(const struct driver *const *drivers)
                    "{\"driver\":\"file\",\"filename\":\"top\"}}",
         .size = 32768,
         .guests = 3,
-        .ops = 12,
-        .max_states = 48,
+        .ops = 8,
+        .max_states = 12,
         .drivers = drivers,
     };
 }
@@ -144,7 +144,7 @@ a_lost_flush_shrinks(void)
     buggy = driver_qcow2;
     buggy.write = slow_write;
     buggy.flush = lazy_flush;
-    shrinks_to(8, false); /* of 36 */
+    shrinks_to(6, false); /* of 24 */
 }
 
 static void

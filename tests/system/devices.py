@@ -10,14 +10,14 @@ import os
 import stat
 import sys
 
-from harness import (Daemon, Nbd, NbdError, QmpError, loop_device, main, nbd_server,
-                     need, run)
+from harness import (Daemon, Nbd, NbdError, QmpError, defer, loop_device,
+                     main, nbd_server, need, run)
 
 SLUICED, SLUICE = (os.path.abspath(p) for p in sys.argv[1:3])
 SIZE = 16 << 20
 MIB = 1 << 20
 
-need("qemu-img", "qemu-io", "losetup")
+need("qemu-img", "qemu-io", "losetup", "mkfs.ext4")
 if os.geteuid():
     print("1..0 # SKIP loop devices need root")
     sys.exit(77)
@@ -61,6 +61,16 @@ def refused(fn, *says):
         assert all(text in e.desc for text in says), e.desc
     else:
         raise AssertionError("not refused")
+
+
+def mount_ext4(where, sector):
+    """A file system on a device of such sectors."""
+    path = device(where + ".img", size=8 * MIB, sector=sector)
+    run("mkfs.ext4", "-q", "-b", "4096", path)
+    os.mkdir(where)
+    run("mount", path, where)
+    defer(run, "umount", os.path.abspath(where))
+    return where
 
 
 def raw_io(path, **more):
@@ -115,6 +125,34 @@ def raw_on_a_device_with_4_kib_sectors_and_o_direct():
 
 def raw_on_a_device_as_a_file():
     raw_io(device(fill=0x55), driver="file")
+
+
+def raw_of_odd_sizes_with_o_direct():
+    """The last sectors are written, and the disk is no longer for it."""
+    sizes = ((MIB + 512, 4096), (MIB + 512, 512), (MIB + 1000, 4096),
+             (MIB + 4095, 512), (700, 4096))
+    for i, (size, sector) in enumerate(sizes):
+        where = mount_ext4(f"fs{i}", sector)
+        path = os.path.join(where, "disk")
+        disk = bytearray(os.urandom(size))
+        with open(path, "wb") as f:
+            f.write(disk)
+        daemon, _ = start(path, driver="file", cache={"direct": True})
+        with Nbd("nbd.sock", "d") as nbd:
+            assert nbd.size == size, nbd.size
+            for n in (1, 100, 511, 512, 600, 513):
+                for off in (size - n, max(0, size - 2 * n),
+                            max(0, size - n - 4096)):
+                    data = os.urandom(n)
+                    nbd.write(off, data)
+                    disk[off:off + n] = data
+                    assert nbd.read(0, size) == disk, (size, sector, off, n)
+            nbd.do(nbd.ZERO, size - 300, 300)
+            disk[size - 300:] = bytes(300)
+            nbd.flush()
+            assert nbd.read(0, size) == disk
+        assert daemon.stop() == 0, daemon.errors()
+        assert contents(path) == disk, (size, sector, os.path.getsize(path))
 
 
 def a_discard_reaches_the_device():
@@ -289,7 +327,8 @@ if __name__ == "__main__":
     main([raw_on_a_device, raw_on_a_device_with_o_direct,
           raw_on_a_device_with_4_kib_sectors,
           raw_on_a_device_with_4_kib_sectors_and_o_direct,
-          raw_on_a_device_as_a_file, a_discard_reaches_the_device,
+          raw_on_a_device_as_a_file,
+          raw_of_odd_sizes_with_o_direct, a_discard_reaches_the_device,
           qcow2_on_a_device, qcow2_made_on_a_device_by_us,
           qcow2_on_a_device_with_o_direct, a_stream_to_a_device,
           a_stream_to_a_device_with_o_direct, a_device_is_locked,

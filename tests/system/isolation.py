@@ -3,9 +3,10 @@
 """One disk's trouble is no other's (design §4).
 
 isolation.py SLUICED: disk b lies over an NBD server that is stopped while a
-read of b waits for it.  The guests of disk a, the control socket, a cancel
-and quit must go on; that the read of b is still without an answer shows that
-they did so meanwhile, without a look at a clock.
+read of b waits for it; disk d over a qcow2 image there, of which nothing but
+its header was read by then.  The guests of disk a, the control socket, a
+cancel and quit must go on; that the read of b is still without an answer shows
+that they did so meanwhile, without a look at a clock.
 """
 import os
 import select
@@ -24,8 +25,14 @@ need("nbdkit", "nbdinfo", "qemu-img", "qemu-io")
 
 
 def start_source():
-    server = Process("nbdkit", "-f", "-U", "slow.sock", "memory", str(SIZE))
-    while subprocess.run(["nbdinfo", "--size", "nbd+unix:///?socket=slow.sock"],
+    os.mkdir("served")
+    run("qemu-img", "create", "-q", "-f", "raw", "served/raw", str(SIZE))
+    run("qemu-img", "create", "-q", "-f", "qcow2", "served/qcow2", str(SIZE))
+    run("qemu-io", "-f", "qcow2", "-c", f"write -P 0x64 0 {SIZE}",
+        "served/qcow2")
+    server = Process("nbdkit", "-f", "-U", "slow.sock", "file", "dir=served")
+    while subprocess.run(["nbdinfo", "--size",
+                          "nbd+unix:///raw?socket=slow.sock"],
                          capture_output=True).returncode:
         assert server.process.poll() is None, server.errors()
     return server
@@ -36,16 +43,22 @@ def start_daemon():
     for name in "ac":
         run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F",
             "raw", name)
-    run("qemu-img", "create", "-q", "-f", "qcow2", "b", str(SIZE))
+    for name in "bd":
+        run("qemu-img", "create", "-q", "-f", "qcow2", name, str(SIZE))
     return Daemon(
         SLUICED, *nbd_server(),
         "--blockdev", "qcow2,node-name=a,file.driver=file,file.filename=a",
-        "--blockdev", "nbd,node-name=slow,server.type=unix,"
+        "--blockdev", "nbd,node-name=slow,export=raw,server.type=unix,"
         "server.path=slow.sock",
+        "--blockdev", "qcow2,node-name=far,read-only=on,file.driver=nbd,"
+        "file.export=qcow2,file.server.type=unix,file.server.path=slow.sock",
         "--blockdev", "qcow2,node-name=b,file.driver=file,file.filename=b,"
         "backing=slow",
+        "--blockdev", "qcow2,node-name=d,file.driver=file,file.filename=d,"
+        "backing=far",
         "--export", "nbd,id=ea,node-name=a,name=a,writable=on",
-        "--export", "nbd,id=eb,node-name=b,name=b,writable=on")
+        "--export", "nbd,id=eb,node-name=b,name=b,writable=on",
+        "--export", "nbd,id=ed,node-name=d,name=d,writable=on")
 
 
 class Case:
@@ -104,15 +117,60 @@ def commands(c):
     c.let_go()
 
 
-def cancel(c):
-    # The job's own reads hang, too.
-    c.qmp.cmd("block-stream", job_id="j", device="b")
+def stream(c, device):
+    c.qmp.cmd("block-stream", job_id="j", device=device)
     c.qmp.wait_event("JOB_STATUS_CHANGE", status="running")
     c.a.write(0, b"x" * 512)
+
+
+def cancel_it(c):
     c.qmp.cmd("job-cancel", id="j")
     c.qmp.wait_event("JOB_STATUS_CHANGE", status="null")
     assert not c.qmp.cmd("query-jobs"), "the job is still there"
+
+
+def cancel(c):
+    # The job's own reads hang, too.
+    stream(c, "b")
+    cancel_it(c)
     c.let_go()  # the guest's read was none of the job's
+
+
+def cancel_before_metadata(c):
+    stream(c, "d")
+    cancel_it(c)
+    c.let_go()
+
+
+def read_of_d(c):
+    """A guest's read of d that has come to the server."""
+    d = Nbd("nbd.sock", "d")
+    d.send(Nbd.READ, SIZE // 2, 4096)
+    d.send(Nbd.WRITE, 0, data=b"w" * 65536)
+    d.reply()
+    return d
+
+
+def answered(c, d):
+    assert not select.select([d.sock], [], [], 0)[0], "d was answered"
+    c.let_go()
+    assert d.reply()[1] == b"d" * 4096
+
+
+def cancel_behind_a_guest(c):
+    # The job waits for what the guest's read began.
+    d = read_of_d(c)
+    stream(c, "d")
+    cancel_it(c)
+    answered(c, d)
+
+
+def cancel_before_a_guest(c):
+    # The guest's read waits for what the job began.
+    stream(c, "d")
+    d = read_of_d(c)
+    cancel_it(c)
+    answered(c, d)
 
 
 def quit_daemon(c):
@@ -161,6 +219,12 @@ if __name__ == "__main__":
               ("reads and writes of a go on beside a hanging read of b", guest),
               ("commands on a return beside a hanging read of b", commands),
               ("a stream of b ends when it is cancelled", cancel),
+              ("a stream ends before its source's metadata was read",
+               cancel_before_metadata),
+              ("a stream ends that waits for what a guest's read began",
+               cancel_behind_a_guest),
+              ("a guest goes on where the stream was that began its look-up",
+               cancel_before_a_guest),
               ("quit ends the daemon beside a hanging read and stream",
                quit_daemon)]] +
          [(name, lambda end=end: while_a_command_hangs(end))

@@ -9,6 +9,7 @@
 #include "base/bytes.h"
 #include "block/edit.h"
 #include "drivers/drivers.h"
+#include "run/file.h"
 #include "run/sim/sim.h"
 #include "tap.h"
 
@@ -40,6 +41,7 @@ static int
 slow_write(struct node *node, uint64_t off, struct sg sg, unsigned flags,
            struct range_hold *hold)
 {
+    coro_sleep(delay_ns);
     return 0;
 }
 
@@ -49,8 +51,19 @@ static const struct driver slow = {.name = "slow",
                                    .read = slow_read,
                                    .write = slow_write};
 
+/* `file`, counted. */
+static unsigned reads;
+static struct driver counted = {.name = "counted"};
+
+static int
+counted_read(struct node *node, uint64_t off, struct sg sg, unsigned flags)
+{
+    reads++;
+    return driver_file.read(node, off, sg, flags);
+}
+
 static const struct driver *const drivers[] = {
-    &slow,       &driver_file,  &driver_raw, &driver_copy_on_read,
+    &slow,       &counted,      &driver_file, &driver_raw, &driver_copy_on_read,
     &driver_mem, &driver_qcow2, NULL};
 
 struct world {
@@ -198,6 +211,91 @@ a_file_has_one_format_that_writes(void)
     in_world(two_formats);
 }
 
+/* What is being created is neither opened nor created by others. */
+
+struct creation {
+    struct graph *graph;
+    const struct driver *drv;
+    const char *options;
+    bool done;
+};
+
+static void
+creation_main(void *arg)
+{
+    struct creation *c = arg;
+    json_t *o = json_loads(c->options, 0, NULL);
+
+    CHECK_INT(c->drv->create(c->graph, o, NULL), 0);
+    json_decref(o);
+    c->done = true;
+}
+
+static void
+a_format(struct graph *graph)
+{
+    struct node *node = add(graph, "{\"driver\":\"slow\",\"node-name\":\"s\"}");
+    struct creation c = {.graph = graph,
+                         .drv = &driver_qcow2,
+                         .options = "{\"file\":\"s\",\"size\":65536}"};
+    struct root *root;
+    auto_err err = ERR_INIT;
+
+    delay_ns = NS_PER_S;
+    coro_start(graph_loop(graph), creation_main, &c);
+    coro_sleep(NS_PER_S / 2);
+    CHECK(!c.done);
+    CHECK_INT(root_new(node, CLAIM_STABLE, "export 'e'", &root, &err), -EBUSY);
+    CHECK(err.msg && strstr(err.msg, "blockdev-create"));
+    err_clear(&err);
+    while (!c.done) {
+        coro_sleep(NS_PER_S);
+    }
+    delay_ns = 0;
+    CHECK_INT(node_del(graph, "s", NULL), 0);
+}
+
+static void
+a_file(struct graph *graph)
+{
+    struct creation c = {.graph = graph,
+                         .drv = &driver_file,
+                         .options = "{\"filename\":\"f\",\"size\":65536}"};
+    struct file *f = NULL;
+    unsigned locked = 0;
+
+    CHECK_INT(file_open(graph_loop(graph), "f", FILE_WRITE | FILE_CREATE, &f),
+              0);
+    coro_start(graph_loop(graph), creation_main, &c);
+    while (!c.done) {
+        /* As QEMU asks whether anybody writes to it. */
+        locked += file_lock(f, 101, 1, FILE_LOCK_TEST) == -EAGAIN;
+        coro_sleep(1000);
+    }
+    CHECK(locked);
+    CHECK_INT(file_lock(f, 101, 1, FILE_LOCK_TEST), 0);
+    /* Nor is one created that others use. */
+    CHECK_INT(file_lock(f, 100, 1, FILE_LOCK_SHARED), 0);
+    json_t *o = json_loads(c.options, 0, NULL);
+
+    CHECK_INT(driver_file.create(graph, o, NULL), -EBUSY);
+    json_decref(o);
+    file_close(f);
+}
+
+static void
+creating(struct graph *graph)
+{
+    a_format(graph);
+    a_file(graph);
+}
+
+static void
+what_is_being_created_is_not_for_others(void)
+{
+    in_world(creating);
+}
+
 /* Parking. */
 
 struct reader {
@@ -339,6 +437,64 @@ an_edit_waits_for_requests_but_not_for_ever(void)
     in_world(edit_late);
 }
 
+/* A layer that has become the head caches as one. */
+
+enum { TABLES = 20, TABLE_SPAN = 32 << 10 }; /* of clusters of 512 bytes */
+
+static unsigned
+reads_of_all_tables(struct node *node)
+{
+    unsigned before = reads;
+    char byte;
+
+    for (uint64_t i = 0; i < TABLES; i++) {
+        CHECK_INT(node_read_buf(node, i * TABLE_SPAN, &byte, 1), 0);
+        CHECK_INT(byte, 7);
+    }
+    return reads - before;
+}
+
+static void
+new_head(struct graph *graph)
+{
+    json_t *file = json_pack("{s:s, s:i}", "filename", "base", "size", 0);
+    json_t *o = json_pack("{s:{s:s, s:s}, s:i, s:i}", "file", "driver", "file",
+                          "filename", "base", "size", TABLES * TABLE_SPAN,
+                          "cluster-size", 512);
+    struct root *root;
+
+    counted = driver_file;
+    counted.name = "counted";
+    counted.read = counted_read;
+    CHECK_INT(driver_file.create(graph, file, NULL), 0);
+    CHECK_INT(driver_qcow2.create(graph, o, NULL), 0);
+    json_decref(file);
+    json_decref(o);
+    create(graph, "over", NULL);
+    add(graph, "{\"driver\":\"qcow2\",\"node-name\":\"o\",\"file\":{\"driver\":"
+               "\"file\",\"filename\":\"over\"},\"backing\":{\"driver\":"
+               "\"qcow2\",\"node-name\":\"b\",\"read-only\":false,\"file\":{"
+               "\"driver\":\"counted\",\"filename\":\"base\"}}}");
+    struct node *base = graph_find(graph, "b");
+
+    CHECK(base->is_layer && !base->read_only);
+    CHECK_INT(root_new(base, CLAIM_READ, "x", &root, NULL), 0);
+    CHECK_INT(node_del(graph, "o", NULL), 0);
+    for (uint64_t i = 0; i < TABLES; i++) {
+        CHECK_INT(node_write_buf(base, i * TABLE_SPAN, "\7", 1), 0);
+    }
+    CHECK_INT(node_flush(base), 0);
+    reads_of_all_tables(base);
+    CHECK_INT(reads_of_all_tables(base), TABLES); /* of data, no tables */
+    root_free(root);
+}
+
+static void
+a_layer_that_became_the_head_caches_as_one(void)
+{
+    in_world(new_head);
+}
+
 /* Alignment: a file that wants blocks of 512 serves single bytes. */
 
 static void
@@ -373,6 +529,40 @@ static void
 unaligned_requests_are_done_in_blocks(void)
 {
     in_world(unaligned);
+}
+
+/* A disk that ends within a block stays as long as it is. */
+
+static void
+short_last_block(struct graph *graph)
+{
+    enum { SIZE = 5000 };
+    json_t *file = json_pack("{s:s, s:i}", "filename", "f", "size", SIZE);
+    unsigned char model[SIZE] = {0}, got[SIZE], buf[SIZE];
+
+    CHECK_INT(driver_file.create(graph, file, NULL), 0);
+    json_decref(file);
+    struct node *node =
+        add(graph, "{\"driver\":\"raw\",\"node-name\":\"r\",\"cache\":{\"direct"
+                   "\":true},\"file\":{\"driver\":\"file\",\"filename\":\"f\"}}");
+
+    for (uint64_t i = 1; i <= 100; i++) {
+        uint64_t off = SIZE - i * 41 % 1500 - 1, len = SIZE - off;
+
+        len = i % 3 ? len : min_u64(len, 100);
+        memset(buf, (int)i, len);
+        memset(model + off, (int)i, len);
+        CHECK_INT(node_write_buf(node, off, buf, len), 0);
+        CHECK_INT(node->file->child->size, SIZE);
+        CHECK_INT(node_read_buf(node, 0, got, SIZE), 0);
+        CHECK(!memcmp(got, model, SIZE));
+    }
+}
+
+static void
+a_disk_that_ends_within_a_block_does_not_grow(void)
+{
+    in_world(short_last_block);
 }
 
 /* copy-on-read. */
@@ -421,13 +611,19 @@ main(void)
     tap_run("two nodes do not write one file", two_nodes_do_not_write_one_file);
     tap_run("a file has one format that writes",
             a_file_has_one_format_that_writes);
+    tap_run("what is being created is not for others",
+            what_is_being_created_is_not_for_others);
     tap_run("a parked request is not in flight",
             a_parked_request_is_not_in_flight);
     tap_run("a snapshot moves the guest", a_snapshot_moves_the_guest);
     tap_run("an edit waits for requests, but not for ever",
             an_edit_waits_for_requests_but_not_for_ever);
+    tap_run("a layer that became the head caches as one",
+            a_layer_that_became_the_head_caches_as_one);
     tap_run("unaligned requests are done in blocks",
             unaligned_requests_are_done_in_blocks);
+    tap_run("a disk that ends within a block does not grow",
+            a_disk_that_ends_within_a_block_does_not_grow);
     tap_run("copy-on-read brings up what is read",
             copy_on_read_brings_up_what_is_read);
     return tap_done();

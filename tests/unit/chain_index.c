@@ -197,14 +197,100 @@ world_main(void *arg)
     graph_free(w->graph);
 }
 
+/*
+ * A fill that gets stuck in the lowest layer, while the one above it takes a
+ * second to say where something is that another guest wants.
+ */
+enum { STUCK, TARDY, LAYER, TOP, N_TARDY };
+
+static struct driver tardy;
+static const struct driver *const tardy_drivers[] = {&driver_file, &tardy,
+                                                     NULL};
+static bool silent;
+static struct waitq spoken;
+
+static int
+tardy_map(struct node *node, uint64_t off, uint64_t len, struct extent *ret)
+{
+    if (!strcmp(node->name, "l1")) {
+        coro_sleep(NS_PER_S);
+    }
+    while (silent && !strcmp(node->name, "l0")) {
+        waitq_wait(&spoken);
+    }
+    return driver_qcow2.map(node, off, len, ret);
+}
+
+struct asker {
+    struct node *node;
+    uint64_t off;
+    unsigned flags;
+    unsigned char byte;
+    bool done;
+};
+
 static void
-run_world(uint64_t seed, uint64_t budget)
+ask(void *arg)
+{
+    struct asker *a = arg;
+    struct iovec iov = {&a->byte, 1};
+
+    CHECK_INT(node_read(a->node, a->off, sg_one(&iov), a->flags), 0);
+    a->done = true;
+}
+
+static void
+beside_a_stuck_fill(struct world *w, unsigned flags)
+{
+    struct asker first = {.node = w->nodes[TOP], .flags = flags};
+    struct asker second = {.node = w->nodes[TOP], .off = 1 << 20};
+
+    silent = true;
+    coro_start(w->loop, ask, &first);
+    coro_sleep(NS_PER_MS);
+    coro_start(w->loop, ask, &second);
+    coro_sleep(10 * NS_PER_S);
+    CHECK(!first.done && second.done);
+    CHECK_INT(second.byte, 7);
+    silent = false;
+    waitq_wake_all(&spoken);
+    coro_sleep(10 * NS_PER_S);
+    CHECK(first.done);
+    CHECK(w->nodes[LAYER]->index != NULL);
+    chain_index_drop(w->nodes[LAYER]);
+}
+
+static void
+tardy_main(void *arg)
+{
+    struct world *w = arg;
+    struct graph_options o = {.drivers = tardy_drivers};
+
+    tardy = driver_qcow2;
+    tardy.map = tardy_map;
+    waitq_init(&spoken);
+    w->graph = graph_new(w->loop, &o);
+    for (unsigned i = 0; i < N_TARDY; i++) {
+        auto_free char *below = i ? xasprintf("l%u", i - 1) : NULL;
+
+        w->m.cluster[i] = 65536;
+        w->m.size[i] = SIZE;
+        w->nodes[i] = make_layer(w, i, below);
+    }
+    CHECK_INT(node_write_buf(w->nodes[TARDY], 1 << 20, "\7", 1), 0);
+    beside_a_stuck_fill(w, REQ_BACKGROUND);
+    beside_a_stuck_fill(w, 0);
+    graph_free(w->graph);
+}
+
+static void
+in_world(uint64_t seed, uint64_t budget, void (*fn)(void *))
 {
     struct sim_disk *disk = sim_disk_new();
     struct sim *sim = sim_new(disk, &(struct sim_options){.seed = seed});
     struct world w = {.loop = sim_loop(sim), .rng = seed, .budget = budget};
 
-    CHECK(loop_run_main(w.loop, world_main, &w));
+    CHECK(loop_run_main(w.loop, fn, &w));
     sim_free(sim);
     sim_disk_free(disk);
 }
@@ -213,7 +299,7 @@ static void
 reads_match_the_model(void)
 {
     for (uint64_t seed = 1; seed <= 2; seed++) {
-        run_world(seed, 0);
+        in_world(seed, 0, world_main);
     }
 }
 
@@ -221,8 +307,14 @@ static void
 also_with_two_windows(void)
 {
     for (uint64_t seed = 11; seed <= 12; seed++) {
-        run_world(seed, 1); /* two windows at least */
+        in_world(seed, 1, world_main); /* two windows at least */
     }
+}
+
+static void
+nobody_waits_for_layers_he_does_not_need(void)
+{
+    in_world(5, 0, tardy_main);
 }
 
 int
@@ -230,5 +322,7 @@ main(void)
 {
     tap_run("reads match the model", reads_match_the_model);
     tap_run("also with two windows", also_with_two_windows);
+    tap_run("nobody waits for layers he does not need",
+            nobody_waits_for_layers_he_does_not_need);
     return tap_done();
 }

@@ -2,10 +2,14 @@
 /* Coroutines, timers, waiting and real files, with io_uring and without. */
 #include <errno.h>
 #include <fcntl.h>
+#include <liburing.h>
 #include <poll.h>
+#include <semaphore.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -208,35 +212,91 @@ file_main(void *arg)
     CHECK_INT(file_unlink(loop, other), 0);
 }
 
+/*
+ * O_DIRECT, in a file that ends within a block: its last bytes and what lies
+ * before them are written in turns, and the file stays as long as it is.
+ */
 static void
-files_work(bool no_io_uring, const char *in)
+direct_main(void *arg)
+{
+    enum { BLOCKS = 4, BLOCK = 4096, SIZE = BLOCKS * BLOCK - 1000 };
+    struct loop *loop = loop_current();
+    auto_free char *path = xasprintf("%s/f", (char *)arg);
+    unsigned char *block = try_alloc_aligned(BLOCK, BLOCK * BLOCKS);
+    unsigned char model[BLOCK * BLOCKS] = {0}, back[SIZE];
+    struct file *f = NULL, *plain = NULL;
+    uint64_t size = 0;
+
+    CHECK_INT(file_open(loop, path, FILE_WRITE | FILE_CREATE, &plain), 0);
+    CHECK_INT(file_truncate(plain, SIZE), 0);
+    int r = file_open(loop, path, FILE_WRITE | FILE_DIRECT, &f);
+
+    if (r) {
+        printf("# no O_DIRECT here: %s\n", strerror(-r));
+        CHECK_INT(r, -EINVAL);
+    }
+    for (int i = 1; f && i <= 40; i++) {
+        uint64_t off = align_down(SIZE - 1, f->align) -
+                       (uint64_t)(i % 3) * f->align;
+        uint64_t len = i % 3 ? f->align : SIZE - off;
+
+        memset(block, i, len);
+        memset(model + off, i, len);
+        CHECK_INT(file_write_buf(f, off, block, len), 0);
+        CHECK_INT(file_read_buf(f, 0, block, BLOCK * BLOCKS), 0);
+        CHECK(!memcmp(block, model, BLOCK * BLOCKS));
+        CHECK_INT(file_read_buf(plain, 0, back, SIZE), 0);
+        CHECK(!memcmp(back, model, SIZE));
+    }
+    CHECK_INT(file_size(plain, &size), 0);
+    CHECK_INT(size, SIZE);
+    if (f) {
+        CHECK_INT(file_zero(f, BLOCK * BLOCKS, BLOCK + 100, true), 0);
+        CHECK_INT(file_size(f, &size), 0);
+        CHECK_INT(size, BLOCK * BLOCKS + BLOCK + 100);
+        file_close(f);
+    }
+    file_close(plain);
+    CHECK_INT(file_unlink(loop, path), 0);
+    free(block);
+}
+
+static void
+in_folder(bool no_io_uring, const char *in, void (*fn)(void *))
 {
     char *dir = xasprintf("%s/sluice-unit-XXXXXX", in);
     struct loop *loop = new_loop(no_io_uring);
 
     CHECK(mkdtemp(dir) != NULL);
-    CHECK(loop_run_main(loop, file_main, dir));
+    CHECK(loop_run_main(loop, fn, dir));
     loop_free(loop);
     rmdir(dir);
     free(dir);
 }
 
 static void
+a_direct_file_that_ends_within_a_block_does_not_grow(void)
+{
+    in_folder(false, "/tmp", direct_main);
+    in_folder(true, "/var/tmp", direct_main);
+}
+
+static void
 files_work_with_io_uring(void)
 {
-    files_work(false, "/tmp");
+    in_folder(false, "/tmp", file_main);
 }
 
 static void
 files_work_with_threads(void)
 {
-    files_work(true, "/tmp");
+    in_folder(true, "/tmp", file_main);
 }
 
 static void
 files_work_on_tmpfs(void)
 {
-    files_work(false, "/dev/shm");
+    in_folder(false, "/dev/shm", file_main);
 }
 
 /* Streams: an echo over a Unix socket, more than a socket buffer. */
@@ -348,6 +408,210 @@ a_passed_descriptor_is_made_fit_or_refused(void)
     loop_free(loop);
 }
 
+/* A queued write can be made to wait in its worker. */
+static struct {
+    unsigned queued, hold_from; /* 0: none is held */
+    sem_t go_on;
+} calls;
+
+ssize_t
+pwritev(int fd, const struct iovec *iov, int n, off_t off)
+{
+    if (calls.hold_from && ++calls.queued >= calls.hold_from) {
+        sem_wait(&calls.go_on);
+    }
+    return syscall(SYS_pwritev2, fd, iov, n, off, 0, 0);
+}
+
+/* Who made the last call. */
+static _Atomic pid_t wrote, allocated;
+
+ssize_t
+pwritev2(int fd, const struct iovec *iov, int n, off_t off, int flags)
+{
+    wrote = gettid();
+    return syscall(SYS_pwritev2, fd, iov, n, off, 0, flags);
+}
+
+int
+fallocate(int fd, int mode, off_t off, off_t len)
+{
+    allocated = gettid();
+    return (int)syscall(SYS_fallocate, fd, mode, off, len);
+}
+
+static void
+tmpfs_main(void *arg)
+{
+    enum { LARGE = 1 << 20 };
+    struct loop *loop = loop_current();
+    auto_free char *path = xasprintf("%s/f", (char *)arg);
+    auto_free unsigned char *buf = xzalloc(LARGE);
+    struct file *f = NULL;
+
+    CHECK_INT(file_open(loop, path, FILE_WRITE | FILE_CREATE, &f), 0);
+    CHECK_INT(file_write_buf(f, 0, buf, 4096), 0);
+    CHECK_INT(wrote, gettid());
+    CHECK_INT(file_write_buf(f, 0, buf, LARGE), 0);
+    CHECK(wrote != gettid());
+    CHECK_INT(file_punch(f, 0, LARGE), 0);
+    CHECK(allocated && allocated != gettid());
+    file_close(f);
+    CHECK_INT(file_unlink(loop, path), 0);
+}
+
+static void
+what_takes_long_on_tmpfs_is_done_by_workers(void)
+{
+    in_folder(false, "/dev/shm", tmpfs_main);
+}
+
+enum { BIG = 512 << 10, BIGS = 4 };
+
+struct big_write {
+    struct file *f;
+    uint64_t off;
+    unsigned *done;
+};
+
+static void
+write_big(void *arg)
+{
+    struct big_write *w = arg;
+    auto_free unsigned char *buf = xzalloc(BIG);
+
+    CHECK_INT(file_write_buf(w->f, w->off, buf, BIG), 0);
+    ++*w->done;
+}
+
+static void
+batch_main(void *arg)
+{
+    struct loop *loop = loop_current();
+    auto_free char *path = xasprintf("%s/f", (char *)arg);
+    uint64_t deadline = loop_now(loop) + 10 * NS_PER_S;
+    struct big_write w[BIGS];
+    struct file *f = NULL;
+    unsigned done = 0;
+
+    CHECK_INT(file_open(loop, path, FILE_WRITE | FILE_CREATE, &f), 0);
+    sem_init(&calls.go_on, 0, 0);
+    calls.queued = 0;
+    calls.hold_from = 3;
+    for (unsigned i = 0; i < BIGS; i++) {
+        w[i] = (struct big_write){.f = f, .off = i * BIG, .done = &done};
+        coro_start(loop, write_big, &w[i]);
+    }
+    while (done < 2 && loop_now(loop) < deadline) {
+        coro_sleep(NS_PER_MS);
+    }
+    /* Where the file system takes them at once, there is nothing to see. */
+    CHECK(done == 2 || (done == BIGS && !calls.queued));
+    for (unsigned i = 0; i < BIGS; i++) {
+        sem_post(&calls.go_on);
+    }
+    while (done < BIGS) {
+        coro_sleep(NS_PER_MS);
+    }
+    calls.hold_from = 0;
+    file_close(f);
+    CHECK_INT(file_unlink(loop, path), 0);
+}
+
+static void
+queued_writes_do_not_wait_for_all_others(void)
+{
+    in_folder(false, "/tmp", batch_main);
+}
+
+/*
+ * The ring's answers, as a test wants them: so many times @answer instead of a
+ * submission, or one entry at a time.
+ */
+static struct {
+    int answer;
+    unsigned times, asked;
+    bool one_by_one;
+} ring;
+
+int
+io_uring_submit(struct io_uring *r)
+{
+    unsigned tail = r->sq.sqe_tail;
+
+    ring.asked++;
+    if (ring.times) {
+        ring.times--;
+        return ring.answer;
+    }
+    if (ring.one_by_one && tail - *r->sq.khead > 1) {
+        r->sq.sqe_tail = *r->sq.khead + 1;
+    }
+    int n = io_uring_submit_and_wait(r, 0);
+
+    r->sq.sqe_tail = tail;
+    return n;
+}
+
+enum { SYNCS = 300 }; /* more than the ring has room for */
+
+struct syncs {
+    struct file *f;
+    unsigned left;
+    struct waitq over;
+};
+
+static void
+sync_once(void *arg)
+{
+    struct syncs *s = arg;
+
+    CHECK_INT(file_sync(s->f), 0);
+    s->left--;
+    waitq_wake_all(&s->over);
+}
+
+static void
+ring_main(void *arg)
+{
+    struct loop *loop = loop_current();
+    auto_free char *path = xasprintf("%s/f", (char *)arg);
+    struct syncs s = {.left = SYNCS};
+
+    waitq_init(&s.over);
+    CHECK_INT(file_open(loop, path, FILE_WRITE | FILE_CREATE, &s.f), 0);
+    for (unsigned i = 0; i < SYNCS; i++) {
+        coro_start(loop, sync_once, &s);
+    }
+    while (s.left) {
+        waitq_wait(&s.over);
+    }
+    file_close(s.f);
+    CHECK_INT(file_unlink(loop, path), 0);
+    file_main(arg);
+}
+
+static void
+what_the_ring_does_not_take_is_done_all_the_same(void)
+{
+    static const int answers[] = {-EAGAIN, -EBUSY, -EINTR, 0, -EINVAL};
+
+    for (size_t i = 0; i < ARRAY_LEN(answers); i++) {
+        ring.answer = answers[i];
+        ring.times = 4;
+        in_folder(false, "/tmp", ring_main);
+    }
+    /* One that is broken is asked once. */
+    CHECK_INT(ring.times, ring.asked ? 3 : 4);
+    ring.times = 0;
+    ring.one_by_one = true;
+    in_folder(false, "/tmp", ring_main);
+    ring.one_by_one = false;
+    if (!ring.asked) {
+        printf("# no io_uring here\n");
+    }
+}
+
 /*
  * Connections to a socket whose queue is full hang in their workers until its
  * owner goes; everything else must find a worker meanwhile.
@@ -440,6 +704,14 @@ main(void)
     tap_run("files work with io_uring", files_work_with_io_uring);
     tap_run("files work with threads", files_work_with_threads);
     tap_run("files work on tmpfs", files_work_on_tmpfs);
+    tap_run("a direct file that ends within a block does not grow",
+            a_direct_file_that_ends_within_a_block_does_not_grow);
+    tap_run("what takes long on tmpfs is done by workers",
+            what_takes_long_on_tmpfs_is_done_by_workers);
+    tap_run("queued writes do not wait for all others",
+            queued_writes_do_not_wait_for_all_others);
+    tap_run("what the ring does not take is done all the same",
+            what_the_ring_does_not_take_is_done_all_the_same);
     tap_run("streams carry everything", streams_carry_everything);
     tap_run("a passed descriptor is made fit or refused",
             a_passed_descriptor_is_made_fit_or_refused);

@@ -77,7 +77,7 @@ block_of(struct qcow2 *q, uint64_t index, uint64_t *ret)
         return 0;
     }
     uint64_t at = q->reftable_off + i * 8;
-    int r = meta_get(q->meta, at, &s);
+    int r = meta_get(q->meta, at, 0, &s);
 
     if (r) {
         return r;
@@ -100,7 +100,7 @@ count_byte(const struct qcow2 *q, uint64_t index)
 static int
 count_slice(struct qcow2 *q, uint64_t block, uint64_t index, struct slice **ret)
 {
-    return meta_get(q->meta, block + count_byte(q, index), ret);
+    return meta_get(q->meta, block + count_byte(q, index), 0, ret);
 }
 
 /* Index of a count within its slice, and the slice's beginning. */
@@ -268,7 +268,7 @@ make_block(struct qcow2 *q, uint64_t index, uint64_t *ret)
     }
     at = q->reftable_off + (index >> q->block_bits) * 8;
     if (!r) {
-        r = meta_get(q->meta, at, &s);
+        r = meta_get(q->meta, at, 0, &s);
     }
     if (r) {
         return r;

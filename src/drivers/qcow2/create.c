@@ -267,6 +267,7 @@ qcow2_create(struct graph *graph, json_t *options, struct err *err)
 {
     struct layout l = {0};
     struct node *file;
+    struct root *root;
     int r = read_options(options, &l, err);
 
     if (!r) {
@@ -278,9 +279,11 @@ qcow2_create(struct graph *graph, json_t *options, struct err *err)
     if (r) {
         return r;
     }
-    r = claim_check(file, CLAIM_WRITE, "blockdev-create", err);
+    /* Held to the end: nobody may open what is half written. */
+    r = root_new(file, CLAIM_WRITE, "blockdev-create", &root, err);
     if (!r) {
         r = write_image(file, &l);
+        root_free(root);
         if (r) {
             err_set_errno(err, r, "Could not write the image '%s'",
                           file->filename ? file->filename : file->name);

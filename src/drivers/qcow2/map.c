@@ -30,15 +30,15 @@ entry_in_place(const struct qcow2 *q, uint64_t entry)
 }
 
 static int
-get_slice(struct qcow2 *q, uint64_t off, struct slice **ret)
+get_slice(struct qcow2 *q, uint64_t off, unsigned flags, struct slice **ret)
 {
     *ret = meta_peek(q->meta, off);
-    return *ret ? 0 : meta_get(q->meta, off, ret);
+    return *ret ? 0 : meta_get(q->meta, off, flags, ret);
 }
 
 /* The offset of the L2 table for a guest offset; 0 where there is none. */
 static int
-l2_table(struct qcow2 *q, uint64_t off, uint64_t *ret)
+l2_table(struct qcow2 *q, uint64_t off, unsigned flags, uint64_t *ret)
 {
     uint64_t index = off >> (q->cluster_bits + q->l2_bits);
     uint64_t at = q->l1_off + index * 8;
@@ -48,7 +48,7 @@ l2_table(struct qcow2 *q, uint64_t off, uint64_t *ret)
         *ret = 0;
         return 0;
     }
-    int r = get_slice(q, at, &s);
+    int r = get_slice(q, at, flags, &s);
 
     if (r) {
         return r;
@@ -81,7 +81,7 @@ qcow2_lookup(struct qcow2 *q, uint64_t off, uint64_t *entries, unsigned max,
     uint64_t table, index = l2_index(q, off);
     unsigned here = slice_entries(q) - (unsigned)(index % slice_entries(q));
     struct slice *s;
-    int r = l2_table(q, off, &table);
+    int r = l2_table(q, off, 0, &table);
 
     if (r) {
         return r;
@@ -93,7 +93,7 @@ qcow2_lookup(struct qcow2 *q, uint64_t off, uint64_t *entries, unsigned max,
         }
         return 0;
     }
-    r = get_slice(q, table + index * 8, &s);
+    r = get_slice(q, table + index * 8, 0, &s);
     if (r) {
         return r;
     }
@@ -122,7 +122,7 @@ make_l2_table(struct qcow2 *q, uint64_t off, uint64_t *ret)
     /* Zero on disk long before L1 names it; the file reaches behind it. */
     r = node_zero(q->node->file->child, table, q->cluster_size, 0, NULL);
     if (!r) {
-        r = meta_get(q->meta, at, &s);
+        r = meta_get(q->meta, at, 0, &s);
     }
     if (r) {
         qcow2_unalloc(q, table, 1);
@@ -157,7 +157,7 @@ qcow2_set_entry(struct qcow2 *q, uint64_t off, uint64_t entry)
     uint64_t table;
     unsigned char bytes[8];
     struct slice *s;
-    int r = l2_table(q, off, &table);
+    int r = l2_table(q, off, 0, &table);
 
     if (!r && !table) {
         if (!entry) {
@@ -170,7 +170,7 @@ qcow2_set_entry(struct qcow2 *q, uint64_t off, uint64_t entry)
     }
     uint64_t at = table + l2_index(q, off) * 8;
 
-    r = get_slice(q, at, &s);
+    r = get_slice(q, at, 0, &s);
     if (r) {
         return r;
     }
@@ -232,10 +232,10 @@ qcow2_map(struct node *node, uint64_t off, uint64_t len, struct extent *ret)
     uint64_t table, index = l2_index(q, off), entry = 0;
     unsigned n = slice_entries(q) - (unsigned)(index % slice_entries(q));
     struct slice *s;
-    int r = l2_table(q, off, &table);
+    int r = l2_table(q, off, REQ_LOOKUP, &table);
 
     if (!r && table) {
-        r = get_slice(q, table + index * 8, &s);
+        r = get_slice(q, table + index * 8, REQ_LOOKUP, &s);
     }
     if (r) {
         return r;
