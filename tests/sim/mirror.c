@@ -26,7 +26,11 @@ enum { SIZE = 40 * 1024 };
     "backing-fmt=qcow2 size=40960\n"                                           \
     "fill qcow2 top 30 13 2001\n"
 
+typedef int start_fn(struct jobs *jobs, const struct transfer_options *o,
+                     struct err *err);
+
 struct plan {
+    start_fn *start;
     enum finish finish;
     enum copy_mode mode;
     bool wait_for_verb;
@@ -57,8 +61,8 @@ start(struct sweep *s, struct jobs *jobs, const struct plan *plan,
     }
     json_decref(options);
     o.target = node;
-    if (node && mirror_start(jobs, &o, &err) && !s->may_fail) {
-        sweep_fail(s, "the mirror does not start: %s", err.msg);
+    if (node && plan->start(jobs, &o, &err) && !s->may_fail) {
+        sweep_fail(s, "the copy does not start: %s", err.msg);
     }
     return jobs_find(jobs, "j");
 }
@@ -98,20 +102,21 @@ mirror(struct sweep *s, const struct plan *plan, const char *target)
 static void
 switch_to_qcow2(struct sweep *s)
 {
-    mirror(s, &(struct plan){.finish = FINISH_SWITCH}, TO_QCOW2);
+    mirror(s, &(struct plan){.start = copy_start, .finish = FINISH_SWITCH}, TO_QCOW2);
 }
 
 static void
 switch_to_qed(struct sweep *s)
 {
-    mirror(s, &(struct plan){.finish = FINISH_SWITCH}, TO_QED);
+    mirror(s, &(struct plan){.start = copy_start, .finish = FINISH_SWITCH}, TO_QED);
 }
 
 static void
 switch_when_told(struct sweep *s)
 {
     mirror(s,
-           &(struct plan){.finish = FINISH_SWITCH,
+           &(struct plan){.start = mirror_start,
+                          .finish = FINISH_SWITCH,
                           .mode = COPY_MODE_BACKGROUND,
                           .wait_for_verb = true},
            TO_QCOW2);
@@ -121,9 +126,26 @@ static void
 forward_from_the_start(struct sweep *s)
 {
     mirror(s,
-           &(struct plan){.finish = FINISH_SWITCH,
+           &(struct plan){.start = mirror_start,
+                          .finish = FINISH_SWITCH,
                           .mode = COPY_MODE_FORWARD,
                           .wait_for_verb = true},
+           TO_QCOW2);
+}
+
+static void
+post_copy(struct sweep *s)
+{
+    mirror(s, &(struct plan){.start = post_copy_start}, TO_QCOW2);
+    if (s->done && root_node(s->root)->backing) {
+        sweep_fail(s, "the copy ended, but the target has a backing file");
+    }
+}
+
+static void
+stay(struct sweep *s)
+{
+    mirror(s, &(struct plan){.start = copy_start, .finish = FINISH_STAY},
            TO_QCOW2);
 }
 
@@ -182,6 +204,19 @@ static const struct sweep_setup setups[] = {
      .judge_target = IMAGE("top", "qcow2", "copy"),
      .operation = forward_from_the_start,
      .disturb = pause_it,
+     COMMON},
+    /* Before the switch the target reads as the source: it is below. */
+    {.name = "post-copy",
+     .image = TWO QCOW2_COPY,
+     .judge_target = IMAGE("top", "qcow2", "copy"),
+     .operation = post_copy,
+     .disturb = cancel_it,
+     COMMON},
+    /* The disk stays, so that nothing is asked of the target. */
+    {.name = "mirror-stay",
+     .image = TWO QCOW2_COPY,
+     .operation = stay,
+     .disturb = cancel_it,
      COMMON},
 };
 
