@@ -188,6 +188,41 @@ sweep_failures(const struct sweep_setup *setup, uint64_t seed)
 }
 
 unsigned
+sweep_failures_and_crashes(const struct sweep_setup *setup, uint64_t first)
+{
+    /* A script has one trouble: what fails here is not shrunk. */
+    struct sweep s = {.setup = setup, .quiet = true, .max_states = 2};
+    double end = seconds() + budget();
+    uint64_t rng = first, runs = 0;
+
+    do {
+        struct script sc = sweep_script(setup, first + runs / STRIDES);
+
+        if (runs % STRIDES == 0) {
+            s.crashes = false;
+            sweep_run(&s, &sc);
+            s.crashes = true;
+        }
+        sc.trouble = TROUBLE_FAIL;
+        sc.error = EIO;
+        sc.at = 1 + sim_random(&rng) % s.n_io;
+        if (!s.failures) {
+            sweep_run(&s, &sc);
+        }
+        if (s.failures) {
+            printf("# %s, seed %llu, I/O %llu fails, and then: %s\n",
+                   setup->name, (unsigned long long)sc.seed,
+                   (unsigned long long)sc.at, s.why);
+        }
+        script_fini(&sc);
+        runs++;
+    } while (seconds() < end && !s.failures);
+    printf("# %s: %llu runs with a failing I/O, %llu crash states\n",
+           setup->name, (unsigned long long)runs, (unsigned long long)s.states);
+    return report(&s);
+}
+
+unsigned
 sweep_switches(const struct sweep_setup *setup, uint64_t seed)
 {
     return sweep_trouble(setup, seed, TROUBLE_SWITCH);

@@ -121,6 +121,9 @@ unsigned sweep_lies(const struct sweep_setup *setup, uint64_t seed,
                     unsigned max);
 /* The n-th I/O fails, for every n, with EIO and with ENOSPC. */
 unsigned sweep_failures(const struct sweep_setup *setup, uint64_t seed);
+/* A random I/O fails, and a crash comes at any event after that or before. */
+unsigned sweep_failures_and_crashes(const struct sweep_setup *setup,
+                                    uint64_t first);
 /* setup->disturb comes at the n-th switch of coroutines, for every n. */
 unsigned sweep_switches(const struct sweep_setup *setup, uint64_t seed);
 /* All links are cut at the n-th message, for every n. */
