@@ -217,16 +217,22 @@ file_driver_close(struct node *node)
     return 0;
 }
 
+/*
+ * A short request costs less than to hand it to a background thread: dirty
+ * blocks go as a guest's own.
+ */
+enum { SHORT_IO = 32 << 10 };
+
 static unsigned
-io_flags(unsigned flags)
+io_flags(unsigned flags, uint64_t len)
 {
-    return flags & REQ_BACKGROUND ? FILE_IO_BACKGROUND : 0;
+    return flags & REQ_BACKGROUND && len > SHORT_IO ? FILE_IO_BACKGROUND : 0;
 }
 
 static int
 file_driver_read(struct node *node, uint64_t off, struct sg sg, unsigned flags)
 {
-    return file_read(file_of(node), off, sg, io_flags(flags));
+    return file_read(file_of(node), off, sg, io_flags(flags, sg.len));
 }
 
 static void
@@ -239,7 +245,7 @@ static int
 file_driver_write(struct node *node, uint64_t off, struct sg sg, unsigned flags,
                   struct range_hold *hold)
 {
-    int r = file_write(file_of(node), off, sg, io_flags(flags));
+    int r = file_write(file_of(node), off, sg, io_flags(flags, sg.len));
 
     if (!r) {
         grown(node, off + sg.len);
