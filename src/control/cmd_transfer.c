@@ -132,15 +132,16 @@ cmd_block_copy(struct control *ctl, const struct args_block_copy *args,
     if (r) {
         return r;
     }
-    if (mode != QMP_COPY_MODE_POST_COPY) {
+    if (mode == QMP_COPY_MODE_PRE_COPY || is_mirror) {
         return copy_start(ctl->jobs, &o, err);
     }
     if (stays) {
         return err_set(err, -EINVAL,
-                       "Post-copy begins with the switch: 'finish' cannot be "
-                       "'stay'");
+                       "Post-copy and hybrid end with the disk on the target: "
+                       "'finish' cannot be 'stay'");
     }
-    return post_copy_start(ctl->jobs, &o, err);
+    return mode == QMP_COPY_MODE_HYBRID ? hybrid_start(ctl->jobs, &o, err)
+                                        : post_copy_start(ctl->jobs, &o, err);
 }
 
 int

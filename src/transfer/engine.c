@@ -306,6 +306,9 @@ saw_read(struct tap *tap, uint64_t off, uint64_t len)
     struct transfer *t = container_of(tap, struct transfer, tap);
     uint64_t piece = align_down(off, t->piece);
 
+    if (t->tracked && t->hybrid) {
+        return; /* nothing is copied beyond the frontier */
+    }
     if (t->hot_n && t->hot[(t->hot_head + t->hot_n - 1) % HOT_MAX] == piece) {
         return;
     }
@@ -382,6 +385,21 @@ next_piece(struct transfer *t, uint64_t *pos, struct missing *ret, bool *ret_hot
     return 0;
 }
 
+static bool
+is_broken_off(const struct transfer *t)
+{
+    return t->tracked && t->hybrid && t->job.end == JOB_END_COMPLETE;
+}
+
+/* What lies before @pos has been looked at; see track.h. */
+static void
+move_frontier(struct transfer *t, uint64_t pos)
+{
+    if (t->tracked && t->hybrid) {
+        t->track.frontier = pos;
+    }
+}
+
 static int
 dispatch(struct transfer *t)
 {
@@ -395,6 +413,9 @@ dispatch(struct transfer *t)
         if (job_cancelled(&t->job)) {
             return -ECANCELED;
         }
+        if (is_broken_off(t)) {
+            break;
+        }
         int r = next_piece(t, &pos, &m, &hot);
 
         if (r == -ERESTART) {
@@ -407,11 +428,16 @@ dispatch(struct transfer *t)
             break;
         }
         if (!m.len) {
+            move_frontier(t, pos);
             coro_relax();
             continue;
         }
         wait_for_room(t, m.len);
         wait_for_rate(t, m.len);
+        if (is_broken_off(t)) {
+            break;
+        }
+        move_frontier(t, pos);
         start_worker(t, &m, hot, false);
         close_epoch(t);
     }
@@ -422,8 +448,8 @@ dispatch(struct transfer *t)
  * A worker of a cancelled job can still come to a source that does not answer:
  * on its way there it holds nothing that could be let go of.
  */
-static void
-wait_for_last_workers(struct transfer *t)
+void
+transfer_rest(struct transfer *t)
 {
     while (t->workers || t->flushing) {
         if (job_cancelled(&t->job)) {
@@ -481,7 +507,7 @@ transfer_converge(struct transfer *t)
         if (job_cancelled(&t->job)) {
             return -ECANCELED;
         }
-        if (t->error || is_clean(t)) {
+        if (t->error || is_clean(t) || is_broken_off(t)) {
             return t->error;
         }
         if (!next_window(t, &m)) {
@@ -555,35 +581,46 @@ start_taps(struct transfer *t)
         track_start(&t->track, t->copy.source, t->copy.target,
                     t->granularity, saw_something_missing, t);
         t->track.forwarding = t->copy_mode == COPY_MODE_FORWARD;
+        t->track.frontier = t->hybrid ? 0 : UINT64_MAX;
     }
+}
+
+int
+transfer_work(struct transfer *t)
+{
+    if (!t->start_ns) {
+        t->start_ns = loop_now(loop_of(t));
+    }
+    t->epoch_start_ns = loop_now(loop_of(t));
+    governor_init(&t->governor);
+    start_taps(t);
+    if (t->tracked && t->hybrid) {
+        job_set_ready(&t->job);
+    }
+    int r = dispatch(t);
+
+    if (!r && t->tracked) {
+        r = follow(t);
+    }
+    transfer_rest(t);
+    tap_detach(&t->tap);
+    return r ? r : t->error ? t->error : t->ignored;
 }
 
 int
 transfer_run(struct job *job, struct err *err)
 {
     struct transfer *t = transfer_of(job);
-    struct node *target = t->copy.target;
 
-    t->start_ns = t->epoch_start_ns = loop_now(loop_of(t));
-    job->total = target->size;
-    governor_init(&t->governor);
-    start_taps(t);
-    int r = dispatch(t);
+    job->total = t->copy.target->size;
+    int r = transfer_work(t);
 
-    if (!r && t->tracked) {
-        r = follow(t);
-    }
-    wait_for_last_workers(t);
-    tap_detach(&t->tap);
-    if (!r) {
-        r = t->error ? t->error : t->ignored;
-    }
     if (job_cancelled(job)) {
         return -ECANCELED;
     }
     if (!r && !t->tracked) { /* else its end is the pivot's */
         job->current = job->total;
-        r = node_flush(target);
+        r = node_flush(t->copy.target);
         t->error_on_read = false;
     }
     t->report.elapsed_ns = loop_now(loop_of(t)) - t->start_ns;
@@ -657,7 +694,7 @@ transfer_discard(struct transfer *t)
 void
 transfer_clean(struct job *job, bool success)
 {
-    wait_for_last_workers(transfer_of(job)); /* of a pivot that failed */
+    transfer_rest(transfer_of(job)); /* of a pivot that failed */
     let_go(transfer_of(job));
     copy_buffers_free(&transfer_of(job)->buffers);
 }

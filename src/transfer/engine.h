@@ -56,6 +56,7 @@ struct transfer {
     struct node *guest; /* what the guest uses: the source or the target */
     struct node *replaces; /* what the target is to replace; NULL: nothing */
     bool tracked; /* the guest writes to the source */
+    bool hybrid;  /* the pass may be broken off: the job is ready at once */
     struct track track;
     uint32_t granularity; /* of dirty blocks, bytes */
     bool ending; /* the pivot is under way */
@@ -106,6 +107,12 @@ void transfer_launch(struct transfer *t, struct jobs *jobs,
 /* Sums up what @next finds in a transfer that is not started.  Yields. */
 int transfer_measure(struct transfer *t, transfer_next *next,
                      struct transfer_plan *ret, struct err *err);
+/*
+ * Both halves of transfer_run(): the pass and what follows, and the end of
+ * what runs then.
+ */
+int transfer_work(struct transfer *t);
+void transfer_rest(struct transfer *t);
 /* job_driver.run, .clean and .cancelled of every recipe. */
 int transfer_run(struct job *job, struct err *err);
 void transfer_clean(struct job *job, bool success);

@@ -33,10 +33,22 @@ loop_of(const struct track *t)
     return graph_loop(t->source->graph);
 }
 
+/* Is any block of the range not missing? */
+static bool
+has_clean_block(const struct track *t, uint64_t off, uint64_t len)
+{
+    uint64_t end = min_u64(off + len, min_u64(t->frontier, t->missing.size));
+    uint64_t at, n;
+
+    return off < end && (!dirty_set_next(&t->missing, off, end, &at, &n) ||
+                         at > off || at + n < end);
+}
+
 static void
 mark(struct track *t, uint64_t off, uint64_t len)
 {
     t->bytes_dirtied += len;
+    t->went_stale |= has_clean_block(t, off, len);
     dirty_set_add(&t->missing, off, len);
     t->changed(t->arg);
 }
@@ -70,10 +82,15 @@ write_target(struct twin *w)
     }
     range_lock_take(&target->ranges, &hold, align_down(w->off, unit),
                     align_up(w->off + w->len, unit), RANGE_EXCLUSIVE);
-    r = w->op == TAP_OP_WRITE
-            ? node_write(target, w->off, sg_one(&w->iov), REQ_QUIET, &hold)
-            : node_zero(target, w->off, w->len, REQ_QUIET | REQ_MAY_UNMAP,
-                        &hold);
+    if (dirty_set_any(&w->t->missing, w->off, w->len)) {
+        /* It became missing meanwhile: it is copied, or read through. */
+        r = w->t->reads_through ? 0 : -EAGAIN;
+    } else if (w->op == TAP_OP_WRITE) {
+        r = node_write(target, w->off, sg_one(&w->iov), REQ_QUIET, &hold);
+    } else {
+        r = node_zero(target, w->off, w->len, REQ_QUIET | REQ_MAY_UNMAP,
+                      &hold);
+    }
     /* A piece that comes next must not read the source half written. */
     w->result = r;
     w->target_done = true;
@@ -110,7 +127,8 @@ forwards(struct tap *tap, enum tap_op op, uint64_t off, uint64_t len)
         return t->pivoting;
     }
     return t->forwarding && !t->late && op != TAP_OP_DISCARD &&
-           off < t->missing.size && !dirty_set_any(&t->missing, off, len);
+           off < t->missing.size && len <= t->frontier &&
+           off <= t->frontier - len && !dirty_set_any(&t->missing, off, len);
 }
 
 /* The target misses something: it must be said before the guest hears of it. */
@@ -128,8 +146,12 @@ before(struct tap *tap, enum tap_op op, uint64_t off, uint64_t len)
 {
     struct track *t = container_of(tap, struct track, tap);
 
-    /* A discard promises nothing: old data may stay. */
-    if (t->pivoting && op != TAP_OP_DISCARD && !forwards(tap, op, off, len)) {
+    /*
+     * A discard promises nothing: old data may stay.  Where all is missing, a
+     * target that reads through to the source has it.
+     */
+    if (t->pivoting && op != TAP_OP_DISCARD && !forwards(tap, op, off, len) &&
+        !(t->reads_through && !has_clean_block(t, off, len))) {
         fall_behind(t);
     }
     return 0;
@@ -218,6 +240,7 @@ track_start(struct track *t, struct node *source, struct node *target,
 {
     *t = (struct track){.source = source,
                         .target = target,
+                        .frontier = UINT64_MAX,
                         .changed = changed,
                         .arg = arg,
                         .tap = {.order = TAP_FORWARD,

@@ -33,6 +33,13 @@ struct track {
     bool attached;
     bool forwarding;
     bool pivoting; /* flushes go to both sides, too (rule 2) */
+    /*
+     * Blocks from here on are missing without being in the set: a pass that
+     * may be broken off has not reached them.  UINT64_MAX: none are.
+     */
+    uint64_t frontier;
+    bool reads_through; /* the target does, where something is missing */
+    bool went_stale; /* a block became missing that was not */
     uint64_t broken; /* what the target has missed while it pivots, in all */
     unsigned late;      /* forwards that their guest no longer waits for */
     unsigned in_flight; /* forwards that a side still works on */

@@ -100,6 +100,12 @@ int post_copy_start(struct jobs *jobs, const struct transfer_options *options,
                     struct err *err);
 int post_copy_plan(const struct transfer_options *options,
                    struct transfer_plan *ret, struct err *err);
+/*
+ * Hybrid (S8 on one host): pre-copy that is ready at once; job-complete
+ * switches whatever is left, which is then streamed.
+ */
+int hybrid_start(struct jobs *jobs, const struct transfer_options *options,
+                 struct err *err);
 /* -EINVAL where the job is no mirror.  Does not yield. */
 int mirror_set_copy_mode(struct job *job, enum copy_mode mode,
                          struct err *err);

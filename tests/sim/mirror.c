@@ -11,7 +11,7 @@
 #include "sim/cases.h"
 #include "transfer/transfer.h"
 
-enum { SIZE = 40 * 1024 };
+enum { SIZE = 40 * 1024, VERB_NS = 8000000 };
 
 #define FILE_OF(name) "\"file\":{\"driver\":\"file\",\"filename\":\"" name "\"}"
 #define IMAGE(name, driver, file)                                              \
@@ -34,6 +34,7 @@ struct plan {
     enum finish finish;
     enum copy_mode mode;
     bool wait_for_verb;
+    bool at_any_time; /* the verb comes when it pleases */
 };
 
 static struct job *
@@ -73,8 +74,15 @@ mirror(struct sweep *s, const struct plan *plan, const char *target)
     struct jobs *jobs = jobs_new(sim_loop(s->sim), NULL, NULL);
     struct job *job = start(s, jobs, plan, target);
 
+    uint64_t now = loop_now(sim_loop(s->sim));
+    uint64_t at = plan->at_any_time ? now + sim_random(&s->rng) % VERB_NS : 0;
+
     s->op = jobs;
     while (job && job->status != JOB_CONCLUDED) {
+        if (loop_now(sim_loop(s->sim)) < at) {
+            coro_sleep(NS_PER_MS / 10);
+            continue;
+        }
         if (job->status == JOB_READY && plan->finish == FINISH_SWITCH) {
             job_complete(job, NULL);
         } else if (job->status == JOB_READY) {
@@ -137,6 +145,16 @@ static void
 post_copy(struct sweep *s)
 {
     mirror(s, &(struct plan){.start = post_copy_start}, TO_QCOW2);
+    if (s->done && root_node(s->root)->backing) {
+        sweep_fail(s, "the copy ended, but the target has a backing file");
+    }
+}
+
+static void
+hybrid(struct sweep *s)
+{
+    mirror(s, &(struct plan){.start = hybrid_start, .at_any_time = true},
+           TO_QCOW2);
     if (s->done && root_node(s->root)->backing) {
         sweep_fail(s, "the copy ended, but the target has a backing file");
     }
@@ -210,6 +228,12 @@ static const struct sweep_setup setups[] = {
      .image = TWO QCOW2_COPY,
      .judge_target = IMAGE("top", "qcow2", "copy"),
      .operation = post_copy,
+     .disturb = cancel_it,
+     COMMON},
+    {.name = "hybrid",
+     .image = TWO QCOW2_COPY,
+     .judge_target = IMAGE("top", "qcow2", "copy"),
+     .operation = hybrid,
      .disturb = cancel_it,
      COMMON},
     /* The disk stays, so that nothing is asked of the target. */

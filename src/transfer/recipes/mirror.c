@@ -41,7 +41,7 @@ not_yet_zero(struct transfer *t, uint64_t off, uint64_t len,
     return 0;
 }
 
-static int
+int
 mirror_next(struct transfer *t, uint64_t off, uint64_t limit,
             struct missing *ret)
 {
@@ -155,9 +155,10 @@ check(const struct transfer_options *o, struct err *err)
     return 0;
 }
 
-static int
-start(struct jobs *jobs, const struct transfer_recipe *recipe,
-      const struct transfer_options *o, struct err *err)
+int
+mirror_make(struct jobs *jobs, const struct transfer_recipe *recipe,
+            const struct transfer_options *o, struct transfer **ret,
+            struct err *err)
 {
     auto_free char *owner = xasprintf("job '%s'", o->job_id);
     int r = job_check_id(jobs, o->job_id, err);
@@ -195,8 +196,21 @@ start(struct jobs *jobs, const struct transfer_recipe *recipe,
     t->finish = o->finish;
     t->wait_for_verb = o->wait_for_verb;
     t->target_is_zero = o->target_is_zero;
-    transfer_launch(t, jobs, o);
+    *ret = t;
     return 0;
+}
+
+static int
+start(struct jobs *jobs, const struct transfer_recipe *recipe,
+      const struct transfer_options *o, struct err *err)
+{
+    struct transfer *t;
+    int r = mirror_make(jobs, recipe, o, &t, err);
+
+    if (!r) {
+        transfer_launch(t, jobs, o);
+    }
+    return r;
 }
 
 int

@@ -29,7 +29,7 @@ static const struct transfer_recipe recipe = {
     .next = stream_next,
 };
 
-static int
+int
 check_empty(struct node *target, struct err *err)
 {
     for (uint64_t off = 0; off < target->size;) {
@@ -53,8 +53,8 @@ check_empty(struct node *target, struct err *err)
     return 0;
 }
 
-static int
-check(const struct transfer_options *o, struct err *err)
+int
+check_overlay_target(const struct transfer_options *o, struct err *err)
 {
     struct node *source = o->device, *target = o->target;
     int r = 0;
@@ -80,7 +80,15 @@ check(const struct transfer_options *o, struct err *err)
                     source->name);
         err_hint(err, "pre-copy can copy it");
     }
-    return r ? r : check_empty(target, err);
+    return r;
+}
+
+static int
+check(const struct transfer_options *o, struct err *err)
+{
+    int r = check_overlay_target(o, err);
+
+    return r ? r : check_empty(o->target, err);
 }
 
 static int
@@ -92,18 +100,18 @@ allow_guests(void *arg)
     return 0;
 }
 
-/* The disk goes on on the target, with the source below it. */
-static int
-switch_over(struct transfer *t, struct node *source, struct err *err)
+int
+put_on_top(struct transfer *t, int (*ready)(void *arg), void *arg,
+           struct err *err)
 {
-    struct node *target = t->copy.target;
+    struct node *source = t->copy.source, *target = t->copy.target;
     struct edit edits[] = {{EDIT_BACKING, target, source},
                            {EDIT_REPLACE, source, target}};
     struct edit_options options = {
         .deadline_ns = loop_now(graph_loop(source->graph)) +
                        DRAIN_DEADLINE_MS * NS_PER_MS,
-        .check = allow_guests,
-        .arg = t};
+        .check = ready,
+        .arg = arg};
     struct edit_report report = {0};
     auto_free char *name =
         backing_name_for(target->filename, source->filename);
@@ -115,7 +123,7 @@ switch_over(struct transfer *t, struct node *source, struct err *err)
     r = graph_edit(source->graph, edits, ARRAY_LEN(edits), &options, &report,
                    err);
     t->report.pause_ns = report.pause_ns;
-    t->report.held = report.held;
+    t->report.held += report.held;
     if (r) {
         target->drv->set_backing(target, NULL, NULL, NULL);
     }
@@ -148,7 +156,7 @@ post_copy_start(struct jobs *jobs, const struct transfer_options *o,
         r = match_size(o, err);
     }
     if (!r) {
-        r = switch_over(t, o->device, err);
+        r = put_on_top(t, allow_guests, t, err);
     }
     if (r) {
         transfer_discard(t);

@@ -10,6 +10,25 @@ int stream_next(struct transfer *t, uint64_t off, uint64_t limit,
                 struct missing *ret);
 /* The end of a fill: the base becomes the target's backing file. */
 int stream_prepare(struct job *job, struct err *err);
+/* Mirror: what the source reads as and the target not yet. */
+int mirror_next(struct transfer *t, uint64_t off, uint64_t limit,
+                struct missing *ret);
+/* Checks the options of a mirror, claims both nodes; the job is not launched. */
+int mirror_make(struct jobs *jobs, const struct transfer_recipe *recipe,
+                const struct transfer_options *o, struct transfer **ret,
+                struct err *err);
+/*
+ * Post-copy: checks a target that is to get the source as its backing file,
+ * all but that it is empty.
+ */
+int check_overlay_target(const struct transfer_options *o, struct err *err);
+int check_empty(struct node *target, struct err *err);
+/*
+ * The target names the source as its backing file, durably; then it gets it,
+ * and the guests, in one graph transaction.  @ready is graph_edit()'s check.
+ */
+int put_on_top(struct transfer *t, int (*ready)(void *arg), void *arg,
+               struct err *err);
 /* Grows the target to the source's size; -EINVAL where that cannot be. */
 int match_size(const struct transfer_options *o, struct err *err);
 

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * hybrid (S8 on one host): pre-copy until job-complete is said, whatever is
+ * left then, and post-copy the rest.
+ *
+ *   source   the disk until the switch, then the target's backing file
+ *   target   an empty image of a format that can name a backing file
+ *   missing  what the source reads as; from the switch on, what the target
+ *            does not hold: allocation is progress again
+ *   on_write dirty, then forward; from the switch on, fill
+ *   finish   the target names no backing file
+ *
+ * At the switch the blocks that are stale on the target are unallocated there,
+ * by whole clusters, so that it reads through to the source.  While that
+ * happens, what is in step is forwarded, and what is missing stays so; a block
+ * that goes stale meanwhile (track.h) begins the attempt anew.
+ */
+#include <errno.h>
+
+#include "transfer/pivot.h"
+#include "transfer/recipes/recipes.h"
+
+enum { RETRY_MS = 20 };
+
+/* One recipe whose `next` changes with the phase. */
+static int
+hybrid_next(struct transfer *t, uint64_t off, uint64_t limit,
+            struct missing *ret)
+{
+    return t->tracked ? mirror_next(t, off, limit, ret)
+                      : stream_next(t, off, limit, ret);
+}
+
+/* Makes a run of stale blocks, and the rest of their clusters, read through. */
+static int
+drop_stale(struct transfer *t, uint64_t off, uint64_t len)
+{
+    struct node *target = t->copy.target;
+    uint64_t unit = target->cluster_size;
+    uint64_t start = align_down(off, unit);
+    uint64_t end = min_u64(align_up(off + len, unit), target->size);
+    struct range_hold hold;
+
+    /* First of all nothing is forwarded to it any more. */
+    dirty_set_add(&t->track.missing, start, end - start);
+    range_lock_take(&target->ranges, &hold, start, align_up(end, unit),
+                    RANGE_EXCLUSIVE);
+    int r = node_unallocate(target, start, end - start, &hold);
+
+    range_lock_release(&target->ranges, &hold);
+    return r;
+}
+
+static int
+drop_all_stale(struct transfer *t)
+{
+    const struct dirty_set *missing = &t->track.missing;
+    uint64_t at = 0, off, len;
+    int r = 0;
+
+    while (!r && dirty_set_next(missing, at, missing->size, &off, &len)) {
+        len = min_u64(len, t->piece);
+        r = drop_stale(t, off, len);
+        at = align_up(off + len, t->copy.target->cluster_size);
+        coro_relax();
+    }
+    return r;
+}
+
+struct attempt {
+    struct transfer *t;
+    uint64_t broken;
+};
+
+/* With nothing in flight: does the target still read as the source? */
+static int
+check(void *arg)
+{
+    const struct attempt *a = arg;
+    const struct track *track = &a->t->track;
+
+    if (track->broken != a->broken || track->late || track->went_stale) {
+        return -EAGAIN;
+    }
+    root_set_claim(a->t->root, CLAIM_WRITE);
+    return 0;
+}
+
+static int
+attempt(struct transfer *t, struct err *err)
+{
+    struct track *track = &t->track;
+    struct attempt a = {t, track->broken};
+    int r = drop_all_stale(t);
+
+    if (!r) {
+        r = node_flush(t->copy.target);
+    }
+    if (r) {
+        return err_set_errno(err, r, "Writing the target '%s' failed",
+                             t->copy.target->name);
+    }
+    r = track->broken == a.broken ? transfer_mark(t, false, err) : -EAGAIN;
+    if (!r) {
+        r = put_on_top(t, check, &a, err);
+    }
+    if (r) {
+        transfer_mark(t, true, NULL);
+    }
+    return r;
+}
+
+static void
+withdraw(void *arg)
+{
+    transfer_mark(arg, true, NULL);
+}
+
+/* Pre-copy was broken off; 0 once the disk is on the target. */
+static int
+switch_now(struct transfer *t, struct err *err)
+{
+    struct track *track = &t->track;
+    int r;
+
+    t->ending = true;
+    track->forwarding = true;
+    track->reads_through = true;
+    track->withdraw = withdraw;
+    /* What began before it could be forwarded makes its blocks dirty. */
+    grace_wait(&t->copy.source->changes);
+    do {
+        while (track->late) {
+            job_sleep(&t->job, RETRY_MS * NS_PER_MS);
+        }
+        track->went_stale = false;
+        track->pivoting = true;
+        r = attempt(t, err);
+        track->pivoting = false;
+        if (r == -EAGAIN) {
+            job_sleep(&t->job, RETRY_MS * NS_PER_MS);
+        }
+    } while (r == -EAGAIN && !job_cancelled(&t->job));
+    if (!r) {
+        track_detach(track);
+        t->ending = false;
+        t->tracked = false;
+        t->guest = t->copy.target;
+        t->copy.fill = true;
+    }
+    return r;
+}
+
+static int
+hybrid_run(struct job *job, struct err *err)
+{
+    struct transfer *t = transfer_of(job);
+    int r = transfer_mark(t, true, err);
+
+    if (!r) {
+        r = transfer_run(job, err);
+    }
+    if (r || job->end != JOB_END_COMPLETE) {
+        return r;
+    }
+    r = switch_now(t, err);
+    return r ? r : transfer_run(job, err);
+}
+
+static int
+hybrid_prepare(struct job *job, struct err *err)
+{
+    struct transfer *t = transfer_of(job);
+
+    return t->tracked ? transfer_pivot(t, FINISH_STAY, err)
+                      : stream_prepare(job, err);
+}
+
+static const struct transfer_recipe recipe = {
+    .driver = {.type = "copy",
+               .is_block_job = true,
+               .can_complete = true,
+               .run = hybrid_run,
+               .prepare = hybrid_prepare,
+               .clean = transfer_clean,
+               .cancelled = transfer_cancelled},
+    .next = hybrid_next,
+};
+
+int
+hybrid_start(struct jobs *jobs, const struct transfer_options *o,
+             struct err *err)
+{
+    struct transfer *t;
+    int r = check_overlay_target(o, err);
+
+    if (!r && !o->target->drv->unallocate) {
+        r = err_set(err, -ENOTSUP,
+                    "The format of the target '%s' cannot unallocate",
+                    o->target->name);
+    }
+    if (!r) {
+        r = check_empty(o->target, err);
+    }
+    if (!r) {
+        r = mirror_make(jobs, &recipe, o, &t, err);
+    }
+    if (!r) {
+        t->hybrid = t->wait_for_verb = true;
+        transfer_launch(t, jobs, o);
+    }
+    return r;
+}
