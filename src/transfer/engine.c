@@ -592,6 +592,8 @@ transfer_work(struct transfer *t)
         t->start_ns = loop_now(loop_of(t));
     }
     t->epoch_start_ns = loop_now(loop_of(t));
+    t->rest = (struct missing){0};
+    t->hot_n = 0;
     governor_init(&t->governor);
     start_taps(t);
     if (t->tracked && t->hybrid) {

@@ -129,6 +129,12 @@ def post_copy(fmt):
             lambda: switch(fmt, "block-copy", False, mode="post-copy"))
 
 
+def hybrid(fmt):
+    # It is ready from the start, and switches whatever is left.
+    return (f"hybrid to {fmt}",
+            lambda: switch(fmt, "block-copy", True, mode="hybrid"))
+
+
 def a_stop_leaves_a_copy_as_of_then():
     make_disk()
     with daemon() as d:
@@ -225,6 +231,6 @@ if __name__ == "__main__":
     main([pre_copy("qcow2"), pre_copy("qed"), pre_copy("raw"),
           mirror("qcow2"), mirror("raw", "background"),
           mirror("qed", "write-blocking"),
-          post_copy("qcow2"), post_copy("qed"),
+          post_copy("qcow2"), post_copy("qed"), hybrid("qcow2"), hybrid("qed"),
           a_stop_leaves_a_copy_as_of_then, an_unfinished_copy_is_refused,
           what_cannot_be_is_refused])
