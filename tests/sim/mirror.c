@@ -35,6 +35,7 @@ struct plan {
     enum copy_mode mode;
     bool wait_for_verb;
     bool at_any_time; /* the verb comes when it pleases */
+    uint64_t speed;   /* so slow that the guests are ahead; 0: no limit */
 };
 
 static struct job *
@@ -49,6 +50,7 @@ start(struct sweep *s, struct jobs *jobs, const struct plan *plan,
                                  .piece = 4096,
                                  .max_in_flight = 16384,
                                  .granularity = 512,
+                                 .speed = plan->speed,
                                  .finish = plan->finish,
                                  .copy_mode = plan->mode,
                                  .wait_for_verb = plan->wait_for_verb,
@@ -153,7 +155,10 @@ post_copy(struct sweep *s)
 static void
 hybrid(struct sweep *s)
 {
-    mirror(s, &(struct plan){.start = hybrid_start, .at_any_time = true},
+    mirror(s, &(struct plan){.start = hybrid_start,
+                          .mode = COPY_MODE_BACKGROUND,
+                          .at_any_time = true,
+                          .speed = 4 * MIB},
            TO_QCOW2);
     if (s->done && root_node(s->root)->backing) {
         sweep_fail(s, "the copy ended, but the target has a backing file");
