@@ -48,6 +48,29 @@ put_buffer(struct copy_buffers *b, void *p, uint64_t len)
     }
 }
 
+/*
+ * What was zero when somebody looked may have been written to both sides
+ * since; with the target's range held, it is said for certain.
+ */
+static int
+still_zero(struct piece *p, bool *ret)
+{
+    const struct copy *copy = p->copy;
+    uint64_t end = min_u64(p->off + p->len, copy->source->size);
+    int r = 0;
+
+    *ret = true;
+    for (uint64_t off = p->off; off < end && *ret && !r;) {
+        struct extent ext;
+
+        r = chain_status(copy->source, NULL, off, end - off, true, &ext, NULL);
+        *ret = ext.kind == EXTENT_ZERO || ext.kind == EXTENT_UNALLOCATED;
+        off += r ? 0 : ext.len;
+    }
+    p->result->read_failed = r != 0;
+    return r;
+}
+
 static int
 read_source(const struct copy *copy, struct piece *p)
 {
@@ -56,7 +79,16 @@ read_source(const struct copy *copy, struct piece *p)
         p->off < source->size ? min_u64(p->len, source->size - p->off) : 0;
     struct iovec iov;
 
-    if (copy->known_zero || !here) {
+    bool zero = copy->known_zero;
+
+    if (zero && copy->lock_first) {
+        int r = still_zero(p, &zero);
+
+        if (r) {
+            return r;
+        }
+    }
+    if (zero || !here) {
         return 0;
     }
     p->data = get_buffer(copy->buffers, p->len);

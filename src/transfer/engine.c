@@ -116,8 +116,6 @@ copy_tracked(struct worker *w, uint64_t off, uint64_t len, bool *ret_is_read)
 {
     struct dirty_set *missing = &w->t->track.missing;
 
-    /* What was zero when the pass looked may have been written since. */
-    w->copy.known_zero &= !dirty_set_any(missing, off, len);
     dirty_set_remove(missing, off, len);
     int r = copy_and_count(w, off, len, ret_is_read);
 
@@ -306,8 +304,8 @@ saw_read(struct tap *tap, uint64_t off, uint64_t len)
     struct transfer *t = container_of(tap, struct transfer, tap);
     uint64_t piece = align_down(off, t->piece);
 
-    if (t->tracked && t->hybrid) {
-        return; /* nothing is copied beyond the frontier */
+    if (t->tracked) {
+        return; /* the guest reads the source: nothing gets faster by it */
     }
     if (t->hot_n && t->hot[(t->hot_head + t->hot_n - 1) % HOT_MAX] == piece) {
         return;

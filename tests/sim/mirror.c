@@ -11,7 +11,7 @@
 #include "sim/cases.h"
 #include "transfer/transfer.h"
 
-enum { SIZE = 40 * 1024, VERB_NS = 8000000 };
+enum { SIZE = 40 * 1024, VERB_NS = 60000000 };
 
 #define FILE_OF(name) "\"file\":{\"driver\":\"file\",\"filename\":\"" name "\"}"
 #define IMAGE(name, driver, file)                                              \
@@ -198,7 +198,7 @@ pause_it(struct sweep *s)
 
 #define COMMON                                                                 \
     .options = IMAGE("top", "qcow2", "top"), .size = SIZE, .guests = 2,        \
-    .ops = 40, .max_states = 6, .ends_on_target = true
+    .ops = 40, .max_states = 6, .think_ns = 2 * NS_PER_MS, .ends_on_target = true
 
 #define QCOW2_COPY "create qcow2 copy cluster-size=1024 size=40960\n"
 

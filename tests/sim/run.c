@@ -179,6 +179,9 @@ guest(void *arg)
 
     for (unsigned i = 0; i < s->script->n_steps; i++) {
         if (s->script->steps[i].guest == g->id) {
+            if (s->setup->think_ns && !s->script->calm) {
+                coro_sleep(sim_random(&s->rng) % s->setup->think_ns);
+            }
             take_step(s, &s->script->steps[i]);
         }
     }

@@ -52,6 +52,7 @@ struct sweep_setup {
     /* The sectors that guests touch; @span 0: all. */
     uint64_t first, span;
     unsigned guests, ops; /* coroutines, and requests of each */
+    uint64_t think_ns;    /* at most, before each; 0: none */
     uint64_t max_states;  /* crash states per event */
     uint64_t max_ns;      /* a run that takes longer hangs; 0: no limit */
     uint64_t cut_ns;      /* how long a cut link stays down */

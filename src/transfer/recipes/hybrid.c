@@ -100,12 +100,17 @@ attempt(struct transfer *t, struct err *err)
         return err_set_errno(err, r, "Writing the target '%s' failed",
                              t->copy.target->name);
     }
-    r = track->broken == a.broken ? transfer_mark(t, false, err) : -EAGAIN;
+    /* Without its mark it reads as the disk: the name comes first. */
+    r = name_source(t, err);
+    if (!r) {
+        r = track->broken == a.broken ? transfer_mark(t, false, err) : -EAGAIN;
+    }
     if (!r) {
         r = put_on_top(t, check, &a, err);
     }
     if (r) {
         transfer_mark(t, true, NULL);
+        t->copy.target->drv->set_backing(t->copy.target, NULL, NULL, NULL);
     }
     return r;
 }

@@ -101,6 +101,16 @@ allow_guests(void *arg)
 }
 
 int
+name_source(struct transfer *t, struct err *err)
+{
+    struct node *source = t->copy.source, *target = t->copy.target;
+    auto_free char *name =
+        backing_name_for(target->filename, source->filename);
+
+    return target->drv->set_backing(target, name, source->drv->name, err);
+}
+
+int
 put_on_top(struct transfer *t, int (*ready)(void *arg), void *arg,
            struct err *err)
 {
@@ -113,19 +123,26 @@ put_on_top(struct transfer *t, int (*ready)(void *arg), void *arg,
         .check = ready,
         .arg = arg};
     struct edit_report report = {0};
-    auto_free char *name =
-        backing_name_for(target->filename, source->filename);
-    int r = target->drv->set_backing(target, name, source->drv->name, err);
+    int r = graph_edit(source->graph, edits, ARRAY_LEN(edits), &options,
+                       &report, err);
 
-    if (r) {
-        return r;
-    }
-    r = graph_edit(source->graph, edits, ARRAY_LEN(edits), &options, &report,
-                   err);
     t->report.pause_ns = report.pause_ns;
     t->report.held += report.held;
-    if (r) {
-        target->drv->set_backing(target, NULL, NULL, NULL);
+    return r;
+}
+
+/* Durably named first: as the head, the target then reads as the source. */
+static int
+switch_over(struct transfer *t, struct err *err)
+{
+    struct node *target = t->copy.target;
+    int r = name_source(t, err);
+
+    if (!r) {
+        r = put_on_top(t, allow_guests, t, err);
+        if (r) {
+            target->drv->set_backing(target, NULL, NULL, NULL);
+        }
     }
     return r;
 }
@@ -156,7 +173,7 @@ post_copy_start(struct jobs *jobs, const struct transfer_options *o,
         r = match_size(o, err);
     }
     if (!r) {
-        r = put_on_top(t, allow_guests, t, err);
+        r = switch_over(t, err);
     }
     if (r) {
         transfer_discard(t);

@@ -23,9 +23,11 @@ int mirror_make(struct jobs *jobs, const struct transfer_recipe *recipe,
  */
 int check_overlay_target(const struct transfer_options *o, struct err *err);
 int check_empty(struct node *target, struct err *err);
+/* The target's header names the source as its backing file, durably. */
+int name_source(struct transfer *t, struct err *err);
 /*
- * The target names the source as its backing file, durably; then it gets it,
- * and the guests, in one graph transaction.  @ready is graph_edit()'s check.
+ * The source becomes the target's backing file and the guests' disk is the
+ * target, in one graph transaction.  @ready is graph_edit()'s check.
  */
 int put_on_top(struct transfer *t, int (*ready)(void *arg), void *arg,
                struct err *err);
