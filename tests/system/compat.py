@@ -206,6 +206,43 @@ COMMANDS = [
     ("query-block-exports", {}),
 ]
 
+# What is done around the live operations, on a disk that is exported.
+SYNC = {"node-name": "a", "snapshot-file": "s.qcow2",
+        "snapshot-node-name": "s"}
+AROUND = [
+    qcow2("a", "top.qcow2"),
+    ("nbd-server-start", {"addr": {"type": "unix", "data": {
+        "path": "n.sock"}}}),
+    ("block-export-add", {"type": "nbd", "id": "e", "node-name": "a",
+                          "writable": True}),
+    *[("blockdev-snapshot-sync", bad) for bad in (
+        {"snapshot-file": "s.qcow2"},
+        {"device": "a", "snapshot-file": "s.qcow2"},
+        {"node-name": "zz", "snapshot-file": "s.qcow2"},
+        {"node-name": "a", "snapshot-file": "s.qcow2"},
+        {"node-name": "a", "snapshot-node-name": "s"},
+        {**SYNC, "snapshot-node-name": "a"},
+        {**SYNC, "snapshot-node-name": "1"},
+        {**SYNC, "format": "foo"},
+        {**SYNC, "format": "raw"},
+        {**SYNC, "mode": "foo"},
+        {**SYNC, "snapshot-file": "/nonexist/s"},
+        {**SYNC, "snapshot-file": "top.qcow2"},
+        {**SYNC, "snapshot-file": "nope", "mode": "existing"},
+    )],
+    ("blockdev-snapshot-sync", SYNC),
+    ("query-block-exports", {}),
+    ("blockdev-snapshot-sync", {**SYNC, "snapshot-node-name": "t",
+                                "snapshot-file": "t.qcow2"}),
+    ("blockdev-snapshot-sync", {"node-name": "s", "snapshot-node-name": "t",
+                                "snapshot-file": "over.qcow2",
+                                "mode": "existing"}),
+    ("blockdev-del", {"node-name": "s"}),
+    ("blockdev-del", {"node-name": "t"}),
+    ("query-block-exports", {}),
+]
+
+
 def prepare():
     run("qemu-img", "create", "-q", "-f", "raw", "disk.raw", "1M")
     run("qemu-img", "create", "-q", "-f", "qcow2", "disk.qcow2", "1M")
@@ -258,11 +295,11 @@ def good_command_lines_work_in_both():
         in_folder(f"s{i}", start_and_stop, SLUICED, args)
 
 
-def converse(program):
+def converse(program, commands):
     answers = []
     with Daemon(program) as d:
         q = d.qmp()
-        for name, args in COMMANDS:
+        for name, args in commands:
             if name == "@wait":
                 q.wait_event("JOB_STATUS_CHANGE", status=args)
             else:
@@ -271,9 +308,9 @@ def converse(program):
     return answers
 
 
-def errors_are_qemus():
-    theirs = in_folder("q", converse, QSD)
-    ours = in_folder("s", converse, SLUICED)
+def compare(commands):
+    theirs = in_folder("q", converse, QSD, commands)
+    ours = in_folder("s", converse, SLUICED, commands)
     different = [(a, b) for a, b in zip(theirs, ours) if a != b]
     for a, b in different:
         print("# qemu  ", str(a)[:300])
@@ -281,6 +318,14 @@ def errors_are_qemus():
     assert not different and len(theirs) == len(ours)
 
 
+def errors_are_qemus():
+    compare(COMMANDS)
+
+
+def errors_around_live_operations_are_qemus():
+    compare(AROUND)
+
+
 if __name__ == "__main__":
     main([bad_command_lines_fail_alike, good_command_lines_work_in_both,
-          errors_are_qemus])
+          errors_are_qemus, errors_around_live_operations_are_qemus])

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The commands around the live operations, on disks that are served.
+
+around.py SLUICED
+"""
+import json
+import os
+import sys
+
+from harness import Daemon, Nbd, QmpError, main, nbd_server, need, run
+
+SLUICED = os.path.abspath(sys.argv[1])
+MIB = 1 << 20
+
+need("qemu-img")
+
+
+def image(name, *options, size="4M", kind="qcow2"):
+    run("qemu-img", "create", "-q", "-f", kind, *options, name, size)
+
+
+def info(name):
+    return json.loads(run("qemu-img", "info", "-U", "--output=json", name)[1])
+
+
+def add(q, node, filename, driver="qcow2", **more):
+    q.cmd("blockdev-add", driver=driver, node_name=node,
+          file={"driver": "file", "filename": filename}, **more)
+
+
+def export(q, node, name=None):
+    q.cmd("block-export-add", type="nbd", id="e-" + node, node_name=node,
+          name=name or node, writable=True)
+
+
+def refused(q, text, command, /, **arguments):
+    try:
+        q.cmd(command, **arguments)
+    except QmpError as e:
+        assert text in e.desc, e.desc
+    else:
+        raise AssertionError("not refused: " + text)
+
+
+def nodes(q):
+    return {n["node-name"]: n for n in q.cmd("query-named-block-nodes")}
+
+
+def compare(name, pattern):
+    """What the disk @name reads, against {offset: (byte, length)}."""
+    for offset, (byte, length) in pattern.items():
+        text = run("qemu-io", "-U", "-r", "-c",
+                   f"read -P {byte} {offset} {length}", name)[1]
+        assert "failed" not in text, text
+
+
+def a_snapshot_creates_its_overlay():
+    os.mkdir("over")
+    image("a.qcow2")
+    with Daemon(SLUICED, *nbd_server()) as d:
+        q = d.qmp()
+        add(q, "a", "a.qcow2", cache={"direct": False, "no-flush": True},
+            discard="unmap")
+        export(q, "a")
+        guest = Nbd("nbd.sock", "a")
+        guest.write(0, b"\1" * 65536)
+        for name, kind in (("b.qcow2", "qcow2"), ("over/c.qed", "qed")):
+            node = "n" + kind
+            q.cmd("blockdev-snapshot-sync", snapshot_file=name, format=kind,
+                  node_name=q.cmd("query-block-exports")[0]["node-name"],
+                  snapshot_node_name=node)
+            assert q.cmd("query-block-exports")[0]["node-name"] == node
+        guest.write(65536, b"\2" * 65536)
+        guest.flush()
+        assert guest.read(0, 65536) == b"\1" * 65536
+        top = nodes(q)["nqed"]
+        assert top["backing_file_depth"] == 2, top
+        assert top["cache"]["no-flush"] is True, top
+        assert d.stop() == 0
+    # One folder: by the last part.  Another one: in full.
+    assert info("b.qcow2")["backing-filename"] == "a.qcow2"
+    assert info("b.qcow2")["backing-filename-format"] == "qcow2"
+    assert info("over/c.qed")["backing-filename"] == os.path.abspath("b.qcow2")
+    assert info("over/c.qed")["virtual-size"] == 4 * MIB
+    compare("over/c.qed", {0: (1, 65536), 65536: (2, 65536), 131072: (0, 65536)})
+    compare("b.qcow2", {0: (1, 65536), 65536: (0, 65536)})
+
+
+def an_existing_overlay_is_used_as_it_is():
+    image("a.qcow2")
+    image("b.qcow2")
+    before = open("b.qcow2", "rb").read()
+    with Daemon(SLUICED, *nbd_server()) as d:
+        q = d.qmp()
+        add(q, "a", "a.qcow2")
+        export(q, "a")
+        q.cmd("blockdev-snapshot-sync", node_name="a", snapshot_file="b.qcow2",
+              snapshot_node_name="b", mode="existing")
+        assert nodes(q)["b"]["backing_file_depth"] == 1
+        assert d.stop() == 0
+    assert open("b.qcow2", "rb").read() == before
+
+
+def what_fails_leaves_no_file():
+    image("a.raw", kind="raw")
+    with Daemon(SLUICED, *nbd_server()) as d:
+        q = d.qmp()
+        add(q, "a", "a.raw", driver="raw", offset=65536)
+        q.cmd("blockdev-add", driver="null-co", node_name="n")
+        add(q, "r", "a.raw", driver="raw", read_only=True,
+            **{"force-share": True})
+        refused(q, "no plain image file", "blockdev-snapshot-sync",
+                node_name="a", snapshot_file="b.qcow2", snapshot_node_name="b")
+        refused(q, "no plain image file", "blockdev-snapshot-sync",
+                node_name="n", snapshot_file="b.qcow2", snapshot_node_name="b")
+        refused(q, "Invalid node-name", "blockdev-snapshot-sync",
+                node_name="r", snapshot_file="b.qcow2", snapshot_node_name="1")
+        assert not os.path.exists("b.qcow2")
+        assert d.stop() == 0
+
+
+if __name__ == "__main__":
+    main([a_snapshot_creates_its_overlay, an_existing_overlay_is_used_as_it_is,
+          what_fails_leaves_no_file])
