@@ -220,9 +220,6 @@ name_of_disk(const struct node *node, struct named_file *ret, struct err *err)
     const struct node *file;
     bool window = false;
 
-    while (node->drv->is_filter && node->file && strcmp(node->drv->name, "raw")) {
-        node = node->file->child;
-    }
     for (file = node; file->file; file = file->file->child) {
         window |= !strcmp(file->drv->name, "raw") &&
                   (json_object_get(file->options, "offset") ||
@@ -240,7 +237,7 @@ name_of_disk(const struct node *node, struct named_file *ret, struct err *err)
         return r;
     }
     ret->filename = file->filename;
-    ret->format = node->drv->is_protocol ? "raw" : node->drv->name;
+    ret->format = control_image_format(node);
     return 0;
 }
 
@@ -342,15 +339,12 @@ static int
 find_for_sync(struct control *ctl, json_t *args, struct node **ret,
               struct err *err)
 {
-    const char *device = opt_str(args, "device");
-    const char *name = opt_str(args, "node-name");
     const char *overlay = opt_str(args, "snapshot-node-name");
-    struct node *node = name ? graph_find(ctl->graph, name) : NULL;
+    int r = control_find_named(ctl, opt_str(args, "device"),
+                               opt_str(args, "node-name"), ret, err);
 
-    if (!node) {
-        return err_set(err, -ENOENT,
-                       "Cannot find device='%s' nor node-name='%s'",
-                       device ? device : "", name ? name : "");
+    if (r) {
+        return r;
     }
     if (!overlay) {
         return err_set(err, -EINVAL, "New overlay node-name missing");
@@ -358,7 +352,6 @@ find_for_sync(struct control *ctl, json_t *args, struct node **ret,
     if (graph_find(ctl->graph, overlay)) {
         return err_set(err, -EEXIST, "New overlay node-name already in use");
     }
-    *ret = node;
     return 0;
 }
 

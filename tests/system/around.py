@@ -119,6 +119,43 @@ def what_fails_leaves_no_file():
         assert d.stop() == 0
 
 
+def a_header_is_rewritten_without_a_change_of_the_graph():
+    os.mkdir("sub")
+    image("base.qcow2")
+    image("sub/base.raw", kind="raw")
+    image("a.qcow2", "-b", "base.qcow2", "-F", "qcow2")
+    image("b.qed", "-b", "base.qcow2", "-F", "qcow2", kind="qed")
+    with Daemon(SLUICED, *nbd_server()) as d:
+        q = d.qmp()
+        add(q, "base", "base.qcow2")
+        add(q, "a", "a.qcow2", backing={
+            "driver": "raw", "node-name": "under",
+            "file": {"driver": "file", "filename": "sub/base.raw"}})
+        add(q, "b", "b.qed", driver="qed", backing="base")
+        export(q, "a")
+        before = nodes(q)["a"]["children"]
+        q.cmd("change-backing-file", device="a", image_node_name="a",
+              backing_file="sub/base.raw")
+        q.cmd("change-backing-file", device="b", image_node_name="b",
+              backing_file="./base.qcow2")
+        assert nodes(q)["a"]["children"] == before
+        assert nodes(q)["a"]["backing_file"] == "sub/base.raw"
+        refused(q, "not allowing backing file change", "change-backing-file",
+                device="a", image_node_name="under", backing_file="x")
+        refused(q, "Could not change backing file to 'xx", "change-backing-file",
+                device="a", image_node_name="a", backing_file="x" * 2000)
+        q.cmd("block-stream", device="a", job_id="j", speed=1)
+        refused(q, "Node 'a' is busy: job 'j' uses it", "change-backing-file",
+                device="a", image_node_name="a", backing_file="x")
+        assert d.stop() == 0
+    # The format that is stated is the one that is open below.
+    assert info("a.qcow2")["backing-filename"] == "sub/base.raw"
+    assert info("a.qcow2")["backing-filename-format"] == "raw"
+    assert info("b.qed")["backing-filename"] == "./base.qcow2"
+    run("qemu-img", "check", "-q", "a.qcow2")
+
+
 if __name__ == "__main__":
     main([a_snapshot_creates_its_overlay, an_existing_overlay_is_used_as_it_is,
-          what_fails_leaves_no_file])
+          what_fails_leaves_no_file,
+          a_header_is_rewritten_without_a_change_of_the_graph])

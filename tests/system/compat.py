@@ -237,6 +237,13 @@ AROUND = [
     ("blockdev-snapshot-sync", {"node-name": "s", "snapshot-node-name": "t",
                                 "snapshot-file": "over.qcow2",
                                 "mode": "existing"}),
+    ("blockdev-add", {"driver": "raw", "node-name": "r", "file": {
+        "driver": "file", "filename": "disk.raw"}}),
+    *[("change-backing-file", dict(zip(
+        ("device", "image-node-name", "backing-file"), args))) for args in (
+        ("zz", "s", "x"), ("a", "s", "x"), ("s", "zz", "x"),
+        ("r", "r", "x"), ("s", "r", "x"), ("r", "s", "x"),
+        ("s", "s", "./top.qcow2"), ("s", "a", "./disk.qcow2"))],
     ("blockdev-del", {"node-name": "s"}),
     ("blockdev-del", {"node-name": "t"}),
     ("query-block-exports", {}),
