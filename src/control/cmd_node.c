@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "block/resize.h"
 #include "control/control_internal.h"
 #include "schema_dispatch.h"
 
@@ -100,4 +101,25 @@ cmd_change_backing_file(struct control *ctl,
         return err_propagate(err, &inner);
     }
     return 0;
+}
+
+int
+cmd_block_resize(struct control *ctl, const struct args_block_resize *args,
+                 json_t **ret, struct err *err)
+{
+    uint64_t deadline =
+        loop_now(ctl->loop) + CONTROL_DRAIN_SECONDS * NS_PER_S;
+    struct node *node;
+    int r = control_find_named(ctl, args->device, args->node_name, &node, err);
+
+    if (!r && args->size < 0) {
+        r = err_set(err, -EINVAL, "Parameter 'size' expects a >0 size");
+    }
+    if (r) {
+        return r;
+    }
+    node_ref(node);
+    r = node_resize(node, (uint64_t)args->size, deadline, err);
+    node_unref(node);
+    return r;
 }

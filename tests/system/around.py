@@ -155,7 +155,54 @@ def a_header_is_rewritten_without_a_change_of_the_graph():
     run("qemu-img", "check", "-q", "a.qcow2")
 
 
+def a_served_disk_changes_its_size():
+    image("base.qcow2", size="3M")
+    run("qemu-io", "-c", "write -P 9 0 3M", "base.qcow2")
+    # The old end lies in the middle of a cluster.
+    image("a.qcow2", "-b", "base.qcow2", "-F", "qcow2", size=str(MIB + 512))
+    image("r.raw", kind="raw")
+    with Daemon(SLUICED, *nbd_server()) as d:
+        q = d.qmp()
+        add(q, "a", "a.qcow2")
+        q.cmd("blockdev-add", driver="copy-on-read", node_name="cor", file="a")
+        add(q, "r", "r.raw", driver="raw")
+        export(q, "cor")
+        export(q, "r")
+        guest, old = Nbd("nbd.sock", "cor"), Nbd("nbd.sock", "r")
+        guest.write(MIB, b"\1" * 512)
+        q.cmd("block_resize", node_name="cor", size=4 * MIB)
+        assert nodes(q)["a"]["image"]["virtual-size"] == 4 * MIB
+        guest = Nbd("nbd.sock", "cor")
+        assert guest.size == 4 * MIB
+        assert guest.read(MIB, 512) == b"\1" * 512
+        assert guest.read(MIB + 512, 3 * MIB - 512) == bytes(3 * MIB - 512)
+        assert guest.read(0, MIB) == b"\11" * MIB
+        # A disk that shrinks under a client.
+        q.cmd("block_resize", node_name="r", size=MIB)
+        try:
+            old.write(2 * MIB, b"\1" * 512)
+        except Exception as e:
+            assert "NBD: error" in str(e), e
+        else:
+            raise AssertionError("written past the end")
+        assert os.path.getsize("r.raw") == MIB
+        assert Nbd("nbd.sock", "r").size == MIB
+        refused(q, "Cannot shrink", "block_resize", node_name="a", size=MIB)
+        q.cmd("blockdev-snapshot-sync", node_name="a", snapshot_file="b.qcow2",
+              snapshot_node_name="b")
+        refused(q, "Node 'a' is busy: node 'b', as its backing file",
+                "block_resize", node_name="a", size=8 * MIB)
+        q.cmd("block_resize", node_name="b", size=8 * MIB)
+        assert Nbd("nbd.sock", "cor").size == 8 * MIB
+        q.cmd("block-stream", device="b", job_id="j", speed=1)
+        refused(q, "job 'j'", "block_resize", node_name="cor", size=9 * MIB)
+        assert d.stop() == 0
+    run("qemu-img", "check", "-q", "a.qcow2")
+    compare("b.qcow2", {0: (9, MIB), MIB: (1, 512), MIB + 512: (0, 7 * MIB - 512)})
+
+
 if __name__ == "__main__":
     main([a_snapshot_creates_its_overlay, an_existing_overlay_is_used_as_it_is,
           what_fails_leaves_no_file,
-          a_header_is_rewritten_without_a_change_of_the_graph])
+          a_header_is_rewritten_without_a_change_of_the_graph,
+          a_served_disk_changes_its_size])

@@ -65,7 +65,8 @@ GOOD_COMMAND_LINES = [
 ]
 
 # In order, in one session each; name, arguments.
-N = {"driver": "null-co", "size": 1 << 20}
+MIB = 1 << 20
+N = {"driver": "null-co", "size": MIB}
 
 
 def qcow2(name, filename, **more):
@@ -244,6 +245,18 @@ AROUND = [
         ("zz", "s", "x"), ("a", "s", "x"), ("s", "zz", "x"),
         ("r", "r", "x"), ("s", "r", "x"), ("r", "s", "x"),
         ("s", "s", "./top.qcow2"), ("s", "a", "./disk.qcow2"))],
+    *[("block_resize", args) for args in (
+        {"size": MIB},
+        {"device": "r", "size": MIB},
+        {"node-name": "zz", "size": MIB},
+        {"node-name": "r", "size": -1},
+        {"node-name": "r", "size": 1.5},
+        {"node-name": "r", "size": 2 * MIB},
+        {"node-name": "r", "size": MIB + 5},
+        {"node-name": "r", "size": 512})],
+    qcow2("o", "more.qcow2"),
+    ("block_resize", {"node-name": "o", "size": 2 * MIB}),
+    ("block_resize", {"node-name": "o", "size": 2 * MIB + 5}),
     ("blockdev-del", {"node-name": "s"}),
     ("blockdev-del", {"node-name": "t"}),
     ("query-block-exports", {}),
@@ -254,6 +267,7 @@ def prepare():
     run("qemu-img", "create", "-q", "-f", "raw", "disk.raw", "1M")
     run("qemu-img", "create", "-q", "-f", "qcow2", "disk.qcow2", "1M")
     run("qemu-img", "create", "-q", "-f", "qcow2", "over.qcow2", "1M")
+    run("qemu-img", "create", "-q", "-f", "qcow2", "more.qcow2", "1M")
     run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "disk.qcow2", "-F",
         "qcow2", "top.qcow2")
 
