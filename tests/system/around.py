@@ -201,8 +201,33 @@ def a_served_disk_changes_its_size():
     compare("b.qcow2", {0: (9, MIB), MIB: (1, 512), MIB + 512: (0, 7 * MIB - 512)})
 
 
+def the_graph_shows_who_holds_what():
+    image("base.qcow2")
+    image("a.qcow2", "-b", "base.qcow2", "-F", "qcow2")
+    with Daemon(SLUICED, *nbd_server()) as d:
+        q = d.qmp()
+        add(q, "a", "a.qcow2")
+        export(q, "a")
+        q.cmd("block-stream", device="a", job_id="j", auto_finalize=False)
+        graph = q.cmd("x-debug-query-block-graph")
+        nodes_ = {n["id"]: n for n in graph["nodes"]}
+        assert len(nodes_) == len(graph["nodes"]) == 6, graph
+        by_type = sorted((n["type"], n["name"]) for n in graph["nodes"]
+                         if n["type"] != "block-driver")
+        assert by_type == [("block-backend", "e-a"), ("block-job", "j")]
+        perms = {(nodes_[e["parent"]]["name"], e["name"]):
+                 (e["perm"], e["shared-perm"]) for e in graph["edges"]}
+        assert len(perms) == len(graph["edges"]) == 5, graph
+        assert perms["a", "backing"] == (
+            ["consistent-read"], ["consistent-read", "write-unchanged"])
+        assert perms["e-a", "root"][0] == ["consistent-read", "write"]
+        assert perms["j", "main node"][0] == ["consistent-read", "write"]
+        assert "write" not in perms["a", "file"][1]
+        assert d.stop() == 0
+
+
 if __name__ == "__main__":
     main([a_snapshot_creates_its_overlay, an_existing_overlay_is_used_as_it_is,
           what_fails_leaves_no_file,
           a_header_is_rewritten_without_a_change_of_the_graph,
-          a_served_disk_changes_its_size])
+          a_served_disk_changes_its_size, the_graph_shows_who_holds_what])

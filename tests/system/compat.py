@@ -339,6 +339,31 @@ def compare(commands):
     assert not different and len(theirs) == len(ours)
 
 
+# Edges of a graph, by names; exports have none in QEMU, and what parents
+# let others do is coarser here.
+def draw(program):
+    with Daemon(program) as d:
+        q = d.qmp()
+        q.cmd("blockdev-add", **qcow2("a", "top.qcow2")[1])
+        q.cmd("nbd-server-start", addr={"type": "unix", "data": {
+            "path": "n.sock"}})
+        q.cmd("block-export-add", type="nbd", id="e", node_name="a",
+              writable=True)
+        graph = q.cmd("x-debug-query-block-graph")
+        drivers = {n["node-name"]: n["drv"] + n["image"]["filename"]
+                   for n in q.cmd("query-named-block-nodes")}
+    names = {n["id"]: drivers.get(n["name"], n["type"])
+             for n in graph["nodes"]}
+    return sorted((names[e["parent"]], e["name"], names[e["child"]],
+                   sorted(e["perm"]), "write" in e["shared-perm"])
+                  for e in graph["edges"] if e["name"] != "backing")
+
+
+def the_graph_is_qemus():
+    theirs, ours = in_folder("q", draw, QSD), in_folder("s", draw, SLUICED)
+    assert theirs == ours, (theirs, ours)
+
+
 def errors_are_qemus():
     compare(COMMANDS)
 
@@ -349,4 +374,5 @@ def errors_around_live_operations_are_qemus():
 
 if __name__ == "__main__":
     main([bad_command_lines_fail_alike, good_command_lines_work_in_both,
-          errors_are_qemus, errors_around_live_operations_are_qemus])
+          errors_are_qemus, errors_around_live_operations_are_qemus,
+          the_graph_is_qemus])
