@@ -198,6 +198,21 @@ node_guest_stats(const struct node *node, struct root_stats *ret)
     }
 }
 
+void
+node_holders(const struct node *node, struct holder **ret, size_t *ret_n)
+{
+    *ret = NULL;
+    *ret_n = 0;
+    list_for_each(it, &node->roots)
+    {
+        const struct root *root = container_of(it, struct root, link);
+
+        *ret = xrealloc(*ret, (*ret_n + 1) * sizeof(**ret));
+        (*ret)[(*ret_n)++] = (struct holder){
+            root, root->owner, root->claim, root->pinned};
+    }
+}
+
 /* Nodes. */
 
 struct node *

@@ -251,6 +251,15 @@ void graph_hold_all(struct graph *graph, struct node ***ret, size_t *ret_n);
  * pinned and lead to it directly.  Does not yield.
  */
 void node_guest_stats(const struct node *node, struct root_stats *ret);
+/* A root edge as others see it. */
+struct holder {
+    const struct root *root;
+    const char *owner; /* the root's: valid until something yields */
+    enum claim claim;
+    bool pinned; /* a job's */
+};
+/* The roots of @node, in an array that the caller frees.  Does not yield. */
+void node_holders(const struct node *node, struct holder **ret, size_t *ret_n);
 /* Requests that were parked (-ERESTART) try again; does not yield. */
 void graph_unpark(struct graph *graph);
 

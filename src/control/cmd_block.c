@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /*
- * Nodes: adding, removing, creating images, snapshots, and block-stream.
+ * Nodes: adding, removing, creating images, and block-stream.
  *
  * A handler that yields holds a reference to every node it goes on with, since
  * another session may remove the node meanwhile.
@@ -8,7 +8,6 @@
 #include <errno.h>
 #include <string.h>
 
-#include "block/edit.h"
 #include "control/control_internal.h"
 #include "schema_dispatch.h"
 #include "transfer/transfer.h"
@@ -25,105 +24,6 @@ cmd_blockdev_del(struct control *ctl, const struct args_blockdev_del *args,
                  json_t **ret, struct err *err)
 {
     return node_del(ctl->graph, args->node_name, err);
-}
-
-/* Snapshots. */
-
-static bool
-is_backing_of(const struct node *node, const struct node **ret_parent)
-{
-    list_for_each(it, &node->parents)
-    {
-        const struct edge *edge = container_of(it, struct edge, link);
-
-        if (edge->role == EDGE_BACKING) {
-            *ret_parent = edge->parent;
-            return true;
-        }
-    }
-    return false;
-}
-
-static int
-check_snapshot(struct node *node, struct node *overlay, struct err *err)
-{
-    if (overlay->backing) {
-        return err_set(err, -EINVAL, "The overlay already has a backing image");
-    }
-    if (!list_empty(&overlay->parents) || !list_empty(&overlay->roots)) {
-        return err_set(err, -EBUSY, "The overlay is already in use");
-    }
-    if (!overlay->drv->set_backing) {
-        return err_set(err, -ENOTSUP,
-                       "The overlay does not support backing images");
-    }
-    if (overlay->read_only && !node->read_only) {
-        return err_set(err, -EACCES, "The overlay is read-only");
-    }
-    if (node == overlay) {
-        return err_set(err, -ELOOP,
-                       "Making '%s' the backing file of '%s' would create a "
-                       "cycle",
-                       node->name, overlay->name);
-    }
-    return 0;
-}
-
-/*
- * The old node is flushed beforehand, so that next to nothing is left to be
- * written when the guest's first flush on the overlay reaches both.
- */
-static int
-snapshot(struct control *ctl, struct node *node, struct node *overlay,
-         struct err *err)
-{
-    const struct edit edits[] = {
-        {.kind = EDIT_BACKING, .node = overlay, .to = node},
-        {.kind = EDIT_REPLACE, .node = node, .to = overlay},
-    };
-    struct edit_options options = {
-        .deadline_ns =
-            loop_now(ctl->loop) + CONTROL_DRAIN_SECONDS * NS_PER_S,
-    };
-    int r = node_flush(node);
-
-    if (r) {
-        return err_set_errno(err, r, "Could not flush node '%s'", node->name);
-    }
-    /* Another session may have used the time. */
-    r = check_snapshot(node, overlay, err);
-    return r ? r : graph_edit(ctl->graph, edits, 2, &options, NULL, err);
-}
-
-int
-cmd_blockdev_snapshot(struct control *ctl,
-                      const struct args_blockdev_snapshot *args, json_t **ret,
-                      struct err *err)
-{
-    struct node *node, *overlay;
-    const struct node *parent;
-    int r = control_find_node(ctl, args->node, true, &node, err);
-
-    if (!r && is_backing_of(node, &parent)) {
-        r = err_set(err, -EBUSY,
-                    "Node '%s' is busy: node is used as backing hd of '%s'",
-                    node->name, parent->name);
-    }
-    if (!r) {
-        r = control_find_node(ctl, args->overlay, true, &overlay, err);
-    }
-    if (!r) {
-        r = check_snapshot(node, overlay, err);
-    }
-    if (r) {
-        return r;
-    }
-    node_ref(node);
-    node_ref(overlay);
-    r = snapshot(ctl, node, overlay, err);
-    node_unref(overlay);
-    node_unref(node);
-    return r;
 }
 
 /* Creating images. */

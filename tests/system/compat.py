@@ -65,7 +65,8 @@ GOOD_COMMAND_LINES = [
 ]
 
 # In order, in one session each; name, arguments.
-N = {"driver": "null-co", "size": 1 << 20}
+MIB = 1 << 20
+N = {"driver": "null-co", "size": MIB}
 
 
 def qcow2(name, filename, **more):
@@ -206,10 +207,67 @@ COMMANDS = [
     ("query-block-exports", {}),
 ]
 
+# What is done around the live operations, on a disk that is exported.
+SYNC = {"node-name": "a", "snapshot-file": "s.qcow2",
+        "snapshot-node-name": "s"}
+AROUND = [
+    qcow2("a", "top.qcow2"),
+    ("nbd-server-start", {"addr": {"type": "unix", "data": {
+        "path": "n.sock"}}}),
+    ("block-export-add", {"type": "nbd", "id": "e", "node-name": "a",
+                          "writable": True}),
+    *[("blockdev-snapshot-sync", bad) for bad in (
+        {"snapshot-file": "s.qcow2"},
+        {"device": "a", "snapshot-file": "s.qcow2"},
+        {"node-name": "zz", "snapshot-file": "s.qcow2"},
+        {"node-name": "a", "snapshot-file": "s.qcow2"},
+        {"node-name": "a", "snapshot-node-name": "s"},
+        {**SYNC, "snapshot-node-name": "a"},
+        {**SYNC, "snapshot-node-name": "1"},
+        {**SYNC, "format": "foo"},
+        {**SYNC, "format": "raw"},
+        {**SYNC, "mode": "foo"},
+        {**SYNC, "snapshot-file": "/nonexist/s"},
+        {**SYNC, "snapshot-file": "top.qcow2"},
+        {**SYNC, "snapshot-file": "nope", "mode": "existing"},
+    )],
+    ("blockdev-snapshot-sync", SYNC),
+    ("query-block-exports", {}),
+    ("blockdev-snapshot-sync", {**SYNC, "snapshot-node-name": "t",
+                                "snapshot-file": "t.qcow2"}),
+    ("blockdev-snapshot-sync", {"node-name": "s", "snapshot-node-name": "t",
+                                "snapshot-file": "over.qcow2",
+                                "mode": "existing"}),
+    ("blockdev-add", {"driver": "raw", "node-name": "r", "file": {
+        "driver": "file", "filename": "disk.raw"}}),
+    *[("change-backing-file", dict(zip(
+        ("device", "image-node-name", "backing-file"), args))) for args in (
+        ("zz", "s", "x"), ("a", "s", "x"), ("s", "zz", "x"),
+        ("r", "r", "x"), ("s", "r", "x"), ("r", "s", "x"),
+        ("s", "s", "./top.qcow2"), ("s", "a", "./disk.qcow2"))],
+    *[("block_resize", args) for args in (
+        {"size": MIB},
+        {"device": "r", "size": MIB},
+        {"node-name": "zz", "size": MIB},
+        {"node-name": "r", "size": -1},
+        {"node-name": "r", "size": 1.5},
+        {"node-name": "r", "size": 2 * MIB},
+        {"node-name": "r", "size": MIB + 5},
+        {"node-name": "r", "size": 512})],
+    qcow2("o", "more.qcow2"),
+    ("block_resize", {"node-name": "o", "size": 2 * MIB}),
+    ("block_resize", {"node-name": "o", "size": 2 * MIB + 5}),
+    ("blockdev-del", {"node-name": "s"}),
+    ("blockdev-del", {"node-name": "t"}),
+    ("query-block-exports", {}),
+]
+
+
 def prepare():
     run("qemu-img", "create", "-q", "-f", "raw", "disk.raw", "1M")
     run("qemu-img", "create", "-q", "-f", "qcow2", "disk.qcow2", "1M")
     run("qemu-img", "create", "-q", "-f", "qcow2", "over.qcow2", "1M")
+    run("qemu-img", "create", "-q", "-f", "qcow2", "more.qcow2", "1M")
     run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "disk.qcow2", "-F",
         "qcow2", "top.qcow2")
 
@@ -258,11 +316,11 @@ def good_command_lines_work_in_both():
         in_folder(f"s{i}", start_and_stop, SLUICED, args)
 
 
-def converse(program):
+def converse(program, commands):
     answers = []
     with Daemon(program) as d:
         q = d.qmp()
-        for name, args in COMMANDS:
+        for name, args in commands:
             if name == "@wait":
                 q.wait_event("JOB_STATUS_CHANGE", status=args)
             else:
@@ -271,9 +329,9 @@ def converse(program):
     return answers
 
 
-def errors_are_qemus():
-    theirs = in_folder("q", converse, QSD)
-    ours = in_folder("s", converse, SLUICED)
+def compare(commands):
+    theirs = in_folder("q", converse, QSD, commands)
+    ours = in_folder("s", converse, SLUICED, commands)
     different = [(a, b) for a, b in zip(theirs, ours) if a != b]
     for a, b in different:
         print("# qemu  ", str(a)[:300])
@@ -281,6 +339,40 @@ def errors_are_qemus():
     assert not different and len(theirs) == len(ours)
 
 
+# Edges of a graph, by names; exports have none in QEMU, and what parents
+# let others do is coarser here.
+def draw(program):
+    with Daemon(program) as d:
+        q = d.qmp()
+        q.cmd("blockdev-add", **qcow2("a", "top.qcow2")[1])
+        q.cmd("nbd-server-start", addr={"type": "unix", "data": {
+            "path": "n.sock"}})
+        q.cmd("block-export-add", type="nbd", id="e", node_name="a",
+              writable=True)
+        graph = q.cmd("x-debug-query-block-graph")
+        drivers = {n["node-name"]: n["drv"] + n["image"]["filename"]
+                   for n in q.cmd("query-named-block-nodes")}
+    names = {n["id"]: drivers.get(n["name"], n["type"])
+             for n in graph["nodes"]}
+    return sorted((names[e["parent"]], e["name"], names[e["child"]],
+                   sorted(e["perm"]), "write" in e["shared-perm"])
+                  for e in graph["edges"] if e["name"] != "backing")
+
+
+def the_graph_is_qemus():
+    theirs, ours = in_folder("q", draw, QSD), in_folder("s", draw, SLUICED)
+    assert theirs == ours, (theirs, ours)
+
+
+def errors_are_qemus():
+    compare(COMMANDS)
+
+
+def errors_around_live_operations_are_qemus():
+    compare(AROUND)
+
+
 if __name__ == "__main__":
     main([bad_command_lines_fail_alike, good_command_lines_work_in_both,
-          errors_are_qemus])
+          errors_are_qemus, errors_around_live_operations_are_qemus,
+          the_graph_is_qemus])

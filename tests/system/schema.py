@@ -106,7 +106,8 @@ def every_answer_and_event_fits():
         q.wait_event("BLOCK_JOB_PENDING")
         for command in ("query-block-exports", "query-jobs", "query-version",
                         "query-block-jobs", "query-commands",
-                        "query-qmp-schema", "query-named-block-nodes"):
+                        "query-qmp-schema", "query-named-block-nodes",
+                        "x-debug-query-block-graph"):
             assert ask(command), command
         ask("query-named-block-nodes", flat=True)
         ask("job-finalize", id="j")

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * Changes of one node that leave the graph as it is.
+ *
+ * A handler that yields holds a reference to every node it goes on with.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "block/resize.h"
+#include "control/control_internal.h"
+#include "schema_dispatch.h"
+
+/* -EBUSY where a job holds @node: what it does at its end would be undone. */
+static int
+check_no_job(const struct node *node, struct err *err)
+{
+    struct holder *holders;
+    size_t n;
+    int r = 0;
+
+    node_holders(node, &holders, &n);
+    for (size_t i = 0; i < n && !r; i++) {
+        if (holders[i].pinned) {
+            r = err_set(err, -EBUSY, "Node '%s' is busy: %s uses it",
+                        node->name, holders[i].owner);
+        }
+    }
+    free(holders);
+    return r;
+}
+
+/* change-backing-file: the checks are QEMU's, in its order. */
+
+static int
+find_image(struct control *ctl, const struct args_change_backing_file *args,
+           struct node **ret, struct err *err)
+{
+    struct node *top, *image;
+    int r = control_find_node(ctl, args->device, true, &top, err);
+
+    if (!r && !list_empty(&top->parents)) {
+        r = err_set(err, -EINVAL, "Need a root block node");
+    }
+    if (!r) {
+        r = control_find_node(ctl, args->image_node_name, false, &image, err);
+    }
+    if (!r && !image->backing) {
+        r = err_set(err, -EINVAL,
+                    "not allowing backing file change on an image without a "
+                    "backing file");
+    }
+    if (!r && !chain_contains(top, image)) {
+        r = err_set(err, -EINVAL,
+                    "'%s' and image file are not in the same chain",
+                    args->device);
+    }
+    for (struct node *n = top; !r && n; n = n->backing ? n->backing->child
+                                                       : NULL) {
+        r = check_no_job(n, err);
+    }
+    if (!r) {
+        *ret = image;
+    }
+    return r;
+}
+
+static int
+set_backing(struct node *image, const char *filename, struct err *err)
+{
+    if (!image->drv->set_backing) {
+        return err_set(err, -ENOTSUP,
+                       "Driver '%s' of node '%s' has no header",
+                       image->drv->name, image->name);
+    }
+    if (image->read_only) {
+        return err_set(err, -EROFS, "Node '%s' is read-only", image->name);
+    }
+    return image->drv->set_backing(
+        image, filename, control_image_format(image->backing->child), err);
+}
+
+int
+cmd_change_backing_file(struct control *ctl,
+                        const struct args_change_backing_file *args,
+                        json_t **ret, struct err *err)
+{
+    auto_err inner = ERR_INIT;
+    struct node *image;
+    int r = find_image(ctl, args, &image, err);
+
+    if (r) {
+        return r;
+    }
+    node_ref(image);
+    r = set_backing(image, args->backing_file, &inner);
+    node_unref(image);
+    if (r) {
+        err_prefix(&inner, "Could not change backing file to '%s'",
+                   args->backing_file);
+        return err_propagate(err, &inner);
+    }
+    return 0;
+}
+
+int
+cmd_block_resize(struct control *ctl, const struct args_block_resize *args,
+                 json_t **ret, struct err *err)
+{
+    uint64_t deadline =
+        loop_now(ctl->loop) + CONTROL_DRAIN_SECONDS * NS_PER_S;
+    struct node *node;
+    int r = control_find_named(ctl, args->device, args->node_name, &node, err);
+
+    if (!r && args->size < 0) {
+        r = err_set(err, -EINVAL, "Parameter 'size' expects a >0 size");
+    }
+    if (r) {
+        return r;
+    }
+    node_ref(node);
+    r = node_resize(node, (uint64_t)args->size, deadline, err);
+    node_unref(node);
+    return r;
+}

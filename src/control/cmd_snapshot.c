@@ -1,0 +1,431 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * Snapshots: overlays put on top of nodes, of one disk or of several at one
+ * instant.
+ *
+ * A snapshot is prepared first: the overlay is created and opened, the node is
+ * flushed.  All that are prepared are then done by one graph_edit(), or none
+ * of them: what was opened is closed again, and a file that was made is
+ * removed.  The checks are made twice, since preparing yields and another
+ * session may use the time.
+ */
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/bytes.h"
+#include "block/edit.h"
+#include "control/control_internal.h"
+#include "schema_dispatch.h"
+
+struct snapshot {
+    struct node *node, *overlay; /* referred to */
+    bool opened; /* the overlay, for this: closed where it comes to nothing */
+    char *made;  /* a file that was not there before; else NULL */
+};
+
+/* Those of one command, in order: a later one sees the earlier ones' effect. */
+struct snapshots {
+    struct control *ctl;
+    struct snapshot *v;
+    unsigned n;
+};
+
+/* Checks. */
+
+static int
+busy_below(const struct node *node, const struct node *overlay,
+           struct err *err)
+{
+    return err_set(err, -EBUSY,
+                   "Node '%s' is busy: node is used as backing hd of '%s'",
+                   node->name, overlay->name);
+}
+
+/* @n: how many of @all come before this one. */
+static int
+check_node(const struct snapshots *all, unsigned n, const struct node *node,
+           struct err *err)
+{
+    list_for_each(it, &node->parents)
+    {
+        const struct edge *edge = container_of(it, struct edge, link);
+
+        if (edge->role == EDGE_BACKING) {
+            return busy_below(node, edge->parent, err);
+        }
+    }
+    for (unsigned i = 0; i < n; i++) {
+        if (all->v[i].node == node) {
+            return busy_below(node, all->v[i].overlay, err);
+        }
+    }
+    return 0;
+}
+
+static int
+check_overlay(const struct snapshots *all, unsigned n, const struct node *node,
+              const struct node *overlay, struct err *err)
+{
+    bool taken = overlay->backing != NULL;
+
+    for (unsigned i = 0; i < n; i++) {
+        taken |= all->v[i].overlay == overlay;
+    }
+    if (taken) {
+        return err_set(err, -EINVAL, "The overlay already has a backing image");
+    }
+    if (!list_empty(&overlay->parents) || !list_empty(&overlay->roots)) {
+        return err_set(err, -EBUSY, "The overlay is already in use");
+    }
+    if (!overlay->drv->set_backing) {
+        return err_set(err, -ENOTSUP,
+                       "The overlay does not support backing images");
+    }
+    if (overlay->read_only && !node->read_only) {
+        return err_set(err, -EACCES, "The overlay is read-only");
+    }
+    if (node == overlay) {
+        return err_set(err, -ELOOP,
+                       "Making '%s' the backing file of '%s' would create a "
+                       "cycle",
+                       node->name, overlay->name);
+    }
+    return 0;
+}
+
+/* All of them. */
+
+static void
+snapshots_init(struct snapshots *all, struct control *ctl)
+{
+    *all = (struct snapshots){.ctl = ctl};
+}
+
+/* Takes both references and @made. */
+static void
+snapshots_add(struct snapshots *all, struct snapshot s)
+{
+    all->v = xrealloc(all->v, (all->n + 1) * sizeof(*all->v));
+    all->v[all->n++] = s;
+}
+
+/* Closes what was opened in vain, where it came to nothing; yields. */
+static void
+snapshots_fini(struct snapshots *all, bool done)
+{
+    for (unsigned i = all->n; i--;) {
+        struct snapshot *s = &all->v[i];
+        struct graph *graph = all->ctl->graph;
+        struct node *overlay = s->overlay;
+
+        node_unref(s->node);
+        /* Another session may have removed it, or use it by now. */
+        bool ours = !done && s->opened && overlay->named;
+        auto_free char *name = xstrdup(overlay->name);
+
+        node_unref(overlay);
+        ours = ours && !node_del(graph, name, NULL);
+        if (ours && s->made) {
+            unlink(s->made); /* nobody else knows of it */
+        }
+        free(s->made);
+    }
+    free(all->v);
+}
+
+static int
+snapshots_commit(struct snapshots *all, struct err *err)
+{
+    struct edit *edits = xzalloc((all->n * 2 + 1) * sizeof(*edits));
+    struct edit_options options = {
+        .deadline_ns =
+            loop_now(all->ctl->loop) + CONTROL_DRAIN_SECONDS * NS_PER_S,
+    };
+    int r = 0;
+
+    for (unsigned i = 0; i < all->n && !r; i++) {
+        struct snapshot *s = &all->v[i];
+
+        edits[i * 2] = (struct edit){EDIT_BACKING, s->overlay, s->node};
+        edits[i * 2 + 1] = (struct edit){EDIT_REPLACE, s->node, s->overlay};
+        r = check_node(all, i, s->node, err);
+        if (!r) {
+            r = check_overlay(all, i, s->node, s->overlay, err);
+        }
+    }
+    if (!r && all->n) {
+        r = graph_edit(all->ctl->graph, edits, all->n * 2, &options, NULL,
+                       err);
+    }
+    free(edits);
+    return r;
+}
+
+/*
+ * The old node is flushed beforehand, so that next to nothing is left to be
+ * written when the guest's first flush on the overlay reaches both.
+ */
+static int
+flush(struct node *node, struct err *err)
+{
+    int r = node->read_only ? 0 : node_flush(node);
+
+    return r ? err_set_errno(err, r, "Could not flush node '%s'", node->name)
+             : 0;
+}
+
+/* blockdev-snapshot. */
+
+static int
+prepare_snapshot(struct snapshots *all, json_t *args, struct err *err)
+{
+    const char *overlay_name = opt_str(args, "overlay");
+    struct node *node, *overlay;
+    int r = control_find_node(all->ctl, opt_str(args, "node"), true, &node,
+                              err);
+
+    if (!r) {
+        r = check_node(all, all->n, node, err);
+    }
+    if (!r) {
+        r = control_find_node(all->ctl, overlay_name, true, &overlay, err);
+    }
+    if (!r) {
+        r = check_overlay(all, all->n, node, overlay, err);
+    }
+    if (r) {
+        return r;
+    }
+    snapshots_add(all, (struct snapshot){.node = node_ref(node),
+                                         .overlay = node_ref(overlay)});
+    return flush(node, err);
+}
+
+/* blockdev-snapshot-sync. */
+
+/* A disk as the header of an image above it names it. */
+struct named_file {
+    const char *filename, *format;
+};
+
+/*
+ * Filters are not in the header: what they stand for is.  A disk without a
+ * file, or a part of one, cannot be named.
+ */
+static int
+name_of_disk(const struct node *node, struct named_file *ret, struct err *err)
+{
+    const struct node *file;
+    bool window = false;
+
+    for (file = node; file->file; file = file->file->child) {
+        window |= !strcmp(file->drv->name, "raw") &&
+                  (json_object_get(file->options, "offset") ||
+                   json_object_get(file->options, "size"));
+    }
+    if (window || !file->filename ||
+        (strcmp(file->drv->name, "file") &&
+         strcmp(file->drv->name, "host_device"))) {
+        int r = err_set(err, -ENOTSUP,
+                        "Node '%s' is no plain image file that the header of "
+                        "an overlay could name",
+                        node->name);
+
+        err_hint(err, "create the overlay and use blockdev-snapshot");
+        return r;
+    }
+    ret->filename = file->filename;
+    ret->format = control_image_format(node);
+    return 0;
+}
+
+static bool
+is_same_file(const char *a, const char *b)
+{
+    struct stat sa, sb;
+
+    return !strcmp(a, b) || (!stat(a, &sa) && !stat(b, &sb) &&
+                             sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino);
+}
+
+static int
+check_format(const char *format, const struct driver *drv, struct err *err)
+{
+    if (!drv) {
+        return err_set(err, -EINVAL, "Unknown file format '%s'", format);
+    }
+    if (!drv->create && strcmp(format, "raw")) {
+        return err_set(err, -ENOTSUP,
+                       "Format driver '%s' does not support image creation",
+                       format);
+    }
+    if (!drv->set_backing) {
+        return err_set(err, -ENOTSUP,
+                       "Backing file not supported for file format '%s'",
+                       format);
+    }
+    return 0;
+}
+
+/* The image, as large as @node; *ret_made where its file was not there. */
+static int
+create_overlay(struct graph *graph, const struct node *node,
+               const char *format, const char *path, char **ret_made,
+               struct err *err)
+{
+    const struct driver *drv = graph_driver(graph, format);
+    struct named_file backing = {0};
+    int r = check_format(format, drv, err);
+
+    if (!r) {
+        r = name_of_disk(node, &backing, err);
+    }
+    if (!r && is_same_file(path, backing.filename)) {
+        r = err_set(err, -EINVAL,
+                    "Error: Trying to create an image with the same filename "
+                    "as the backing file");
+    }
+    if (r) {
+        return r;
+    }
+    auto_free char *name = backing_name_for(path, backing.filename);
+    json_t *file = json_pack("{s:s, s:i}", "filename", path, "size", 0);
+    json_t *image = json_pack(
+        "{s:{s:s, s:s, s:s}, s:I, s:s, s:s}", "file", "driver", "file",
+        "filename", path, "discard", "unmap", "size",
+        (json_int_t)align_up(node->size, 512), "backing-file", name,
+        "backing-fmt", backing.format);
+    bool fresh = access(path, F_OK) != 0;
+
+    r = file && image ? 0
+                      : err_set(err, -EINVAL, "'%s' is not valid UTF-8", path);
+    if (!r) {
+        r = graph_driver(graph, "file")->create(graph, file, err);
+    }
+    if (!r) {
+        r = drv->create(graph, image, err);
+        *ret_made = fresh ? xstrdup(path) : NULL;
+    }
+    json_decref(file);
+    json_decref(image);
+    return r;
+}
+
+/* Opens it as @node was opened. */
+static int
+open_overlay(struct graph *graph, const struct node *node, json_t *args,
+             const char *format, struct node **ret, struct err *err)
+{
+    json_t *cache = json_object_get(node->options, "cache");
+    json_t *options = json_pack(
+        "{s:s, s:s, s:b, s:s, s:n, s:{s:s, s:s}}", "driver", format,
+        "node-name", opt_str(args, "snapshot-node-name"), "read-only",
+        node->read_only, "discard", node->unmap ? "unmap" : "ignore",
+        "backing", "file", "driver", "file", "filename",
+        opt_str(args, "snapshot-file"));
+
+    if (cache) {
+        json_object_set(options, "cache", cache);
+    }
+    int r = node_add(graph, options, ret, err);
+
+    json_decref(options);
+    return r;
+}
+
+static int
+find_for_sync(struct control *ctl, json_t *args, struct node **ret,
+              struct err *err)
+{
+    const char *overlay = opt_str(args, "snapshot-node-name");
+    int r = control_find_named(ctl, opt_str(args, "device"),
+                               opt_str(args, "node-name"), ret, err);
+
+    if (r) {
+        return r;
+    }
+    if (!overlay) {
+        return err_set(err, -EINVAL, "New overlay node-name missing");
+    }
+    if (graph_find(ctl->graph, overlay)) {
+        return err_set(err, -EEXIST, "New overlay node-name already in use");
+    }
+    return 0;
+}
+
+static int
+prepare_sync(struct snapshots *all, json_t *args, struct err *err)
+{
+    struct graph *graph = all->ctl->graph;
+    const char *format = opt_str(args, "format");
+    const char *mode = opt_str(args, "mode");
+    struct snapshot s = {.opened = true};
+    int r = find_for_sync(all->ctl, args, &s.node, err);
+
+    format = format ? format : "qcow2";
+    if (!r) {
+        r = check_node(all, all->n, s.node, err);
+    }
+    if (r) {
+        return r;
+    }
+    node_ref(s.node);
+    r = flush(s.node, err);
+    if (!r && !(mode && !strcmp(mode, "existing"))) {
+        r = create_overlay(graph, s.node, format,
+                           opt_str(args, "snapshot-file"), &s.made, err);
+    }
+    if (!r) {
+        r = open_overlay(graph, s.node, args, format, &s.overlay, err);
+    }
+    if (r) {
+        if (s.made) {
+            unlink(s.made); /* half an image is none */
+        }
+        free(s.made);
+        node_unref(s.node);
+        return r;
+    }
+    node_ref(s.overlay);
+    r = check_overlay(all, all->n, s.node, s.overlay, err);
+    snapshots_add(all, s);
+    return r;
+}
+
+/* The commands. */
+
+typedef int prepare_fn(struct snapshots *all, json_t *args, struct err *err);
+
+static int
+one_snapshot(struct control *ctl, prepare_fn *prepare, json_t *args,
+             struct err *err)
+{
+    struct snapshots all;
+
+    snapshots_init(&all, ctl);
+    int r = prepare(&all, args, err);
+
+    if (!r) {
+        r = snapshots_commit(&all, err);
+    }
+    snapshots_fini(&all, !r);
+    return r;
+}
+
+int
+cmd_blockdev_snapshot(struct control *ctl,
+                      const struct args_blockdev_snapshot *args, json_t **ret,
+                      struct err *err)
+{
+    return one_snapshot(ctl, prepare_snapshot, args->json, err);
+}
+
+int
+cmd_blockdev_snapshot_sync(struct control *ctl,
+                           const struct args_blockdev_snapshot_sync *args,
+                           json_t **ret, struct err *err)
+{
+    return one_snapshot(ctl, prepare_sync, args->json, err);
+}

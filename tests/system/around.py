@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The commands around the live operations, on disks that are served.
+
+around.py SLUICED
+"""
+import json
+import os
+import sys
+
+from harness import Daemon, Nbd, QmpError, main, nbd_server, need, run
+
+SLUICED = os.path.abspath(sys.argv[1])
+MIB = 1 << 20
+
+need("qemu-img")
+
+
+def image(name, *options, size="4M", kind="qcow2"):
+    run("qemu-img", "create", "-q", "-f", kind, *options, name, size)
+
+
+def info(name):
+    return json.loads(run("qemu-img", "info", "-U", "--output=json", name)[1])
+
+
+def add(q, node, filename, driver="qcow2", **more):
+    q.cmd("blockdev-add", driver=driver, node_name=node,
+          file={"driver": "file", "filename": filename}, **more)
+
+
+def export(q, node, name=None):
+    q.cmd("block-export-add", type="nbd", id="e-" + node, node_name=node,
+          name=name or node, writable=True)
+
+
+def refused(q, text, command, /, **arguments):
+    try:
+        q.cmd(command, **arguments)
+    except QmpError as e:
+        assert text in e.desc, e.desc
+    else:
+        raise AssertionError("not refused: " + text)
+
+
+def nodes(q):
+    return {n["node-name"]: n for n in q.cmd("query-named-block-nodes")}
+
+
+def compare(name, pattern):
+    """What the disk @name reads, against {offset: (byte, length)}."""
+    for offset, (byte, length) in pattern.items():
+        text = run("qemu-io", "-U", "-r", "-c",
+                   f"read -P {byte} {offset} {length}", name)[1]
+        assert "failed" not in text, text
+
+
+def a_snapshot_creates_its_overlay():
+    os.mkdir("over")
+    image("a.qcow2")
+    with Daemon(SLUICED, *nbd_server()) as d:
+        q = d.qmp()
+        add(q, "a", "a.qcow2", cache={"direct": False, "no-flush": True},
+            discard="unmap")
+        export(q, "a")
+        guest = Nbd("nbd.sock", "a")
+        guest.write(0, b"\1" * 65536)
+        for name, kind in (("b.qcow2", "qcow2"), ("over/c.qed", "qed")):
+            node = "n" + kind
+            q.cmd("blockdev-snapshot-sync", snapshot_file=name, format=kind,
+                  node_name=q.cmd("query-block-exports")[0]["node-name"],
+                  snapshot_node_name=node)
+            assert q.cmd("query-block-exports")[0]["node-name"] == node
+        guest.write(65536, b"\2" * 65536)
+        guest.flush()
+        assert guest.read(0, 65536) == b"\1" * 65536
+        top = nodes(q)["nqed"]
+        assert top["backing_file_depth"] == 2, top
+        assert top["cache"]["no-flush"] is True, top
+        assert d.stop() == 0
+    # One folder: by the last part.  Another one: in full.
+    assert info("b.qcow2")["backing-filename"] == "a.qcow2"
+    assert info("b.qcow2")["backing-filename-format"] == "qcow2"
+    assert info("over/c.qed")["backing-filename"] == os.path.abspath("b.qcow2")
+    assert info("over/c.qed")["virtual-size"] == 4 * MIB
+    compare("over/c.qed", {0: (1, 65536), 65536: (2, 65536), 131072: (0, 65536)})
+    compare("b.qcow2", {0: (1, 65536), 65536: (0, 65536)})
+
+
+def an_existing_overlay_is_used_as_it_is():
+    image("a.qcow2")
+    image("b.qcow2")
+    before = open("b.qcow2", "rb").read()
+    with Daemon(SLUICED, *nbd_server()) as d:
+        q = d.qmp()
+        add(q, "a", "a.qcow2")
+        export(q, "a")
+        q.cmd("blockdev-snapshot-sync", node_name="a", snapshot_file="b.qcow2",
+              snapshot_node_name="b", mode="existing")
+        assert nodes(q)["b"]["backing_file_depth"] == 1
+        assert d.stop() == 0
+    assert open("b.qcow2", "rb").read() == before
+
+
+def what_fails_leaves_no_file():
+    image("a.raw", kind="raw")
+    with Daemon(SLUICED, *nbd_server()) as d:
+        q = d.qmp()
+        add(q, "a", "a.raw", driver="raw", offset=65536)
+        q.cmd("blockdev-add", driver="null-co", node_name="n")
+        add(q, "r", "a.raw", driver="raw", read_only=True,
+            **{"force-share": True})
+        refused(q, "no plain image file", "blockdev-snapshot-sync",
+                node_name="a", snapshot_file="b.qcow2", snapshot_node_name="b")
+        refused(q, "no plain image file", "blockdev-snapshot-sync",
+                node_name="n", snapshot_file="b.qcow2", snapshot_node_name="b")
+        refused(q, "Invalid node-name", "blockdev-snapshot-sync",
+                node_name="r", snapshot_file="b.qcow2", snapshot_node_name="1")
+        assert not os.path.exists("b.qcow2")
+        assert d.stop() == 0
+
+
+def a_header_is_rewritten_without_a_change_of_the_graph():
+    os.mkdir("sub")
+    image("base.qcow2")
+    image("sub/base.raw", kind="raw")
+    image("a.qcow2", "-b", "base.qcow2", "-F", "qcow2")
+    image("b.qed", "-b", "base.qcow2", "-F", "qcow2", kind="qed")
+    with Daemon(SLUICED, *nbd_server()) as d:
+        q = d.qmp()
+        add(q, "base", "base.qcow2")
+        add(q, "a", "a.qcow2", backing={
+            "driver": "raw", "node-name": "under",
+            "file": {"driver": "file", "filename": "sub/base.raw"}})
+        add(q, "b", "b.qed", driver="qed", backing="base")
+        export(q, "a")
+        before = nodes(q)["a"]["children"]
+        q.cmd("change-backing-file", device="a", image_node_name="a",
+              backing_file="sub/base.raw")
+        q.cmd("change-backing-file", device="b", image_node_name="b",
+              backing_file="./base.qcow2")
+        assert nodes(q)["a"]["children"] == before
+        assert nodes(q)["a"]["backing_file"] == "sub/base.raw"
+        refused(q, "not allowing backing file change", "change-backing-file",
+                device="a", image_node_name="under", backing_file="x")
+        refused(q, "Could not change backing file to 'xx", "change-backing-file",
+                device="a", image_node_name="a", backing_file="x" * 2000)
+        q.cmd("block-stream", device="a", job_id="j", speed=1)
+        refused(q, "Node 'a' is busy: job 'j' uses it", "change-backing-file",
+                device="a", image_node_name="a", backing_file="x")
+        assert d.stop() == 0
+    # The format that is stated is the one that is open below.
+    assert info("a.qcow2")["backing-filename"] == "sub/base.raw"
+    assert info("a.qcow2")["backing-filename-format"] == "raw"
+    assert info("b.qed")["backing-filename"] == "./base.qcow2"
+    run("qemu-img", "check", "-q", "a.qcow2")
+
+
+def a_served_disk_changes_its_size():
+    image("base.qcow2", size="3M")
+    run("qemu-io", "-c", "write -P 9 0 3M", "base.qcow2")
+    # The old end lies in the middle of a cluster.
+    image("a.qcow2", "-b", "base.qcow2", "-F", "qcow2", size=str(MIB + 512))
+    image("r.raw", kind="raw")
+    with Daemon(SLUICED, *nbd_server()) as d:
+        q = d.qmp()
+        add(q, "a", "a.qcow2")
+        q.cmd("blockdev-add", driver="copy-on-read", node_name="cor", file="a")
+        add(q, "r", "r.raw", driver="raw")
+        export(q, "cor")
+        export(q, "r")
+        guest, old = Nbd("nbd.sock", "cor"), Nbd("nbd.sock", "r")
+        guest.write(MIB, b"\1" * 512)
+        q.cmd("block_resize", node_name="cor", size=4 * MIB)
+        assert nodes(q)["a"]["image"]["virtual-size"] == 4 * MIB
+        guest = Nbd("nbd.sock", "cor")
+        assert guest.size == 4 * MIB
+        assert guest.read(MIB, 512) == b"\1" * 512
+        assert guest.read(MIB + 512, 3 * MIB - 512) == bytes(3 * MIB - 512)
+        assert guest.read(0, MIB) == b"\11" * MIB
+        # A disk that shrinks under a client.
+        q.cmd("block_resize", node_name="r", size=MIB)
+        try:
+            old.write(2 * MIB, b"\1" * 512)
+        except Exception as e:
+            assert "NBD: error" in str(e), e
+        else:
+            raise AssertionError("written past the end")
+        assert os.path.getsize("r.raw") == MIB
+        assert Nbd("nbd.sock", "r").size == MIB
+        refused(q, "Cannot shrink", "block_resize", node_name="a", size=MIB)
+        q.cmd("blockdev-snapshot-sync", node_name="a", snapshot_file="b.qcow2",
+              snapshot_node_name="b")
+        refused(q, "Node 'a' is busy: node 'b', as its backing file",
+                "block_resize", node_name="a", size=8 * MIB)
+        q.cmd("block_resize", node_name="b", size=8 * MIB)
+        assert Nbd("nbd.sock", "cor").size == 8 * MIB
+        q.cmd("block-stream", device="b", job_id="j", speed=1)
+        refused(q, "job 'j'", "block_resize", node_name="cor", size=9 * MIB)
+        assert d.stop() == 0
+    run("qemu-img", "check", "-q", "a.qcow2")
+    compare("b.qcow2", {0: (9, MIB), MIB: (1, 512), MIB + 512: (0, 7 * MIB - 512)})
+
+
+def the_graph_shows_who_holds_what():
+    image("base.qcow2")
+    image("a.qcow2", "-b", "base.qcow2", "-F", "qcow2")
+    with Daemon(SLUICED, *nbd_server()) as d:
+        q = d.qmp()
+        add(q, "a", "a.qcow2")
+        export(q, "a")
+        q.cmd("block-stream", device="a", job_id="j", auto_finalize=False)
+        graph = q.cmd("x-debug-query-block-graph")
+        nodes_ = {n["id"]: n for n in graph["nodes"]}
+        assert len(nodes_) == len(graph["nodes"]) == 6, graph
+        by_type = sorted((n["type"], n["name"]) for n in graph["nodes"]
+                         if n["type"] != "block-driver")
+        assert by_type == [("block-backend", "e-a"), ("block-job", "j")]
+        perms = {(nodes_[e["parent"]]["name"], e["name"]):
+                 (e["perm"], e["shared-perm"]) for e in graph["edges"]}
+        assert len(perms) == len(graph["edges"]) == 5, graph
+        assert perms["a", "backing"] == (
+            ["consistent-read"], ["consistent-read", "write-unchanged"])
+        assert perms["e-a", "root"][0] == ["consistent-read", "write"]
+        assert perms["j", "main node"][0] == ["consistent-read", "write"]
+        assert "write" not in perms["a", "file"][1]
+        assert d.stop() == 0
+
+
+if __name__ == "__main__":
+    main([a_snapshot_creates_its_overlay, an_existing_overlay_is_used_as_it_is,
+          what_fails_leaves_no_file,
+          a_header_is_rewritten_without_a_change_of_the_graph,
+          a_served_disk_changes_its_size, the_graph_shows_who_holds_what])
