@@ -10,6 +10,7 @@
 #include <errno.h>
 
 #include "block/graph_internal.h"
+#include "block/quiesce.h"
 
 /* What one edit did, to undo it or to clean up behind it. */
 struct done {
@@ -18,151 +19,6 @@ struct done {
     struct root **roots;
     unsigned n_edges, n_roots;
 };
-
-/* The roots whose requests can reach a node. */
-struct affected {
-    struct root **v;
-    unsigned n;
-    struct node **nodes;
-    unsigned n_nodes;
-};
-
-static bool
-affected_has_root(const struct affected *a, const struct root *root)
-{
-    for (unsigned i = 0; i < a->n; i++) {
-        if (a->v[i] == root) {
-            return true;
-        }
-    }
-    return false;
-}
-
-static void
-affected_add_node(struct affected *a, struct node *node)
-{
-    for (unsigned i = 0; i < a->n_nodes; i++) {
-        if (a->nodes[i] == node) {
-            return;
-        }
-    }
-    a->nodes = xrealloc(a->nodes, (a->n_nodes + 1) * sizeof(*a->nodes));
-    a->nodes[a->n_nodes++] = node;
-}
-
-static void
-affected_find(struct affected *a, const struct edit *edits, unsigned n)
-{
-    for (unsigned i = 0; i < n; i++) {
-        affected_add_node(a, edits[i].node);
-    }
-    /* Upwards, in breadth: the list grows while it is walked. */
-    for (unsigned i = 0; i < a->n_nodes; i++) {
-        list_for_each(it, &a->nodes[i]->parents)
-        {
-            affected_add_node(a, container_of(it, struct edge, link)->parent);
-        }
-        list_for_each(it, &a->nodes[i]->roots)
-        {
-            struct root *root = container_of(it, struct root, link);
-
-            if (!affected_has_root(a, root)) {
-                a->v = xrealloc(a->v, (a->n + 1) * sizeof(*a->v));
-                a->v[a->n++] = root;
-            }
-        }
-    }
-}
-
-static void
-affected_free(struct affected *a)
-{
-    free(a->v);
-    free(a->nodes);
-}
-
-/* Keeps the roots from @from on alive while the edit yields. */
-static void
-hold_roots(struct affected *a, unsigned from)
-{
-    for (unsigned i = from; i < a->n; i++) {
-        a->v[i]->waiting++;
-    }
-}
-
-static void
-release_roots(struct affected *a)
-{
-    for (unsigned i = 0; i < a->n; i++) {
-        a->v[i]->waiting--;
-        waitq_wake_all(&a->v[i]->idle);
-    }
-}
-
-static void
-close_gates(struct affected *a, unsigned from)
-{
-    for (unsigned i = from; i < a->n; i++) {
-        a->v[i]->gates++;
-    }
-}
-
-static bool
-drain(struct affected *a, unsigned from, uint64_t deadline_ns)
-{
-    for (unsigned i = from; i < a->n; i++) {
-        while (a->v[i]->in_flight) {
-            if (!waitq_wait_until(&a->v[i]->idle, deadline_ns) &&
-                a->v[i]->in_flight) {
-                return false;
-            }
-        }
-    }
-    return true;
-}
-
-/*
- * Closes the gates and waits for what is in flight, also of roots that come
- * meanwhile.  False where the time is up.
- */
-static bool
-quiesce(struct affected *a, const struct edit *edits, unsigned n,
-        uint64_t deadline_ns)
-{
-    unsigned from = 0;
-
-    do {
-        close_gates(a, from);
-        if (!drain(a, from, deadline_ns)) {
-            return false;
-        }
-        from = a->n;
-        affected_find(a, edits, n);
-        hold_roots(a, from);
-    } while (a->n > from);
-    return true;
-}
-
-static void
-open_gates(struct affected *a)
-{
-    for (unsigned i = 0; i < a->n; i++) {
-        if (--a->v[i]->gates == 0) {
-            waitq_wake_all(&a->v[i]->gate);
-        }
-    }
-}
-
-static uint64_t
-count_held(struct affected *a)
-{
-    uint64_t held = 0;
-
-    for (unsigned i = 0; i < a->n; i++) {
-        held += a->v[i]->held;
-    }
-    return held;
-}
 
 /* Edits in memory. */
 
@@ -370,20 +226,19 @@ graph_edit(struct graph *graph, const struct edit *edits, unsigned n,
            const struct edit_options *options, struct edit_report *report,
            struct err *err)
 {
-    struct affected a = {0};
+    struct quiesce q;
     struct done *done = xzalloc(n * sizeof(*done));
     uint64_t start = loop_now(graph->loop);
     uint64_t held;
     int r = 0;
 
-    affected_find(&a, edits, n);
-    hold_roots(&a, 0);
-    held = count_held(&a);
-    if (!options->alike && !quiesce(&a, edits, n, options->deadline_ns)) {
-        r = err_set(err, -ETIMEDOUT,
-                    "Requests in flight on node '%s' did not end in time",
-                    edits[0].node->name);
-        err_hint(err, "its backend may hang; nothing was changed");
+    quiesce_init(&q);
+    for (unsigned i = 0; i < n; i++) {
+        quiesce_add(&q, edits[i].node);
+    }
+    held = quiesce_held(&q);
+    if (!options->alike) {
+        r = quiesce_close(&q, options->deadline_ns, err);
     }
     if (!r && options->check) {
         r = options->check(options->arg);
@@ -392,19 +247,18 @@ graph_edit(struct graph *graph, const struct edit *edits, unsigned n,
         r = swap(edits, n, done, err);
     }
     if (!options->alike) {
-        open_gates(&a);
+        quiesce_open(&q);
     }
     if (report) {
         report->pause_ns =
             options->alike ? 0 : loop_now(graph->loop) - start;
-        report->held = count_held(&a) - held;
+        report->held = quiesce_held(&q) - held;
     }
     /* A job's requests pass no gate: what they read through must live on. */
-    for (unsigned i = 0; i < a.n && !r; i++) {
-        grace_wait(&a.v[i]->requests);
+    for (unsigned i = 0; i < q.n_roots && !r; i++) {
+        grace_wait(&q.roots[i]->requests);
     }
-    release_roots(&a);
     clean_up(edits, n, done, !r);
-    affected_free(&a);
+    quiesce_fini(&q);
     return r;
 }

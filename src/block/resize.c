@@ -15,98 +15,7 @@
 #include <errno.h>
 
 #include "base/bytes.h"
-#include "block/graph_internal.h"
-
-/* The node and all above it, children first, and their roots; all held. */
-struct above {
-    struct node **nodes;
-    struct root **roots;
-    unsigned n_nodes, n_roots;
-};
-
-static void
-add_node(struct above *a, struct node *node)
-{
-    for (unsigned i = 0; i < a->n_nodes; i++) {
-        if (a->nodes[i] == node) {
-            return;
-        }
-    }
-    a->nodes = xrealloc(a->nodes, (a->n_nodes + 1) * sizeof(struct node *));
-    a->nodes[a->n_nodes++] = node_ref(node);
-}
-
-static void
-above_find(struct above *a, struct node *node)
-{
-    *a = (struct above){0};
-    add_node(a, node);
-    for (unsigned i = 0; i < a->n_nodes; i++) {
-        list_for_each(it, &a->nodes[i]->parents)
-        {
-            add_node(a, container_of(it, struct edge, link)->parent);
-        }
-        list_for_each(it, &a->nodes[i]->roots)
-        {
-            a->roots = xrealloc(a->roots,
-                                (a->n_roots + 1) * sizeof(struct root *));
-            a->roots[a->n_roots] = container_of(it, struct root, link);
-            a->roots[a->n_roots++]->waiting++;
-        }
-    }
-}
-
-static void
-above_release(struct above *a)
-{
-    for (unsigned i = 0; i < a->n_roots; i++) {
-        a->roots[i]->waiting--;
-        waitq_wake_all(&a->roots[i]->idle);
-    }
-    for (unsigned i = 0; i < a->n_nodes; i++) {
-        node_unref(a->nodes[i]);
-    }
-    free(a->roots);
-    free(a->nodes);
-}
-
-static void
-close_gates(struct above *a)
-{
-    for (unsigned i = 0; i < a->n_roots; i++) {
-        a->roots[i]->gates++;
-    }
-}
-
-static void
-open_gates(struct above *a)
-{
-    for (unsigned i = 0; i < a->n_roots; i++) {
-        if (--a->roots[i]->gates == 0) {
-            waitq_wake_all(&a->roots[i]->gate);
-        }
-    }
-}
-
-static int
-drain(struct above *a, uint64_t deadline_ns, struct err *err)
-{
-    for (unsigned i = 0; i < a->n_roots; i++) {
-        while (a->roots[i]->in_flight) {
-            if (!waitq_wait_until(&a->roots[i]->idle, deadline_ns) &&
-                a->roots[i]->in_flight) {
-                int r = err_set(err, -ETIMEDOUT,
-                                "Requests in flight on node '%s' did not end "
-                                "in time",
-                                a->nodes[0]->name);
-
-                err_hint(err, "its backend may hang; nothing was changed");
-                return r;
-            }
-        }
-    }
-    return 0;
-}
+#include "block/quiesce.h"
 
 /* A window of a fixed size does not follow its file. */
 static bool
@@ -117,10 +26,10 @@ is_window(const struct node *node)
 
 /* May @node, which is the changed one or above it, get another size? */
 static int
-check(const struct above *a, unsigned i, uint64_t size, struct err *err)
+check(const struct quiesce *q, unsigned i, uint64_t size, struct err *err)
 {
-    struct node *node = a->nodes[i];
-    uint64_t old = a->nodes[0]->size;
+    struct node *node = q->nodes[i];
+    uint64_t old = q->nodes[0]->size;
     int r = claim_check(node, CLAIM_WRITE, "block_resize", err);
 
     list_for_each(it, &node->roots)
@@ -136,31 +45,31 @@ check(const struct above *a, unsigned i, uint64_t size, struct err *err)
         (is_window(node) || node->size < old - size)) {
         r = err_set(err, -EBUSY,
                     "Node '%s' needs more of node '%s' than would be left",
-                    node->name, a->nodes[0]->name);
+                    node->name, q->nodes[0]->name);
     }
     return r;
 }
 
 static int
-check_all(const struct above *a, uint64_t size, struct err *err)
+check_all(const struct quiesce *q, uint64_t size, struct err *err)
 {
     int r = 0;
 
-    for (unsigned i = 0; i < a->n_nodes && !r; i++) {
-        r = check(a, i, size, err);
+    for (unsigned i = 0; i < q->n_nodes && !r; i++) {
+        r = check(q, i, size, err);
     }
     return r;
 }
 
 /* The filters above follow; does not yield. */
 static void
-set_sizes(const struct above *a, uint64_t old)
+set_sizes(const struct quiesce *q, uint64_t old)
 {
-    uint64_t size = a->nodes[0]->size;
+    uint64_t size = q->nodes[0]->size;
 
-    for (unsigned i = 1; i < a->n_nodes; i++) {
-        if (!is_window(a->nodes[i])) {
-            a->nodes[i]->size = a->nodes[i]->size - old + size;
+    for (unsigned i = 1; i < q->n_nodes; i++) {
+        if (!is_window(q->nodes[i])) {
+            q->nodes[i]->size = q->nodes[i]->size - old + size;
         }
     }
 }
@@ -173,11 +82,11 @@ backing_end(const struct node *node)
 }
 
 static int
-resize(struct above *a, uint64_t size, struct err *err)
+resize(const struct quiesce *q, uint64_t size, struct err *err)
 {
-    struct node *node = a->nodes[0];
+    struct node *node = q->nodes[0];
     uint64_t old = node->size, shown = min_u64(size, backing_end(node));
-    int r = check_all(a, size, err);
+    int r = check_all(q, size, err);
 
     if (!r) {
         r = node_truncate(node, size, err);
@@ -189,7 +98,7 @@ resize(struct above *a, uint64_t size, struct err *err)
                           node->name);
         }
     }
-    set_sizes(a, old); /* whatever became of it */
+    set_sizes(q, old); /* whatever became of it */
     return r;
 }
 
@@ -197,7 +106,7 @@ int
 node_resize(struct node *node, uint64_t size, uint64_t deadline_ns,
             struct err *err)
 {
-    struct above a;
+    struct quiesce q;
     int r;
 
     while (node->drv->is_filter && !node->drv->truncate && node->file) {
@@ -206,19 +115,17 @@ node_resize(struct node *node, uint64_t size, uint64_t deadline_ns,
     if (node->drv->set_backing && size % 512) {
         return err_set(err, -EINVAL, "The new size must be a multiple of 512");
     }
-    above_find(&a, node);
-    r = check_all(&a, size, err);
+    quiesce_init(&q);
+    quiesce_add(&q, node);
+    r = check_all(&q, size, err);
     if (!r && (size < node->size ||
                min_u64(size, backing_end(node)) > node->size)) {
-        close_gates(&a);
-        r = drain(&a, deadline_ns, err);
-        if (!r) {
-            r = resize(&a, size, err);
-        }
-        open_gates(&a);
-    } else if (!r) {
-        r = resize(&a, size, err);
+        r = quiesce_close(&q, deadline_ns, err);
     }
-    above_release(&a);
+    if (!r) {
+        r = resize(&q, size, err);
+    }
+    quiesce_open(&q);
+    quiesce_fini(&q);
     return r;
 }
