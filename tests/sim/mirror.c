@@ -172,30 +172,6 @@ stay(struct sweep *s)
            TO_QCOW2);
 }
 
-static void
-cancel_it(struct sweep *s)
-{
-    struct job *job = s->op ? jobs_find(s->op, "j") : NULL;
-
-    if (job) {
-        job_cancel(job, true, NULL);
-    }
-}
-
-static void
-pause_it(struct sweep *s)
-{
-    struct job *job = s->op ? jobs_find(s->op, "j") : NULL;
-
-    if (job && !job_pause(job, NULL)) {
-        coro_sleep(NS_PER_MS);
-        job = s->op ? jobs_find(s->op, "j") : NULL;
-        if (job) {
-            job_resume(job, NULL);
-        }
-    }
-}
-
 #define COMMON                                                                 \
     .options = IMAGE("top", "qcow2", "top"), .size = SIZE, .guests = 2,        \
     .ops = 40, .max_states = 6, .think_ns = 2 * NS_PER_MS, .ends_on_target = true
@@ -207,45 +183,45 @@ static const struct sweep_setup setups[] = {
      .image = TWO QCOW2_COPY,
      .judge_target = IMAGE("top", "qcow2", "copy"),
      .operation = switch_to_qcow2,
-     .disturb = cancel_it,
+     .disturb = sweep_cancel_job,
      COMMON},
     {.name = "mirror-qed",
      .image = TWO "create qed copy size=40960\n"
                   "stale qed copy 0 80 9001\n",
      .judge_target = IMAGE("top", "qed", "copy"),
      .operation = switch_to_qed,
-     .disturb = cancel_it,
+     .disturb = sweep_cancel_job,
      COMMON},
     {.name = "mirror-told",
      .image = TWO QCOW2_COPY,
      .judge_target = IMAGE("top", "qcow2", "copy"),
      .operation = switch_when_told,
-     .disturb = pause_it,
+     .disturb = sweep_pause_job,
      COMMON},
     {.name = "mirror-forward",
      .image = TWO QCOW2_COPY,
      .judge_target = IMAGE("top", "qcow2", "copy"),
      .operation = forward_from_the_start,
-     .disturb = pause_it,
+     .disturb = sweep_pause_job,
      COMMON},
     /* Before the switch the target reads as the source: it is below. */
     {.name = "post-copy",
      .image = TWO QCOW2_COPY,
      .judge_target = IMAGE("top", "qcow2", "copy"),
      .operation = post_copy,
-     .disturb = cancel_it,
+     .disturb = sweep_cancel_job,
      COMMON},
     {.name = "hybrid",
      .image = TWO QCOW2_COPY,
      .judge_target = IMAGE("top", "qcow2", "copy"),
      .operation = hybrid,
-     .disturb = cancel_it,
+     .disturb = sweep_cancel_job,
      COMMON},
     /* The disk stays, so that nothing is asked of the target. */
     {.name = "mirror-stay",
      .image = TWO QCOW2_COPY,
      .operation = stay,
-     .disturb = cancel_it,
+     .disturb = sweep_cancel_job,
      COMMON},
 };
 

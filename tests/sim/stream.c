@@ -124,43 +124,18 @@ stream_on_a_full_disk(struct sweep *s)
     jobs_free(jobs);
 }
 
-/* Cancel, or pause and resume, at a switch of coroutines. */
-static void
-cancel_it(struct sweep *s)
-{
-    struct job *job = s->op ? jobs_find(s->op, "j") : NULL;
-
-    if (job) {
-        job_cancel(job, true, NULL);
-    }
-}
-
-static void
-pause_it(struct sweep *s)
-{
-    struct job *job = s->op ? jobs_find(s->op, "j") : NULL;
-
-    if (job && !job_pause(job, NULL)) {
-        coro_sleep(NS_PER_MS);
-        job = s->op ? jobs_find(s->op, "j") : NULL;
-        if (job) {
-            job_resume(job, NULL);
-        }
-    }
-}
-
 #define COMMON .options = TOP, .image = THREE, .size = SIZE
 #define GUESTS .guests = 2, .ops = 10, .max_states = 32
 
 static const struct sweep_setup setups[] = {
     {.name = "stream-all",
      .operation = stream_all,
-     .disturb = cancel_it,
+     .disturb = sweep_cancel_job,
      COMMON,
      GUESTS},
     {.name = "stream-to-base",
      .operation = stream_to_base,
-     .disturb = cancel_it,
+     .disturb = sweep_cancel_job,
      COMMON,
      GUESTS},
     /* Its last piece is one sector of one cluster. */
@@ -172,11 +147,11 @@ static const struct sweep_setup setups[] = {
      .options = TOP,
      .size = ODD_SIZE,
      .operation = stream_all,
-     .disturb = cancel_it,
+     .disturb = sweep_cancel_job,
      GUESTS},
     {.name = "stream-paused",
      .operation = stream_all,
-     .disturb = pause_it,
+     .disturb = sweep_pause_job,
      .special = true,
      COMMON,
      GUESTS},

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "sim/sweep.h"
+#include "transfer/job.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -98,6 +99,30 @@ run_seed(struct sweep *s, uint64_t seed, uint64_t lie)
     sc.lie = lie;
     sweep_run(s, &sc);
     script_fini(&sc);
+}
+
+void
+sweep_cancel_job(struct sweep *s)
+{
+    struct job *job = s->op ? jobs_find(s->op, "j") : NULL;
+
+    if (job) {
+        job_cancel(job, true, NULL);
+    }
+}
+
+void
+sweep_pause_job(struct sweep *s)
+{
+    struct job *job = s->op ? jobs_find(s->op, "j") : NULL;
+
+    if (job && !job_pause(job, NULL)) {
+        coro_sleep(NS_PER_MS);
+        job = s->op ? jobs_find(s->op, "j") : NULL;
+        if (job) {
+            job_resume(job, NULL);
+        }
+    }
 }
 
 unsigned

@@ -104,6 +104,10 @@ void sweep_fini(struct sweep *s);
 void sweep_fail(struct sweep *s, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 
+/* For `disturb`: the job "j" of s->op, its jobs, where it is there. */
+void sweep_cancel_job(struct sweep *s);
+void sweep_pause_job(struct sweep *s); /* for a millisecond */
+
 /* The script that a seed stands for. */
 struct script sweep_script(const struct sweep_setup *setup, uint64_t seed);
 
