@@ -429,3 +429,49 @@ cmd_blockdev_snapshot_sync(struct control *ctl,
 {
     return one_snapshot(ctl, prepare_sync, args->json, err);
 }
+
+/* transaction. */
+
+static int
+prepare_action(struct snapshots *all, json_t *action, const char *mode,
+               struct err *err)
+{
+    const char *type = opt_str(action, "type");
+    json_t *data = json_object_get(action, "data");
+
+    if (!strcmp(type, "abort")) {
+        return err_set(err, -ECANCELED,
+                       "Transaction aborted using Abort action");
+    }
+    if (mode && strcmp(mode, "individual")) {
+        return err_set(err, -ENOTSUP,
+                       "Action '%s' does not support Transaction property "
+                       "completion-mode = %s",
+                       type, mode);
+    }
+    return !strcmp(type, "blockdev-snapshot") ? prepare_snapshot(all, data, err)
+                                              : prepare_sync(all, data, err);
+}
+
+int
+cmd_transaction(struct control *ctl, const struct args_transaction *args,
+                json_t **ret, struct err *err)
+{
+    struct snapshots all;
+    size_t i;
+    json_t *action;
+    int r = 0;
+
+    snapshots_init(&all, ctl);
+    json_array_foreach (args->actions, i, action) {
+        r = r ? r
+              : prepare_action(&all, action,
+                               opt_str(args->properties, "completion-mode"),
+                               err);
+    }
+    if (!r) {
+        r = snapshots_commit(&all, err);
+    }
+    snapshots_fini(&all, !r);
+    return r;
+}

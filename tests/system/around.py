@@ -226,8 +226,76 @@ def the_graph_shows_who_holds_what():
         assert d.stop() == 0
 
 
+def sync(node, overlay):
+    return {"type": "blockdev-snapshot-sync", "data": {
+        "node-name": node, "snapshot-node-name": overlay,
+        "snapshot-file": overlay + ".qcow2"}}
+
+
+def several_disks_are_snapshotted_at_one_instant():
+    """A guest writes n to the second disk only after n was written to the
+    first: in the snapshots, the first is never behind."""
+    image("a.qcow2")
+    image("b.qcow2")
+    with Daemon(SLUICED, *nbd_server()) as d:
+        q = d.qmp()
+        for name in "ab":
+            add(q, name, name + ".qcow2")
+            export(q, name)
+        first, second = Nbd("nbd.sock", "a"), Nbd("nbd.sock", "b")
+        q.send("transaction", {"actions": [sync("a", "a1"), sync("b", "b1")]})
+        for n in range(1, 2000):
+            first.write(0, n.to_bytes(512, "big"))
+            second.write(0, n.to_bytes(512, "big"))
+        assert q.answer() == {"return": {}}
+        tops = {e["id"]: e["node-name"] for e in q.cmd("query-block-exports")}
+        assert tops == {"e-a": "a1", "e-b": "b1"}, tops
+        assert int.from_bytes(first.read(0, 512), "big") == 1999
+        assert d.stop() == 0
+    last = []
+    for name in "ab":
+        run("qemu-img", "convert", "-O", "raw", name + ".qcow2", name + ".raw")
+        with open(name + ".raw", "rb") as f:
+            last.append(int.from_bytes(f.read(512), "big"))
+    assert last[0] - last[1] in (0, 1), last
+
+
+def a_transaction_that_fails_changes_nothing():
+    for name in "abo":
+        image(name + ".qcow2")
+    with Daemon(SLUICED, *nbd_server()) as d:
+        q = d.qmp()
+        for name in "ab":
+            add(q, name, name + ".qcow2")
+            export(q, name)
+        add(q, "o", "o.qcow2", backing=None)
+        before = q.cmd("x-debug-query-block-graph")
+        abort = {"type": "abort", "data": {}}
+        snapshot = {"type": "blockdev-snapshot",
+                    "data": {"node": "b", "overlay": "o"}}
+        for text, actions in (
+                ("aborted using Abort", [sync("a", "a1"), snapshot, abort]),
+                ("Cannot find", [sync("a", "a1"), sync("zz", "b1")]),
+                ("is busy", [sync("a", "a1"), sync("a", "a2")]),
+                ("already has a backing", [
+                    {"type": "blockdev-snapshot",
+                     "data": {"node": "a", "overlay": "o"}}, snapshot])):
+            refused(q, text, "transaction", actions=actions)
+            assert q.cmd("x-debug-query-block-graph") == before, text
+            assert not os.path.exists("a1.qcow2")
+        # A later action sees what the earlier ones do.
+        q.cmd("transaction", actions=[sync("a", "a1"), sync("a1", "a2"),
+                                      snapshot])
+        tops = {e["id"]: e["node-name"] for e in q.cmd("query-block-exports")}
+        assert tops == {"e-a": "a2", "e-b": "o"}, tops
+        assert nodes(q)["a2"]["backing_file_depth"] == 2
+        assert d.stop() == 0
+
+
 if __name__ == "__main__":
     main([a_snapshot_creates_its_overlay, an_existing_overlay_is_used_as_it_is,
           what_fails_leaves_no_file,
           a_header_is_rewritten_without_a_change_of_the_graph,
-          a_served_disk_changes_its_size, the_graph_shows_who_holds_what])
+          a_served_disk_changes_its_size, the_graph_shows_who_holds_what,
+          several_disks_are_snapshotted_at_one_instant,
+          a_transaction_that_fails_changes_nothing])

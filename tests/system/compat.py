@@ -207,6 +207,14 @@ COMMANDS = [
     ("query-block-exports", {}),
 ]
 
+def sync(node, overlay):
+    return {"type": "blockdev-snapshot-sync", "data": {
+        "node-name": node, "snapshot-node-name": overlay,
+        "snapshot-file": overlay + ".qcow2"}}
+
+
+ABORT = {"type": "abort", "data": {}}
+
 # What is done around the live operations, on a disk that is exported.
 SYNC = {"node-name": "a", "snapshot-file": "s.qcow2",
         "snapshot-node-name": "s"}
@@ -245,6 +253,22 @@ AROUND = [
         ("zz", "s", "x"), ("a", "s", "x"), ("s", "zz", "x"),
         ("r", "r", "x"), ("s", "r", "x"), ("r", "s", "x"),
         ("s", "s", "./top.qcow2"), ("s", "a", "./disk.qcow2"))],
+    *[("transaction", args) for args in (
+        {}, {"actions": []}, {"actions": [ABORT]},
+        {"actions": [{"type": "abort"}]},
+        {"actions": [{"type": "foo", "data": {}}]},
+        {"actions": [ABORT], "properties": {"completion-mode": "foo"}},
+        {"actions": [sync("zz", "x"), ABORT]},
+        {"actions": [sync("s", "x"), ABORT]},
+        {"actions": [sync("s", "x"), sync("s", "y")]},
+        {"actions": [sync("s", "x")],
+         "properties": {"completion-mode": "grouped"}},
+        {"actions": [sync("s", "x"), {"type": "blockdev-snapshot", "data": {
+            "node": "x", "overlay": "r"}}]},
+        {"actions": [sync("s", "x"), sync("x", "y")],
+         "properties": {"completion-mode": "individual"}},
+        {"actions": [sync("s", "z")]})],
+    ("query-block-exports", {}),
     *[("block_resize", args) for args in (
         {"size": MIB},
         {"device": "r", "size": MIB},
