@@ -11,14 +11,15 @@ import signal
 import subprocess
 import sys
 
-from harness import Daemon, Nbd, QmpError, main, nbd_server, need, run
+from harness import (Daemon, Nbd, Process, QmpError, main, nbd_server, need,
+                     run)
 
 SLUICED, SLUICE, GUEST = (os.path.abspath(p) for p in sys.argv[1:4])
 MIB = 1 << 20
 SIZE = 24 * MIB
 URI = "nbd+unix:///a?socket=nbd.sock"
 
-need("qemu-img")
+need("qemu-img", "nbdkit")
 
 
 def make_disk():
@@ -198,6 +199,37 @@ def an_unfinished_copy_is_refused():
     run("qemu-img", "compare", "top", "model")  # the disk is still the source
 
 
+def a_target_that_stops_does_not_stop_the_guest():
+    make_disk()
+    server = Process("nbdkit", "-f", "-U", "slow.sock", "memory", str(SIZE))
+    with daemon() as d:
+        qmp = d.qmp()
+        server.until(lambda: os.stat("slow.sock"), FileNotFoundError)
+        qmp.cmd("blockdev-add", driver="nbd", node_name="target",
+                server={"type": "unix", "path": "slow.sock"})
+        qmp.cmd("block-copy", job_id="j", device="top", target="target",
+                mode="mirror")
+        qmp.wait_event("BLOCK_JOB_READY")
+        with Nbd("nbd.sock", "a") as nbd:
+            nbd.write(0, b"a" * 4096)  # to both
+            server.process.send_signal(signal.SIGSTOP)
+            for i in range(200):  # the first one waits for it, a while
+                nbd.write(i * 8192, b"b" * 4096)
+            nbd.flush()
+            assert nbd.read(0, 4096) == b"b" * 4096
+            report = qmp.cmd("query-transfers")[0]
+            assert report["bytes-forwarded"] >= 4096, report
+            # It comes back, and the copy comes in step again.
+            server.process.send_signal(signal.SIGCONT)
+            qmp.cmd("job-complete", id="j")
+            end = qmp.wait_event("BLOCK_JOB_COMPLETED")
+            assert "error" not in end["data"], end
+            for i in range(200):  # from the target now
+                assert nbd.read(i * 8192, 4096) == b"b" * 4096
+        d.stop()
+    server.end()
+
+
 def what_cannot_be_is_refused():
     make_disk()
     run("qemu-img", "create", "-q", "-f", "raw", "small", str(SIZE // 2))
@@ -233,4 +265,5 @@ if __name__ == "__main__":
           mirror("qed", "write-blocking"),
           post_copy("qcow2"), post_copy("qed"), hybrid("qcow2"), hybrid("qed"),
           a_stop_leaves_a_copy_as_of_then, an_unfinished_copy_is_refused,
+          a_target_that_stops_does_not_stop_the_guest,
           what_cannot_be_is_refused])
