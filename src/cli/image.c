@@ -100,6 +100,9 @@ describe(struct node *node)
     if (node->drv->info) {
         node->drv->info(node, o);
     }
+    if (node->incomplete) {
+        json_object_set_new(o, "unfinished-copy", json_true());
+    }
     if (node->file && node->file->child->drv->info) {
         node->file->child->drv->info(node->file->child, o);
     }
@@ -129,6 +132,10 @@ print_described(const json_t *o, unsigned depth)
             printf("  %s: %s (%llu bytes)\n", sizes[i], text,
                    (unsigned long long)bytes);
         }
+    }
+    if (json_object_get(o, "unfinished-copy")) {
+        printf("  an unfinished copy: the disk is still the image that it was "
+               "copied from\n");
     }
     json_object_foreach((json_t *)(uintptr_t)data, key, v)
     {

@@ -253,6 +253,10 @@ cli_open(struct cli *cli, const char *path, const char *format,
     }
     if (node_add(cli->graph, options, &node, err)) {
         node = NULL;
+    } else if (node->incomplete && strcmp(cli->verb, "info") &&
+               claim_check(node, CLAIM_READ, "sluice", err)) {
+        node_del(cli->graph, node_name, NULL);
+        node = NULL;
     }
     json_decref(options);
     return node;

@@ -262,6 +262,11 @@ check_export(struct control *ctl, const struct args_block_export_add *args,
     if (args->writable && claim_check(*ret, CLAIM_WRITE, "export", NULL)) {
         bool busy = !(*ret)->read_only;
 
+        /* Where it may not be had at all, that is what is wrong. */
+        r = claim_check(*ret, CLAIM_READ, "export", err);
+        if (r) {
+            return r;
+        }
         r = err_set(err, -EACCES, "Cannot export read-only node as writable");
         if (busy) {
             err_hint(err, "It is used by another node, which needs that "

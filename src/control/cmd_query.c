@@ -122,6 +122,9 @@ image_info(struct node *node)
     if (node->drv->info) {
         node->drv->info(node, image);
     }
+    if (node->incomplete) {
+        json_object_set_new(image, "unfinished-copy", json_true());
+    }
     add_backing_names(node, image);
     return image;
 }

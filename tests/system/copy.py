@@ -196,6 +196,11 @@ def an_unfinished_copy_is_refused():
     code, text = run(SLUICE, "convert", "-f", "qcow2", "-O", "raw", "target",
                      "out", check=False)
     assert code and "unfinished copy" in text, (code, text)
+    for verb in (["map", "-f", "qcow2"], ["serve", "-f", "qcow2"],
+                 ["compare", "-f", "qcow2", "-F", "qcow2", "target"]):
+        code, text = run(SLUICE, *verb, "target", check=False)
+        assert code and "unfinished copy" in text, (verb, code, text)
+    assert "unfinished copy" in run(SLUICE, "info", "-f", "qcow2", "target")[1]
     run("qemu-img", "compare", "top", "model")  # the disk is still the source
 
 
