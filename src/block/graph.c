@@ -27,6 +27,7 @@ graph_new(struct loop *loop, const struct graph_options *options)
                                    ? options->chain_index_bytes
                                    : CHAIN_INDEX_BYTES;
     list_init(&graph->nodes);
+    list_init(&graph->throttle_groups);
     waitq_init(&graph->parked);
     return graph;
 }
@@ -90,6 +91,7 @@ graph_free(struct graph *graph)
     bool closed = graph_close(graph);
 
     assert(closed);
+    throttle_groups_free(graph);
     free(graph->backing_paths);
     free(graph);
 }

@@ -4,6 +4,7 @@
 #define SLUICE_BLOCK_GRAPH_INTERNAL_H
 
 #include "block/node.h"
+#include "block/throttle.h"
 
 struct graph {
     struct loop *loop;
@@ -11,6 +12,7 @@ struct graph {
     char *backing_paths;
     uint64_t chain_index_bytes;
     struct list nodes;
+    struct list throttle_groups;
     unsigned next_name;
     bool ending; /* nothing is opened any more */
     struct waitq parked;
@@ -28,6 +30,7 @@ struct root {
     bool closing;
     unsigned in_flight, waiting;
     struct waitq gate, idle;
+    struct list throttled; /* requests that wait for a throttle */
     struct grace requests;
     bool writethrough;
     bool pinned; /* stays with its node when the others move on */

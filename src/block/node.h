@@ -63,6 +63,7 @@ struct node {
     struct chain_index *index; /* of the layers from here down; made lazily */
     unsigned n_overlays;       /* edges that have it as their backing file */
     unsigned changing;         /* changes under way while others overlay it */
+    struct throttle_member *throttle; /* the driver throttle's; else NULL */
     struct list taps;     /* in firing order */
     struct grace changes; /* the requests that change it and fire taps */
     uint64_t write_gen, flushed_gen;

@@ -109,7 +109,8 @@ node_resize(struct node *node, uint64_t size, uint64_t deadline_ns,
     struct quiesce q;
     int r;
 
-    while (node->drv->is_filter && !node->drv->truncate && node->file) {
+    /* A filter that maps (raw) has a size of its own to change. */
+    while (node->drv->is_filter && !node->drv->map && node->file) {
         node = node->file->child;
     }
     if (node->drv->set_backing && size % 512) {

@@ -53,6 +53,7 @@ root_new(struct node *node, enum claim claim, const char *owner,
     waitq_init(&root->gate);
     waitq_init(&root->idle);
     grace_init(&root->requests);
+    list_init(&root->throttled);
     list_push(&node->roots, &root->link);
     *ret = root;
     return 0;
@@ -64,6 +65,7 @@ root_free(struct root *root)
     root->closing = true;
     waitq_wake_all(&root->gate);
     graph_unpark(root->graph); /* those parked here leave */
+    throttle_forget_root(root);
     while (root->in_flight || root->waiting) {
         waitq_wait(&root->idle);
     }
@@ -218,8 +220,9 @@ enter_and_run(struct root *root, struct request *rq)
     return r;
 }
 
+/* Parked and run again for as long as that takes. */
 static int
-run(struct root *root, struct request *rq)
+run_or_park(struct root *root, struct request *rq)
 {
     for (;;) {
         struct graph *graph = root->graph;
@@ -233,6 +236,23 @@ run(struct root *root, struct request *rq)
             return -ESHUTDOWN;
         }
     }
+}
+
+static int
+run(struct root *root, struct request *rq)
+{
+    struct throttle_pass pass;
+
+    if (rq->op != OP_READ && !changes(rq->op)) {
+        return run_or_park(root, rq);
+    }
+    if (!throttle_enter(root, &pass, changes(rq->op), rq->len)) {
+        return -ESHUTDOWN;
+    }
+    int r = run_or_park(root, rq);
+
+    throttle_exit(&pass);
+    return r;
 }
 
 int

@@ -149,35 +149,6 @@ control_id_ok(const char *id)
     return ok;
 }
 
-/* Threads are not for the operator to place here, but naming one works. */
-int
-control_add_object(struct control *ctl, json_t *object, struct err *err)
-{
-    struct qmp_object_options o;
-
-    decode_qmp_object_options(object, &o);
-    if (!control_id_ok(o.id)) {
-        return err_set(err, -EINVAL, "Parameter 'id' expects an identifier");
-    }
-    if (json_object_get(ctl->objects, o.id)) {
-        return err_set(err, -EEXIST,
-                       "attempt to add duplicate property '%s' to object "
-                       "(type 'container')",
-                       o.id);
-    }
-    if (o.qom_type != QMP_OBJECT_TYPE_IOTHREAD) {
-        int r = err_set(err, -ENOTSUP,
-                        "Objects of type '%s' are not supported yet",
-                        json_string_value(
-                            json_object_get(object, "qom-type")));
-
-        err_hint(err, "Only 'iothread' is, and has no effect");
-        return r;
-    }
-    json_object_set(ctl->objects, o.id, object);
-    return 0;
-}
-
 int
 cmd_quit(struct control *ctl, const struct args_quit *args, json_t **ret,
          struct err *err)

@@ -85,6 +85,9 @@ static const char help[] =
     "  --object help          list the types of objects\n"
     "  --object iothread,id=<id>\n"
     "                         accepted; threads are the daemon's own affair\n"
+    "  --object throttle-group,id=<id>[,limits.iops-total=<n>]\n"
+    "           [,limits.bps-total=<n>][,limits....]\n"
+    "                         limits that nodes of the driver throttle share\n"
     "  --pidfile <path>       write the process id there once all is ready\n"
     "\n"
     "  --backing-paths <folder>[:<folder>...]\n"
@@ -239,7 +242,8 @@ options_second_pass(struct daemon *d)
         int end = optind;
 
         if (c == OPTION_OBJECT && !strcmp(optarg, "help")) {
-            printf("List of user creatable objects:\n  iothread\n");
+            printf("List of user creatable objects:\n  iothread\n"
+                   "  throttle-group\n");
             d->status = 0;
             return false;
         }

@@ -11,6 +11,7 @@ extern const struct driver driver_raw;
 extern const struct driver driver_copy_on_read;
 extern const struct driver driver_qcow2;
 extern const struct driver driver_qed;
+extern const struct driver driver_throttle;
 extern const struct driver driver_nbd;
 extern const struct driver driver_mem;
 extern const struct driver driver_null;

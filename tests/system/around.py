@@ -292,10 +292,56 @@ def a_transaction_that_fails_changes_nothing():
         assert d.stop() == 0
 
 
+def nobody_waits_for_a_throttled_guest():
+    """Each request is paid for by more than an hour."""
+    hour = {"iops-total": 1, "iops-size": 1}
+    image("a.qcow2")
+    with Daemon(SLUICED, *nbd_server(), "--object",
+                "throttle-group,id=g,limits.iops-total=1,limits.iops-size=1"
+                ) as d:
+        q = d.qmp()
+        add(q, "a", "a.qcow2")
+        q.cmd("blockdev-add", driver="throttle", node_name="t", file="a",
+              throttle_group="g")
+        export(q, "t")
+        guest, other = Nbd("nbd.sock", "t"), Nbd("nbd.sock", "t")
+        guest.write(0, b"\1" * 4096)
+        for offset in (4096, 8192):
+            guest.send(Nbd.WRITE, offset, data=b"\2" * 4096)
+        other.flush()  # no limit for those
+        q.cmd("blockdev-snapshot-sync", node_name="a", snapshot_file="b.qcow2",
+              snapshot_node_name="b")
+        q.cmd("block_resize", node_name="t", size=8 * MIB)
+        refused(q, "in use, can not be deleted", "object-del", id="g")
+        q.cmd("qom-set", path="/objects/g", property="limits", value={
+            "iops-total": 0, "iops-size": 0})
+        guest.reply()
+        guest.reply()
+        assert guest.read(8192, 4096) == b"\2" * 4096
+        q.cmd("qom-set", path="g", property="limits", value=hour)
+        other.write(0, b"\3" * 4096)
+        for client in (guest, other):
+            client.send(Nbd.READ, 0, 4096)
+        q.cmd("block-export-del", id="e-t", mode="hard")
+        q.wait_event("BLOCK_EXPORT_DELETED", id="e-t")
+        export(q, "t")
+        q.cmd("qom-set", path="g", property="limits", value=hour)
+        guest = Nbd("nbd.sock", "t")
+        guest.write(0, b"\4" * 4096)
+        guest.send(Nbd.WRITE, 4096, data=b"\5" * 4096)
+        q.cmd("quit")
+        assert d.wait() == 0
+    # What waited at the snapshot went to the overlay, what waited at the end
+    # was never done.
+    compare("a.qcow2", {0: (1, 4096), 4096: (0, 8192)})
+    compare("b.qcow2", {0: (4, 4096), 4096: (2, 8192)})
+
+
 if __name__ == "__main__":
     main([a_snapshot_creates_its_overlay, an_existing_overlay_is_used_as_it_is,
           what_fails_leaves_no_file,
           a_header_is_rewritten_without_a_change_of_the_graph,
           a_served_disk_changes_its_size, the_graph_shows_who_holds_what,
           several_disks_are_snapshotted_at_one_instant,
-          a_transaction_that_fails_changes_nothing])
+          a_transaction_that_fails_changes_nothing,
+          nobody_waits_for_a_throttled_guest])

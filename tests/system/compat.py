@@ -43,6 +43,9 @@ BAD_COMMAND_LINES = [
     ["--object", "foo,id=1"],
     ["--object", "iothread"],
     ["--object", "iothread,id=i", "--object", "iothread,id=i"],
+    ["--object", "throttle-group,id=t,limits.iops-total=-1"],
+    ["--object", "throttle-group,id=t,limits.foo=1"],
+    ["--object", "throttle-group,id=t,limits=1"],
     ["--pidfile", "/nonexist/x"],
 ]
 
@@ -62,6 +65,15 @@ GOOD_COMMAND_LINES = [
      "null-co,node-name=n,size=1048576,read-zeroes=on",
      "--nbd-server", "addr.type=unix,addr.path=n.sock,max-connections=5",
      "--export", "nbd,id=e,node-name=n,iothread=t"],
+]
+
+GOOD_COMMAND_LINES += [
+    ["--object", "throttle-group,id=t,limits.iops-total=100,"
+     "limits.iops-total-max=200,x-bps-total=1000000",
+     "--blockdev", "null-co,node-name=n,size=1048576",
+     "--blockdev", "throttle,node-name=th,throttle-group=t,file=n",
+     "--blockdev", "throttle,node-name=t2,throttle-group=t,"
+     "file.driver=null-co,file.size=512"],
 ]
 
 # In order, in one session each; name, arguments.
@@ -213,6 +225,83 @@ def sync(node, overlay):
         "snapshot-file": overlay + ".qcow2"}}
 
 
+# Objects and limits; what qom-list lists has no order.
+LIMITS = [
+    {"iops-total": 100, "iops-read": 10},
+    {"bps-total": 100, "bps-total-max": 200, "bps-write": 0,
+     "bps-write-max": 300},
+    {"iops-total": 100, "iops-total-max": 10},
+    {"iops-total": 100, "iops-total-max-length": 10},
+    {"iops-total-max": 10},
+    {"iops-total": 100, "iops-total-max-length": 0},
+    {"iops-total": 100, "iops-total-max-length": 1 << 33},
+    {"iops-total": 100, "iops-total-max": 1 << 40,
+     "iops-total-max-length": 1 << 20},
+    {"iops-total": -1},
+    {"iops-total": 1 << 60},
+    {"iops-size": 4096},
+    {"foo": 1},
+    {"iops-total": "1"},
+    5,
+    {"iops-total": 0, "bps-read": 10, "bps-read-max": 20, "bps-write": 1,
+     "bps-read-max-length": 3, "iops-write": 7, "iops-size": 512},
+    {"bps-write": 0},
+    {},
+]
+GROUP = {"qom-type": "throttle-group"}
+
+
+def qom(path, name, *value):
+    return ("qom-set" if value else "qom-get", dict(zip(
+        ("path", "property", "value"), (path, name, *value))))
+
+
+OBJECTS = [
+    ("object-add", {"qom-type": "foo", "id": "t"}),
+    ("object-add", {"qom-type": "iothread"}),
+    ("object-add", {"qom-type": "iothread", "id": "1"}),
+    ("object-add", {"qom-type": "iothread", "id": "io"}),
+    ("object-add", {**GROUP, "id": "io"}),
+    *[("object-add", {**GROUP, "id": f"t{i}", "limits": limits})
+      for i, limits in enumerate(LIMITS)],
+    ("object-add", {**GROUP, "id": "x", "x-iops-total": 10,
+                    "x-iops-total-max": 20}),
+    ("object-add", {**GROUP, "id": "y", "x-iops-total": 10, "x-bps-total": 5,
+                    "limits": {"iops-total": 7}}),
+    ("object-add", {**GROUP, "id": "z", "x-iops-total": -1}),
+    ("object-add", {**GROUP, "id": "g"}),
+    *[("qom-list", {"path": path}) for path in (
+        "/objects", "/objects/g", "objects/g", "g", "/nope", "nope",
+        "/objects/nope", "/objects/g/x")],
+    *[qom(path, "limits") for path in (
+        "/objects/x", "y", "/objects/t14", "/objects/t16", "/objects/io",
+        "/objects/nope", "/objects", "/")],
+    *[qom("/objects/y", name) for name in (
+        "type", "x-iops-total", "x-foo", "foo")],
+    qom("/objects", "y"), qom("/objects", "type"), qom("/", "type"),
+    *[qom("/objects/g", "limits", limits) for limits in LIMITS],
+    qom("/objects/g", "limits"),
+    qom("/objects/g", "x-iops-total", 1), qom("/objects/g", "foo", 1),
+    qom("/objects/nope", "limits", {}), qom("/objects/g", "type", "x"),
+    ("blockdev-add", {**N, "node-name": "n"}),
+    ("blockdev-add", {"driver": "throttle", "node-name": "t", "file": "n"}),
+    ("blockdev-add", {"driver": "throttle", "node-name": "t", "file": "n",
+                      "throttle-group": "nope"}),
+    ("blockdev-add", {"driver": "throttle", "node-name": "t", "file": "n",
+                      "throttle-group": "io"}),
+    ("blockdev-add", {"driver": "throttle", "node-name": "t",
+                      "throttle-group": "x"}),
+    ("blockdev-add", {"driver": "throttle", "node-name": "t", "file": "n",
+                      "throttle-group": "x"}),
+    ("object-del", {"id": "x"}),
+    ("object-del", {"id": "nope"}),
+    ("object-del", {"id": "io"}),
+    ("object-del", {"id": "io"}),
+    ("blockdev-del", {"node-name": "t"}),
+    ("object-del", {"id": "x"}),
+    ("qom-list", {"path": "/objects"}),
+]
+
 ABORT = {"type": "abort", "data": {}}
 
 # What is done around the live operations, on a disk that is exported.
@@ -348,7 +437,10 @@ def converse(program, commands):
             if name == "@wait":
                 q.wait_event("JOB_STATUS_CHANGE", status=args)
             else:
-                answers.append((name, str(args)[:100], q.raw(name, args)))
+                answer = q.raw(name, args)
+                if name == "qom-list" and "return" in answer:
+                    answer["return"].sort(key=lambda p: p["name"])
+                answers.append((name, str(args)[:100], answer))
         answers.append([e["event"] for e in q.events])
     return answers
 
@@ -392,11 +484,15 @@ def errors_are_qemus():
     compare(COMMANDS)
 
 
+def objects_are_qemus():
+    compare(OBJECTS)
+
+
 def errors_around_live_operations_are_qemus():
     compare(AROUND)
 
 
 if __name__ == "__main__":
     main([bad_command_lines_fail_alike, good_command_lines_work_in_both,
-          errors_are_qemus, errors_around_live_operations_are_qemus,
+          errors_are_qemus, objects_are_qemus, errors_around_live_operations_are_qemus,
           the_graph_is_qemus])
