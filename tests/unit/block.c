@@ -8,6 +8,7 @@
 
 #include "base/bytes.h"
 #include "block/edit.h"
+#include "block/resize.h"
 #include "drivers/drivers.h"
 #include "run/file.h"
 #include "run/sim/sim.h"
@@ -603,6 +604,75 @@ copy_on_read_brings_up_what_is_read(void)
     in_world(copy_on_read);
 }
 
+/* Writers all over a disk that shrinks to its half and grows again. */
+struct writers {
+    struct root *root;
+    unsigned running, late;
+    uint64_t rng;
+};
+
+static void
+writer_main(void *arg)
+{
+    struct writers *w = arg;
+    unsigned char buf[4096] = {7};
+    struct iovec iov = {buf, sizeof(buf)};
+
+    for (int i = 0; i < 500; i++) {
+        uint64_t off = sim_random(&w->rng) % 256 * 4096;
+        int r = root_write(w->root, off, sg_one(&iov), 0);
+
+        CHECK(!r || r == -EINVAL);
+        w->late += r == -EINVAL;
+    }
+    w->running--;
+}
+
+static void
+shrinking(struct graph *graph)
+{
+    struct writers w = {.running = 16};
+    json_t *o = json_pack("{s:s, s:i}", "filename", "f", "size", 1 << 20);
+
+    CHECK_INT(driver_file.create(graph, o, NULL), 0);
+    json_decref(o);
+    struct node *node =
+        add(graph, "{\"driver\":\"raw\",\"node-name\":\"r\",\"file\":"
+                   "{\"driver\":\"file\",\"filename\":\"f\"}}");
+
+    CHECK_INT(root_new(node, CLAIM_WRITE, "x", &w.root, NULL), 0);
+    for (unsigned i = 0; i < 16; i++) {
+        coro_start(graph_loop(graph), writer_main, &w);
+    }
+    for (int i = 0; i < 5; i++) {
+        coro_sleep(NS_PER_MS);
+        CHECK_INT(node_resize(node, 1 << 19, NEVER, NULL), 0);
+        CHECK_INT(node->size, 1 << 19);
+        CHECK_INT(node->file->child->size, 1 << 19);
+        coro_sleep(NS_PER_MS);
+        CHECK_INT(node->file->child->size, 1 << 19);
+        CHECK(w.running && root_size(w.root) == 1 << 19);
+        CHECK_INT(node_resize(node, 1 << 20, NEVER, NULL), 0);
+    }
+    while (w.running) {
+        coro_sleep(NS_PER_MS);
+    }
+    CHECK(w.late);
+    /* Not where somebody needs that nobody writes. */
+    struct root *stable;
+
+    root_free(w.root);
+    CHECK_INT(root_new(node, CLAIM_STABLE, "y", &stable, NULL), 0);
+    CHECK_INT(node_resize(node, 1 << 19, NEVER, NULL), -EBUSY);
+    root_free(stable);
+}
+
+static void
+a_disk_shrinks_under_its_guests_writes(void)
+{
+    in_world(shrinking);
+}
+
 int
 main(void)
 {
@@ -626,5 +696,7 @@ main(void)
             a_disk_that_ends_within_a_block_does_not_grow);
     tap_run("copy-on-read brings up what is read",
             copy_on_read_brings_up_what_is_read);
+    tap_run("a disk shrinks under its guest's writes",
+            a_disk_shrinks_under_its_guests_writes);
     return tap_done();
 }
