@@ -235,7 +235,9 @@ check_iothread(struct control *ctl, json_t *iothread, struct err *err)
                                              : iothread;
         const char *text = json_string_value(id);
 
-        if (!json_object_get(ctl->objects, text)) {
+        json_t *object = json_object_get(ctl->objects, text);
+
+        if (!object || strcmp(opt_str(object, "qom-type"), "iothread")) {
             return err_set(err, -ENOENT, "iothread \"%s\" not found", text);
         }
     }

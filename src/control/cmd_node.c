@@ -76,6 +76,9 @@ set_backing(struct node *image, const char *filename, struct err *err)
     if (image->read_only) {
         return err_set(err, -EROFS, "Node '%s' is read-only", image->name);
     }
+    if (!*filename) {
+        return image->drv->set_backing(image, NULL, NULL, err);
+    }
     return image->drv->set_backing(
         image, filename, control_image_format(image->backing->child), err);
 }

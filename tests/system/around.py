@@ -125,6 +125,7 @@ def a_header_is_rewritten_without_a_change_of_the_graph():
     image("sub/base.raw", kind="raw")
     image("a.qcow2", "-b", "base.qcow2", "-F", "qcow2")
     image("b.qed", "-b", "base.qcow2", "-F", "qcow2", kind="qed")
+    image("c.qcow2", "-b", "base.qcow2", "-F", "qcow2")
     with Daemon(SLUICED, *nbd_server()) as d:
         q = d.qmp()
         add(q, "base", "base.qcow2")
@@ -132,12 +133,15 @@ def a_header_is_rewritten_without_a_change_of_the_graph():
             "driver": "raw", "node-name": "under",
             "file": {"driver": "file", "filename": "sub/base.raw"}})
         add(q, "b", "b.qed", driver="qed", backing="base")
+        add(q, "c", "c.qcow2", backing="base")
         export(q, "a")
         before = nodes(q)["a"]["children"]
         q.cmd("change-backing-file", device="a", image_node_name="a",
               backing_file="sub/base.raw")
         q.cmd("change-backing-file", device="b", image_node_name="b",
               backing_file="./base.qcow2")
+        q.cmd("change-backing-file", device="c", image_node_name="c",
+              backing_file="")
         assert nodes(q)["a"]["children"] == before
         assert nodes(q)["a"]["backing_file"] == "sub/base.raw"
         refused(q, "not allowing backing file change", "change-backing-file",
@@ -151,6 +155,7 @@ def a_header_is_rewritten_without_a_change_of_the_graph():
     # The format that is stated is the one that is open below.
     assert info("a.qcow2")["backing-filename"] == "sub/base.raw"
     assert info("a.qcow2")["backing-filename-format"] == "raw"
+    assert "backing-filename" not in info("c.qcow2")
     assert info("b.qed")["backing-filename"] == "./base.qcow2"
     run("qemu-img", "check", "-q", "a.qcow2")
 

@@ -293,6 +293,10 @@ OBJECTS = [
                       "throttle-group": "x"}),
     ("blockdev-add", {"driver": "throttle", "node-name": "t", "file": "n",
                       "throttle-group": "x"}),
+    ("nbd-server-start", {"addr": {"type": "unix", "data": {
+        "path": "n.sock"}}}),
+    ("block-export-add", {"type": "nbd", "id": "e", "node-name": "t",
+                          "iothread": "x"}),
     ("object-del", {"id": "x"}),
     ("object-del", {"id": "nope"}),
     ("object-del", {"id": "io"}),

@@ -101,6 +101,14 @@ def every_answer_and_event_fits():
         ask("nbd-server-start", addr={"type": "unix",
                                       "data": {"path": "nbd.sock"}})
         ask("block-export-add", type="nbd", id="e", node_name="top")
+        ask("object-add", qom_type="throttle-group", id="g",
+            limits={"iops-total": 10000})
+        assert ask("qom-list", path="/objects")
+        assert ask("qom-list", path="/objects/g")
+        assert ask("qom-get", path="/objects/g", property="limits")
+        ask("qom-set", path="/objects/g", property="limits",
+            value={"iops-total": 0})
+        ask("object-del", id="g")
         ask("block-stream", device="top", job_id="j", auto_finalize=False,
             auto_dismiss=False)
         q.wait_event("BLOCK_JOB_PENDING")
