@@ -64,9 +64,11 @@ enum claim {
     CLAIM_NONE,   /* says nothing */
     CLAIM_READ,   /* reads; others may write */
     CLAIM_STABLE, /* reads; nobody may write */
+    CLAIM_FILL,   /* writes what it reads as already: nobody sees that */
     CLAIM_WRITE,  /* reads and writes; others may, too */
     CLAIM_ALONE,  /* reads and writes; nobody else may write */
     CLAIM_TARGET, /* as alone; all that may have an unfinished image */
+    CLAIM_SINK,   /* writes what the one layer above hides; no other reads */
 };
 
 /*
@@ -82,7 +84,10 @@ void root_free(struct root *root);
 /* It stays with its node in a pivot: a job's hold, not a disk's.  No yield. */
 void root_pin(struct root *root);
 
-/* A transfer's claim becomes another, unchecked.  Does not yield. */
+/*
+ * A transfer's claim becomes another, unchecked: for the callback of a graph
+ * edit, which checks.  Does not yield.
+ */
 void root_set_claim(struct root *root, enum claim claim);
 
 /*

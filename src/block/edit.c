@@ -87,9 +87,8 @@ do_replace(struct node *node, struct node *to, struct done *done)
         done->roots = xrealloc(done->roots, (done->n_roots + 1) *
                                                 sizeof(*done->roots));
         done->roots[done->n_roots++] = root;
-        list_remove(it);
-        root->node = node_ref(to);
-        list_push(&to->roots, it);
+        root_unlink(root);
+        root_link(root, node_ref(to));
     }
     /* The references to @node are dropped once nothing can be undone. */
 }
@@ -104,9 +103,8 @@ undo_replace(struct node *node, struct node *to, struct done *done)
         to->refs--; /* the caller of graph_edit() holds one more */
     }
     for (unsigned i = 0; i < done->n_roots; i++) {
-        list_remove(&done->roots[i]->link);
-        done->roots[i]->node = node;
-        list_push(&node->roots, &done->roots[i]->link);
+        root_unlink(done->roots[i]);
+        root_link(done->roots[i], node);
         to->refs--;
     }
 }
@@ -115,17 +113,22 @@ undo_replace(struct node *node, struct node *to, struct done *done)
 
 /* The claims on a node, so that each meets every other one. */
 struct claims {
-    unsigned n[CLAIM_TARGET + 1];
+    unsigned n[CLAIM_SINK + 1];
+    unsigned overlays; /* of these, backing edges of images in use */
 };
 
 static bool
 claims_are_at_odds(const struct claims *c)
 {
+    bool sunk_from_one = c->n[CLAIM_SINK] == 1 && c->overlays == 1 &&
+                         c->n[CLAIM_STABLE] == 1;
+
     for (unsigned a = 0; a < ARRAY_LEN(c->n); a++) {
         for (unsigned b = a; b < ARRAY_LEN(c->n); b++) {
             bool both = a == b ? c->n[a] > 1 : c->n[a] && c->n[b];
 
-            if (both && claims_clash(a, b)) {
+            if (both && claims_clash(a, b) &&
+                !(sunk_from_one && a == CLAIM_STABLE && b == CLAIM_SINK)) {
                 return true;
             }
         }
@@ -140,7 +143,11 @@ check_claims(struct node *node, struct err *err)
 
     list_for_each(it, &node->parents)
     {
-        c.n[container_of(it, struct edge, link)->claim]++;
+        const struct edge *e = container_of(it, struct edge, link);
+        enum claim claim = edge_claim(e);
+
+        c.n[claim]++;
+        c.overlays += claim != CLAIM_NONE && e->role == EDGE_BACKING;
     }
     list_for_each(it, &node->roots)
     {
@@ -155,6 +162,56 @@ check_claims(struct node *node, struct err *err)
                        "Node '%s' would be written to while another node "
                        "needs that nobody writes to it",
                        node->name);
+    }
+    return 0;
+}
+
+/* What is used anew reaches down to the end of the chain. */
+static int
+check_chain(struct node *top, struct err *err)
+{
+    int r = 0;
+
+    for (struct node *n = top; n && !r;
+         n = n->backing ? n->backing->child : NULL) {
+        r = check_claims(n, err);
+    }
+    return r;
+}
+
+/* An edge that is to be moved, or NULL where it may be. */
+static const struct edge *
+find_frozen(const struct edit *e)
+{
+    const struct edge *own = e->node->backing;
+
+    if (e->kind == EDIT_BACKING) {
+        return own && own->frozen ? own : NULL;
+    }
+    list_for_each(it, &e->node->parents)
+    {
+        const struct edge *edge = container_of(it, struct edge, link);
+
+        if (e->kind == EDIT_REPLACE && edge->frozen && edge->parent != e->to) {
+            return edge;
+        }
+    }
+    return NULL;
+}
+
+static int
+check_frozen(const struct edit *edits, unsigned n, struct err *err)
+{
+    for (unsigned i = 0; i < n; i++) {
+        const struct edge *edge = find_frozen(&edits[i]);
+
+        if (edge) {
+            return err_set(err, -EBUSY,
+                           "Node '%s' is busy: %s needs that its backing "
+                           "file stays '%s'",
+                           edge->parent->name, edge->frozen,
+                           edge->child->name);
+        }
     }
     return 0;
 }
@@ -175,9 +232,9 @@ undo(const struct edit *edits, unsigned n, struct done *done)
 static int
 swap(const struct edit *edits, unsigned n, struct done *done, struct err *err)
 {
-    int r = 0;
+    int r = check_frozen(edits, n, err);
 
-    for (unsigned i = 0; i < n; i++) {
+    for (unsigned i = 0; i < n && !r; i++) {
         if (edits[i].kind == EDIT_REPLACE) {
             do_replace(edits[i].node, edits[i].to, &done[i]);
         } else if (edits[i].to && chain_contains(edits[i].to, edits[i].node)) {
@@ -191,8 +248,11 @@ swap(const struct edit *edits, unsigned n, struct done *done, struct err *err)
             do_backing(edits[i].node, edits[i].to, &done[i]);
         }
     }
+    if (r) {
+        return r;
+    }
     for (unsigned i = 0; i < n && !r; i++) {
-        r = edits[i].to ? check_claims(edits[i].to, err) : 0;
+        r = edits[i].to ? check_chain(edits[i].to, err) : 0;
     }
     if (r) {
         undo(edits, n, done);

@@ -40,7 +40,7 @@ is_written(const struct node *node)
     {
         const struct edge *e = container_of(it, struct edge, link);
 
-        if (claim_writes(e->claim)) {
+        if (claim_writes(edge_claim(e))) {
             return true;
         }
     }
@@ -298,12 +298,22 @@ chain_contains(const struct node *top, const struct node *node)
     return top != NULL;
 }
 
+struct node *
+chain_bottom(struct node *top)
+{
+    while (top->backing) {
+        top = top->backing->child;
+    }
+    return top;
+}
+
 /* Claims and edges. */
 
 bool
 claim_writes(enum claim c)
 {
-    return c == CLAIM_WRITE || c == CLAIM_ALONE || c == CLAIM_TARGET;
+    return c == CLAIM_WRITE || c == CLAIM_ALONE || c == CLAIM_TARGET ||
+           c == CLAIM_SINK;
 }
 
 static bool
@@ -312,11 +322,90 @@ claim_excludes(enum claim c)
     return c == CLAIM_STABLE || c == CLAIM_ALONE || c == CLAIM_TARGET;
 }
 
+/* Who fills relies on what lies there until it holds the range itself. */
+static bool
+fill_clashes(enum claim other)
+{
+    return other == CLAIM_FILL || other == CLAIM_ALONE ||
+           other == CLAIM_TARGET;
+}
+
 bool
 claims_clash(enum claim a, enum claim b)
 {
+    if (a == CLAIM_SINK || b == CLAIM_SINK) {
+        return a != CLAIM_NONE && b != CLAIM_NONE;
+    }
     return (claim_writes(a) && claim_excludes(b)) ||
-           (claim_writes(b) && claim_excludes(a));
+           (claim_writes(b) && claim_excludes(a)) ||
+           (a == CLAIM_FILL && fill_clashes(b)) ||
+           (b == CLAIM_FILL && fill_clashes(a));
+}
+
+enum claim
+edge_claim(const struct edge *edge)
+{
+    return edge->role == EDGE_BACKING && !edge->parent->users ? CLAIM_NONE
+                                                              : edge->claim;
+}
+
+/* A target is no disk yet: what it reads through is nobody's concern. */
+static bool
+claim_uses(enum claim c)
+{
+    return c != CLAIM_NONE && c != CLAIM_TARGET;
+}
+
+/* Filters nest by their options; backing files by what images say. */
+static void
+use(struct node *node)
+{
+    while (node && node->users++ == 0) {
+        if (node->file) {
+            use(node->file->child);
+        }
+        node = node->backing ? node->backing->child : NULL;
+    }
+}
+
+static void
+unuse(struct node *node)
+{
+    while (node && --node->users == 0) {
+        if (node->file) {
+            unuse(node->file->child);
+        }
+        node = node->backing ? node->backing->child : NULL;
+    }
+}
+
+void
+root_link(struct root *root, struct node *node)
+{
+    root->node = node;
+    list_push(&node->roots, &root->link);
+    if (claim_uses(root->claim)) {
+        use(node);
+    }
+}
+
+void
+root_unlink(struct root *root)
+{
+    list_remove(&root->link);
+    if (claim_uses(root->claim)) {
+        unuse(root->node);
+    }
+}
+
+void
+root_set_claim(struct root *root, enum claim claim)
+{
+    struct node *node = root->node;
+
+    root_unlink(root);
+    root->claim = claim;
+    root_link(root, node);
 }
 
 /* The first unfinished copy from @top down; NULL where there is none. */
@@ -329,49 +418,58 @@ find_unfinished(const struct node *top)
     return top;
 }
 
+static const char *
+what_a_holder_does(enum claim held)
+{
+    switch (held) {
+    case CLAIM_NONE:
+    case CLAIM_READ:
+        return "reads";
+    case CLAIM_STABLE:
+        return "needs that nobody writes to";
+    case CLAIM_FILL:
+    case CLAIM_WRITE:
+    case CLAIM_ALONE:
+    case CLAIM_TARGET:
+    case CLAIM_SINK:
+        break;
+    }
+    return "writes to";
+}
+
 static int
 claim_refused(struct node *node, enum claim held, const char *owner,
               const char *holder, struct err *err)
 {
     int r = err_set(err, -EBUSY, "Node '%s' is busy: %s %s it", node->name,
-                    holder,
-                    held == CLAIM_STABLE ? "needs that nobody writes to"
-                                         : "writes to");
+                    holder, what_a_holder_does(held));
 
     err_hint(err, "%s cannot have it before that ends", owner);
     return r;
 }
 
+/* Does anybody hold @node in a way that @claim cannot be beside? */
 int
-claim_check(struct node *node, enum claim claim, const char *owner,
-            struct err *err)
+claim_check_holders(struct node *node, enum claim claim, const char *owner,
+                    struct err *err)
 {
-    const struct node *unfinished =
-        claim == CLAIM_NONE || claim == CLAIM_TARGET ? NULL
-                                                     : find_unfinished(node);
+    unsigned overlays = 0;
 
-    if (claim_writes(claim) && node->read_only) {
-        return err_set(err, -EACCES, "Block node is read-only");
-    }
-    if (unfinished) {
-        int r = err_set(err, -EUCLEAN, "Image '%s' is an unfinished copy",
-                        unfinished->filename ? unfinished->filename
-                                             : unfinished->name);
-
-        err_hint(err, "the disk is still the image that it was copied from; "
-                      "copy again onto this one, or delete it");
-        return r;
-    }
     list_for_each(it, &node->parents)
     {
         struct edge *e = container_of(it, struct edge, link);
+        enum claim held = edge_claim(e);
 
-        if (claims_clash(claim, e->claim)) {
+        if (claim == CLAIM_SINK && e->role == EDGE_BACKING &&
+            held != CLAIM_NONE && !overlays++) {
+            continue;
+        }
+        if (claims_clash(claim, held)) {
             auto_free char *holder =
                 xasprintf("node '%s', as its %s,", e->parent->name,
                           e->role == EDGE_DATA ? "file" : "backing file");
 
-            return claim_refused(node, e->claim, owner, holder, err);
+            return claim_refused(node, held, owner, holder, err);
         }
     }
     list_for_each(it, &node->roots)
@@ -385,10 +483,56 @@ claim_check(struct node *node, enum claim claim, const char *owner,
     return 0;
 }
 
+/* What begins to be used where @node does: the layers that nobody uses yet. */
+static int
+check_below(struct node *node, const char *owner, struct err *err)
+{
+    int r = 0;
+
+    while (!r && !node->users && (node->backing || node->file)) {
+        if (node->file) {
+            r = check_below(node->file->child, owner, err);
+        }
+        if (!node->backing) {
+            break;
+        }
+        node = node->backing->child;
+        r = r ? r : claim_check_holders(node, CLAIM_STABLE, owner, err);
+    }
+    return r;
+}
+
+int
+claim_check(struct node *node, enum claim claim, const char *owner,
+            struct err *err)
+{
+    const struct node *unfinished =
+        claim_uses(claim) ? find_unfinished(node) : NULL;
+
+    if (claim_writes(claim) && claim != CLAIM_SINK && node->read_only) {
+        return err_set(err, -EACCES, "Block node is read-only");
+    }
+    if (unfinished) {
+        int r = err_set(err, -EUCLEAN, "Image '%s' is an unfinished copy",
+                        unfinished->filename ? unfinished->filename
+                                             : unfinished->name);
+
+        err_hint(err, "the disk is still the image that it was copied from; "
+                      "copy again onto this one, or delete it");
+        return r;
+    }
+    int r = claim_check_holders(node, claim, owner, err);
+
+    return r || !claim_uses(claim) ? r : check_below(node, owner, err);
+}
+
 void
 edge_link(struct edge *edge)
 {
     list_push(&edge->child->parents, &edge->link);
+    if (edge->parent->users) {
+        use(edge->child);
+    }
     if (edge->role == EDGE_BACKING) {
         edge->child->n_overlays++;
         chain_index_drop(edge->parent);
@@ -402,14 +546,33 @@ edge_unlink(struct edge *edge)
         edge->child->n_overlays--;
         chain_index_drop(edge->child); /* and with it all that is above */
     }
+    if (edge->parent->users) {
+        unuse(edge->child);
+    }
     list_remove(&edge->link);
+}
+
+/* A backing file that nobody reads through may be anybody's. */
+static int
+check_edge(struct node *parent, struct node *child, enum edge_role role,
+           enum claim claim, struct err *err)
+{
+    if (role == EDGE_BACKING && !parent->users) {
+        return 0;
+    }
+    int r = claim_check_holders(child, claim, parent->name, err);
+
+    if (!r && role == EDGE_DATA && claim_writes(claim) && child->read_only) {
+        r = err_set(err, -EACCES, "Block node is read-only");
+    }
+    return r || !parent->users ? r : check_below(child, parent->name, err);
 }
 
 int
 edge_new(struct node *parent, struct node *child, enum edge_role role,
          enum claim claim, struct edge **ret, struct err *err)
 {
-    int r = claim_check(child, claim, parent->name, err);
+    int r = check_edge(parent, child, role, claim, err);
 
     if (r) {
         return r;
@@ -423,6 +586,38 @@ edge_new(struct node *parent, struct node *child, enum edge_role role,
     edge_link(edge);
     *ret = edge;
     return 0;
+}
+
+int
+chain_freeze(struct node *top, struct node *bottom, const char *owner,
+             struct err *err)
+{
+    for (struct node *n = top; n != bottom && n->backing;
+         n = n->backing->child) {
+        const char *frozen = n->backing->frozen;
+
+        if (frozen && frozen != owner) {
+            chain_thaw(top, owner);
+            int r = err_set(err, -EBUSY,
+                            "Node '%s' is busy: %s needs that its backing "
+                            "file stays '%s'",
+                            n->name, frozen, n->backing->child->name);
+
+            err_hint(err, "%s cannot have it before that ends", owner);
+            return r;
+        }
+        n->backing->frozen = owner;
+    }
+    return 0;
+}
+
+void
+chain_thaw(struct node *top, const char *owner)
+{
+    for (struct edge *e = top->backing; e && e->frozen == owner;
+         e = e->child->backing) {
+        e->frozen = NULL;
+    }
 }
 
 void

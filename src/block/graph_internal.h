@@ -44,10 +44,21 @@ struct root {
  */
 void edge_link(struct edge *edge);
 void edge_unlink(struct edge *edge);
-/* Whether the holder of such a claim writes. */
+/* The same for a root and its node. */
+void root_link(struct root *root, struct node *node);
+void root_unlink(struct root *root);
+/* Whether the holder of such a claim changes what others read. */
 bool claim_writes(enum claim c);
-/* Whether two parents of a node cannot both have what they claim. */
+/*
+ * Whether two parents of a node cannot both have what they claim.  A sink and
+ * the one backing edge above it can, which the caller looks after.
+ */
 bool claims_clash(enum claim a, enum claim b);
+/* What a node claims of its file. */
+enum claim file_claim(const struct node *node, bool read_only);
+/* As claim_check(), of holders alone. */
+int claim_check_holders(struct node *node, enum claim claim, const char *owner,
+                        struct err *err);
 /* Also true for a node that is being opened or closed. */
 bool graph_name_taken(struct graph *graph, const char *name);
 /* For block/open.c: a node without a driver's state, with its reference. */

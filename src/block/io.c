@@ -410,6 +410,9 @@ static int
 change_end(struct change *c, int r, unsigned flags)
 {
     c->node->write_gen++;
+    if (!c->quiet) {
+        c->node->users_gen = c->node->write_gen;
+    }
     if (!c->below && c->node->n_overlays) {
         /* It became a layer while this was under way. */
         c->below = true;
@@ -693,7 +696,8 @@ flush_layer(struct node *node)
 
 /*
  * A layer below may still have what was written before a snapshot put this
- * node on top of it, and rule 2 speaks of every file that holds a part.
+ * node on top of it, and rule 2 speaks of every file that holds a part.  What
+ * a transfer writes below is also in the layers above it until it is durable.
  */
 int
 node_flush(struct node *node)
@@ -706,7 +710,7 @@ node_flush(struct node *node)
 
     for (struct node *n = node; !r && n->backing;) {
         n = n->backing->child;
-        if (n->write_gen != n->flushed_gen) {
+        if (n->users_gen > n->flushed_gen) {
             r = flush_layer(n);
         }
     }

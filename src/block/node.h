@@ -27,7 +27,8 @@ struct edge {
     struct node *parent, *child;
     enum edge_role role;
     enum claim claim;
-    struct list link; /* child->parents */
+    const char *frozen; /* who needs that it stays where it is; NULL: nobody */
+    struct list link;   /* child->parents */
 };
 
 /* The backing file as an image's header states it. */
@@ -62,11 +63,17 @@ struct node {
     struct grace lookups; /* reads that looked up where data is */
     struct chain_index *index; /* of the layers from here down; made lazily */
     unsigned n_overlays;       /* edges that have it as their backing file */
+    /*
+     * Roots that use it, and edges of parents that somebody uses.  An overlay
+     * that nobody uses needs nothing of its backing file.
+     */
+    unsigned users;
     unsigned changing;         /* changes under way while others overlay it */
     struct throttle_member *throttle; /* the driver throttle's; else NULL */
     struct list taps;     /* in firing order */
     struct grace changes; /* the requests that change it and fire taps */
-    uint64_t write_gen, flushed_gen;
+    /* Counts changes: all, those of its users, those that are durable. */
+    uint64_t write_gen, users_gen, flushed_gen;
 
     struct graph *graph;
     struct list link; /* graph's nodes */
@@ -204,6 +211,12 @@ struct driver {
      */
     int (*set_incomplete)(struct node *node, bool incomplete,
                           struct err *err);
+    /*
+     * Becomes writable, or read-only, under its readers; nobody writes, and
+     * node->read_only is true.  Its file is writable already, or still is.
+     * NULL: nothing is to be done.
+     */
+    int (*reopen)(struct node *node, bool read_only, struct err *err);
     int (*check)(struct node *node, unsigned fix, struct check_report *report,
                  struct err *err);
     /*
@@ -309,6 +322,8 @@ int node_open_file(struct node *node, json_t *options, struct err *err);
 void chain_let_go(struct node *top);
 /* Is @node in the chain from @top down?  Does not yield. */
 bool chain_contains(const struct node *top, const struct node *node);
+/* The last layer of the chain from @top down.  Does not yield. */
+struct node *chain_bottom(struct node *top);
 /*
  * @backing as the header of the image @path should name it: by its last part
  * where both lie in one folder, else absolutely.  The caller frees it.
@@ -322,9 +337,28 @@ void node_unref(struct node *node);       /* the last one closes */
 int edge_new(struct node *parent, struct node *child, enum edge_role role,
              enum claim claim, struct edge **ret, struct err *err);
 void edge_free(struct edge *edge); /* yields where it closes the child */
+/*
+ * From @top down to, without the one below it, @bottom (NULL: to the end), no
+ * edge may be edited before the thaw: for a job that reckons with them.
+ * -EBUSY, with the holder named, where one is frozen already.  @owner is
+ * borrowed.  No yield.
+ */
+int chain_freeze(struct node *top, struct node *bottom, const char *owner,
+                 struct err *err);
+/* Takes back what @owner froze from @top down. */
+void chain_thaw(struct node *top, const char *owner);
+/* What an edge claims as things are: nothing where nobody uses its parent. */
+enum claim edge_claim(const struct edge *edge);
 /* 0, or -EBUSY with the holder named, where @claim on @node is refused. */
 int claim_check(struct node *node, enum claim claim, const char *owner,
                 struct err *err);
+
+/*
+ * Makes @node writable, or read-only, and the files below it that were opened
+ * for it, while others go on to read (block/reopen.c).  -EBUSY where a claim
+ * or another program stands against it.
+ */
+int node_reopen(struct node *node, bool read_only, struct err *err);
 
 /* Members of options, for drivers; each removes what it returns. */
 const char *opt_str(json_t *options, const char *key);

@@ -190,10 +190,10 @@ find_by_name(struct graph *graph, const char *name, struct node **ret,
 static int open_chain(struct node *top, struct err *err);
 
 /* Two formats that write to one file would destroy it. */
-static enum claim
-file_claim(const struct node *node)
+enum claim
+file_claim(const struct node *node, bool read_only)
 {
-    if (node->read_only) {
+    if (read_only) {
         return CLAIM_STABLE;
     }
     return node->drv->is_filter ? CLAIM_WRITE : CLAIM_ALONE;
@@ -235,7 +235,8 @@ node_open_file(struct node *node, json_t *options, struct err *err)
         }
     }
     if (!r) {
-        r = edge_new(node, child, EDGE_DATA, file_claim(node), &node->file,
+        r = edge_new(node, child, EDGE_DATA, file_claim(node, node->read_only),
+                     &node->file,
                      err);
     }
     if (!r && child->filename && !node->filename) {

@@ -46,7 +46,6 @@ root_new(struct node *node, enum claim claim, const char *owner,
     }
     struct root *root = xzalloc(sizeof(*root));
 
-    root->node = node_ref(node);
     root->graph = node->graph;
     root->claim = claim;
     root->owner = xstrdup(owner);
@@ -54,7 +53,7 @@ root_new(struct node *node, enum claim claim, const char *owner,
     waitq_init(&root->idle);
     grace_init(&root->requests);
     list_init(&root->throttled);
-    list_push(&node->roots, &root->link);
+    root_link(root, node_ref(node));
     *ret = root;
     return 0;
 }
@@ -69,7 +68,7 @@ root_free(struct root *root)
     while (root->in_flight || root->waiting) {
         waitq_wait(&root->idle);
     }
-    list_remove(&root->link);
+    root_unlink(root);
     node_unref(root->node);
     free(root->owner);
     free(root);
@@ -311,12 +310,6 @@ root_populate(struct root *root, uint64_t off, uint64_t len)
     }
     return run(root,
                &(struct request){.op = OP_POPULATE, .off = off, .len = len});
-}
-
-void
-root_set_claim(struct root *root, enum claim claim)
-{
-    root->claim = claim;
 }
 
 struct grace *

@@ -35,7 +35,11 @@ enum {
 #define LOCK_WAIT_NS (30 * NS_PER_MS)
 
 struct file_state {
-    struct file *f;
+    struct file *f;      /* for I/O */
+    struct file *locked; /* holds the locks: the one that was opened first */
+    bool was_writable;   /* f is open for writing */
+    bool locks;          /* wanted */
+    bool shares;         /* force-share: others may write */
     /*
      * The extent of data that was found last.  SEEK_HOLE costs time by the
      * page on tmpfs, and whoever walks a file asks for it in pieces.  Data
@@ -92,27 +96,49 @@ try_lock(struct file *f, bool write, unsigned *ret_perm, bool *ret_shared)
  * kernel has torn down its io_uring; a restart at once must not fail for that.
  */
 static int
-take_locks(struct file *f, bool write, unsigned *ret_perm, bool *ret_shared)
+take_locks(struct file *f, bool write, void (*unlock)(struct file *f),
+           unsigned *ret_perm, bool *ret_shared)
 {
     unsigned tries = 0;
     int r;
 
-    while ((r = try_lock(f, write, ret_perm, ret_shared)) == -EAGAIN &&
-           tries++ < LOCK_TRIES) {
-        file_lock(f, LOCK_USED, LOCK_SPAN, FILE_UNLOCK);
+    while ((r = try_lock(f, write, ret_perm, ret_shared)) == -EAGAIN) {
+        unlock(f);
+        if (tries++ == LOCK_TRIES) {
+            break;
+        }
         coro_sleep(LOCK_WAIT_NS);
     }
     return r;
 }
 
+static void
+unlock_all(struct file *f)
+{
+    file_lock(f, LOCK_USED, LOCK_SPAN, FILE_UNLOCK);
+}
+
+/* What only a writer holds. */
+static void
+unlock_write(struct file *f)
+{
+    for (unsigned p = 0; p < PERM_BITS; p++) {
+        if ((PERM_WRITE | PERM_RESIZE) & 1u << p) {
+            file_lock(f, LOCK_USED + p, 1, FILE_UNLOCK);
+        }
+    }
+}
+
+/* As node->read_only says.  @unlock: takes back what this locked. */
 static int
-lock_image(struct node *node, struct file *f, struct err *err)
+lock_image(struct node *node, struct file *f, void (*unlock)(struct file *f),
+           struct err *err)
 {
     static const char *const names[] = {"consistent read", "write",
                                         "write unchanged", "resize"};
     unsigned p = 0;
     bool with_others = false;
-    int r = take_locks(f, !node->read_only, &p, &with_others);
+    int r = take_locks(f, !node->read_only, unlock, &p, &with_others);
 
     if (r == -EAGAIN) {
         r = err_set(err, -EBUSY, "Failed to get %s\"%s\" lock on '%s'",
@@ -189,7 +215,7 @@ file_driver_open(struct node *node, json_t *options, struct err *err)
         r = node_set_file(node, (struct file_id){f->dev, f->ino}, err);
     }
     if (!r && wants_locks(options)) {
-        r = lock_image(node, f, err);
+        r = lock_image(node, f, unlock_all, err);
     }
     if (!r) {
         r = file_size(f, &node->size);
@@ -203,7 +229,10 @@ file_driver_open(struct node *node, json_t *options, struct err *err)
     }
     struct file_state *st = xzalloc(sizeof(*st));
 
-    st->f = f;
+    st->f = st->locked = f;
+    st->was_writable = !node->read_only;
+    st->locks = wants_locks(options);
+    st->shares = opt_bool(options, "force-share", false);
     node->state = st;
     node->limits.min_align = f->align;
     return 0;
@@ -212,9 +241,78 @@ file_driver_open(struct node *node, json_t *options, struct err *err)
 static int
 file_driver_close(struct node *node)
 {
-    file_close(file_of(node));
-    free(node->state);
+    struct file_state *st = node->state;
+
+    if (st->f != st->locked) {
+        file_close(st->f);
+    }
+    file_close(st->locked);
+    free(st);
     return 0;
+}
+
+/*
+ * The locks are all shared ones, so the file that was opened first takes what
+ * a writer needs; requests in flight keep it open.
+ */
+static int
+become_writable(struct node *node, struct err *err)
+{
+    struct file_state *st = node->state;
+    struct file *f;
+
+    if (st->shares) {
+        return err_set(err, -EACCES,
+                       "'%s' was opened with force-share=on, for reading only",
+                       node->filename);
+    }
+    node->read_only = false;
+    int r = open_file(node, node->options, &f, err);
+
+    if (!r && node->read_only) {
+        file_close(f);
+        r = err_set(err, -EACCES, "'%s' cannot be written to", node->filename);
+    }
+    if (!r && (f->dev != st->locked->dev || f->ino != st->locked->ino)) {
+        file_close(f);
+        r = err_set(err, -ESTALE,
+                    "'%s' is no longer the file that was opened: it was "
+                    "replaced meanwhile",
+                    node->filename);
+    }
+    if (!r && st->locks) {
+        r = lock_image(node, st->locked, unlock_write, err);
+        if (r) {
+            file_close(f);
+        }
+    }
+    node->read_only = true;
+    if (!r) {
+        st->f = f;
+        st->was_writable = true;
+    }
+    return r;
+}
+
+static int
+file_driver_reopen(struct node *node, bool read_only, struct err *err)
+{
+    struct file_state *st = node->state;
+
+    if (read_only) {
+        if (st->locks) {
+            unlock_write(st->locked);
+        }
+        return 0;
+    }
+    if (!st->was_writable) {
+        return become_writable(node, err);
+    }
+    node->read_only = false;
+    int r = st->locks ? lock_image(node, st->locked, unlock_write, err) : 0;
+
+    node->read_only = true;
+    return r;
 }
 
 /*
@@ -397,7 +495,7 @@ lock_new(struct file *f)
 {
     unsigned perm;
     bool with_others;
-    int r = take_locks(f, true, &perm, &with_others);
+    int r = take_locks(f, true, unlock_all, &perm, &with_others);
 
     return r ? r : file_lock(f, LOCK_USED, PERM_BITS, FILE_LOCK_TEST);
 }
@@ -432,7 +530,8 @@ file_driver_create(struct graph *graph, json_t *options, struct err *err)
 
 #define FILE_DRIVER_OPS                                                        \
     .is_protocol = true, .open = file_driver_open,                             \
-    .close = file_driver_close, .read = file_driver_read,                      \
+    .close = file_driver_close, .reopen = file_driver_reopen,                  \
+    .read = file_driver_read,                                                  \
     .write = file_driver_write, .zero = file_driver_zero,                      \
     .clone = file_driver_clone, .discard = file_driver_discard, .flush = file_driver_flush,                \
     .status = file_driver_status, .truncate = file_driver_truncate,            \

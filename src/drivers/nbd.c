@@ -268,6 +268,15 @@ client_open(struct node *node, json_t *options, struct err *err)
 }
 
 static int
+client_reopen(struct node *node, bool read_only, struct err *err)
+{
+    return !read_only && link_of(node)->export.read_only
+               ? err_set(err, -EACCES, "The export '%s' is read-only",
+                         node->filename)
+               : 0;
+}
+
+static int
 client_close(struct node *node)
 {
     nbd_link_stop(link_of(node));
@@ -535,6 +544,7 @@ const struct driver driver_nbd = {
     .is_protocol = true,
     .open = client_open,
     .close = client_close,
+    .reopen = client_reopen,
     .read = client_read,
     .write = client_write,
     .zero = client_zero,

@@ -371,6 +371,38 @@ qed_open(struct node *node, json_t *options, struct err *err)
 }
 
 static int
+reopen(struct node *node, bool read_only, struct err *err)
+{
+    struct qed *q = qed_of(node);
+    struct header h;
+    int r = read_only ? meta_free_now(q->meta) : read_header(node, &h, err);
+
+    if (read_only) {
+        r = r ? r : qed_cut_tail(q);
+        return r ? err_set_errno(err, r, "Flushing failed") : 0;
+    }
+    if (!r) {
+        node->read_only = false;
+        r = prepare_to_write(q, &h, false, err);
+        node->read_only = true;
+    }
+    return r;
+}
+
+static int
+qed_reopen(struct node *node, bool read_only, struct err *err)
+{
+    auto_err inner = ERR_INIT;
+    int r = reopen(node, read_only, &inner);
+
+    if (r) {
+        err_prefix(&inner, "Could not reopen '%s'", qed_name(node));
+        return err_propagate(err, &inner);
+    }
+    return 0;
+}
+
+static int
 qed_close(struct node *node)
 {
     struct qed *q = qed_of(node);
@@ -405,6 +437,7 @@ const struct driver driver_qed = {
     .name = "qed",
     .open = qed_open,
     .close = qed_close,
+    .reopen = qed_reopen,
     .create = qed_create,
     .map = qed_map,
     .write = qed_write,

@@ -331,6 +331,46 @@ qcow2_open(struct node *node, json_t *options, struct err *err)
     return 0;
 }
 
+/* What was looked at when it was opened to be read is looked at again. */
+static int
+check_before_writing(struct node *node, struct err *err)
+{
+    struct node *file = node->file->child;
+    auto_free unsigned char *head = xzalloc(HEAD_READ);
+    int r = node_read_buf(file, 0, head, min_u64(file->size, HEAD_READ));
+
+    if (r) {
+        return err_set_errno(err, r, "Could not read the header of '%s'",
+                             self(node));
+    }
+    node->read_only = false;
+    r = check_features(node, head, err);
+    if (!r) {
+        r = clear_autoclear(qcow2_of(node));
+        if (r) {
+            err_set_errno(err, r, "Could not write the header of '%s'",
+                          self(node));
+        }
+    }
+    node->read_only = true;
+    return r;
+}
+
+static int
+qcow2_reopen(struct node *node, bool read_only, struct err *err)
+{
+    struct qcow2 *q = qcow2_of(node);
+    int r = read_only ? meta_free_now(q->meta)
+                      : check_before_writing(node, err);
+
+    if (!r && read_only) {
+        r = meta_commit(q->meta); /* what giving back clusters changed */
+    }
+    return r && read_only ? err_set_errno(err, r, "Flushing '%s' failed",
+                                          self(node))
+                          : r;
+}
+
 static int
 qcow2_close(struct node *node)
 {
@@ -372,6 +412,7 @@ const struct driver driver_qcow2 = {
     .name = "qcow2",
     .open = qcow2_open,
     .close = qcow2_close,
+    .reopen = qcow2_reopen,
     .create = qcow2_create,
     .map = qcow2_map,
     .read = qcow2_read_compressed,

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * A node becomes writable, or read-only, under its readers.
+ *
+ * To write, its file goes first; to read only, last.  The node itself stays
+ * what it is, so that whoever refers to it need not know.
+ */
+#include <errno.h>
+
+#include "block/chain_index.h"
+#include "block/graph_internal.h"
+
+static int
+call_driver(struct node *node, bool read_only, struct err *err)
+{
+    return node->drv->reopen ? node->drv->reopen(node, read_only, err) : 0;
+}
+
+/* What @parent wants of its file from now on; what it had does not count. */
+static int
+claim_again(struct edge *edge, enum claim claim, struct err *err)
+{
+    enum claim old = edge->claim;
+
+    edge->claim = CLAIM_NONE;
+    int r = claim_check(edge->child, claim, edge->parent->name, err);
+
+    edge->claim = r ? old : claim;
+    return r;
+}
+
+/* A node that the operator opened read-only by itself stays so. */
+static int
+check_file(const struct node *file, struct err *err)
+{
+    bool ours = !file->named || !file->read_only ||
+                json_is_true(json_object_get(file->options, "auto-read-only"));
+
+    return ours ? 0
+                : err_set(err, -EACCES, "Node '%s' is read-only", file->name);
+}
+
+static int
+to_write(struct node *node, struct err *err)
+{
+    struct edge *file = node->file;
+    bool file_was = file && file->child->read_only;
+    int r = file ? check_file(file->child, err) : 0;
+
+    if (!r && file_was) {
+        r = to_write(file->child, err);
+    }
+    if (r) {
+        return r;
+    }
+    enum claim was = file ? file->claim : CLAIM_NONE;
+
+    r = file ? claim_again(file, file_claim(node, false), err) : 0;
+    if (!r) {
+        r = call_driver(node, false, err);
+    }
+    if (r && file) {
+        file->claim = was;
+    }
+    if (r && file_was) {
+        node_reopen(file->child, true, NULL);
+    }
+    if (!r) {
+        node->read_only = false;
+        chain_index_drop(node);
+    }
+    return r;
+}
+
+static int
+to_read_only(struct node *node, struct err *err)
+{
+    struct edge *file = node->file;
+    int r = claim_check_holders(node, CLAIM_STABLE, "blockdev-reopen", err);
+
+    if (!r) {
+        r = node_flush(node);
+        if (r) {
+            err_set_errno(err, r, "Flushing '%s' failed", node->name);
+        }
+    }
+    if (r) {
+        return r;
+    }
+    node->read_only = true;
+    r = call_driver(node, true, err);
+    if (r) {
+        node->read_only = false;
+        return r;
+    }
+    if (file) {
+        file->claim = file_claim(node, true);
+        if (!file->child->named) {
+            node_reopen(file->child, true, NULL); /* it may stay writable */
+        }
+    }
+    return 0;
+}
+
+int
+node_reopen(struct node *node, bool read_only, struct err *err)
+{
+    if (node->read_only == read_only) {
+        return 0;
+    }
+    return read_only ? to_read_only(node, err) : to_write(node, err);
+}
