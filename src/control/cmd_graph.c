@@ -52,7 +52,8 @@ add_object(struct ids *ids, json_t *nodes, const void *p, const char *type,
 static bool
 writes(enum claim claim)
 {
-    return claim == CLAIM_WRITE || claim == CLAIM_ALONE;
+    return claim != CLAIM_NONE && claim != CLAIM_READ &&
+           claim != CLAIM_STABLE && claim != CLAIM_FILL;
 }
 
 static json_t *
@@ -66,6 +67,9 @@ permissions(enum claim claim)
     if (writes(claim)) {
         json_array_append_new(list, json_string("write"));
     }
+    if (claim == CLAIM_FILL) {
+        json_array_append_new(list, json_string("write-unchanged"));
+    }
     if (claim == CLAIM_ALONE) {
         json_array_append_new(list, json_string("resize"));
     }
@@ -77,7 +81,8 @@ shared_permissions(enum claim claim)
 {
     json_t *list = json_pack("[s, s]", "consistent-read", "write-unchanged");
 
-    if (claim != CLAIM_STABLE && claim != CLAIM_ALONE) {
+    if (claim != CLAIM_STABLE && claim != CLAIM_ALONE &&
+        claim != CLAIM_TARGET && claim != CLAIM_SINK) {
         json_array_append_new(list, json_string("write"));
         json_array_append_new(list, json_string("resize"));
     }
@@ -142,7 +147,8 @@ add_node(struct ids *ids, const struct node *node, json_t *nodes,
                                           e->child->name);
 
             add_edge(edges, id, child,
-                     e->role == EDGE_DATA ? "file" : "backing", e->claim);
+                     e->role == EDGE_DATA ? "file" : "backing",
+                     edge_claim(e));
         }
     }
     add_holders(ids, node, id, nodes, edges);

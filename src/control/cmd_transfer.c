@@ -1,16 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /*
- * The commands that start copies of a disk, and what they report.  Each only
- * fills in struct transfer_options.
+ * block-transfer, of which every other command that moves data is a preset,
+ * and what such commands share.
  */
 #include <errno.h>
 
-#include "control/control_internal.h"
+#include "control/transfer_args.h"
 #include "schema_dispatch.h"
-#include "transfer/transfer.h"
 
-/* What several commands take. */
-static int
+int
 take_speed(int64_t speed, struct transfer_options *o, struct err *err)
 {
     if (speed < 0) {
@@ -21,30 +19,32 @@ take_speed(int64_t speed, struct transfer_options *o, struct err *err)
     return 0;
 }
 
-static enum copy_mode
-copy_mode(bool given, enum qmp_mirror_copy_mode mode)
+int
+take_buf_size(int64_t size, struct transfer_options *o, struct err *err)
+{
+    if (size < 0) {
+        return err_set(err, -EINVAL, "Invalid parameter 'buf-size'");
+    }
+    o->max_in_flight = (uint64_t)size;
+    return 0;
+}
+
+enum copy_mode
+take_copy_mode(bool given, enum qmp_mirror_copy_mode mode)
 {
     return !given ? COPY_MODE_AUTO
            : mode == QMP_MIRROR_COPY_MODE_BACKGROUND ? COPY_MODE_BACKGROUND
-                                                   : COPY_MODE_FORWARD;
+                                                     : COPY_MODE_FORWARD;
 }
 
-static enum on_error
-on_error(bool given, enum qmp_blockdev_on_error policy, enum on_error otherwise)
+enum on_error
+take_on_error(bool given, enum qmp_blockdev_on_error policy,
+              enum on_error otherwise)
 {
     return given ? (enum on_error)policy : otherwise; /* both are QEMU's */
 }
 
-static int
-find_pair(struct control *ctl, const char *device, const char *target,
-          struct transfer_options *o, struct err *err)
-{
-    int r = control_find_node(ctl, device, true, &o->device, err);
-
-    return r ? r : control_find_node(ctl, target, true, &o->target, err);
-}
-
-static int
+int
 take_sync(enum qmp_mirror_sync_mode mode, struct transfer_options *o,
           struct err *err)
 {
@@ -61,131 +61,125 @@ take_sync(enum qmp_mirror_sync_mode mode, struct transfer_options *o,
     default:
         return err_set(err, -EINVAL, "Sync mode '%s' not supported",
                        mode == QMP_MIRROR_SYNC_MODE_BITMAP ? "bitmap"
-                                                         : "incremental");
+                                                           : "incremental");
     }
 }
 
 int
-cmd_blockdev_mirror(struct control *ctl,
-                    const struct args_blockdev_mirror *args, json_t **ret,
-                    struct err *err)
+plan_transfer(enum transfer_preset preset, const struct transfer_options *o,
+              json_t *drops, json_t **ret, struct err *err)
 {
+    struct transfer_plan plan;
+    int r = transfer_plan(preset, o, &plan, err);
+
+    if (!r) {
+        *ret = json_pack("{s:I, s:I, s:O}", "bytes-to-copy",
+                         (json_int_t)plan.bytes_to_copy, "bytes-to-zero",
+                         (json_int_t)plan.bytes_to_zero, "drops", drops);
+    }
+    json_decref(drops);
+    return r;
+}
+
+/* block-transfer. */
+
+struct named_node {
+    const char *name;
+    struct node **ret;
+};
+
+static int
+find_nodes(struct control *ctl, const struct args_block_transfer *args,
+           struct transfer_options *o, struct err *err)
+{
+    const struct named_node nodes[] = {
+        {args->device, &o->device},   {args->target, &o->target},
+        {args->top_node, &o->top},    {args->base_node, &o->base},
+        {args->replaces, &o->replaces},
+    };
+    int r = 0;
+
+    for (size_t i = 0; i < ARRAY_LEN(nodes) && !r; i++) {
+        r = nodes[i].name ? control_find_node(ctl, nodes[i].name, i < 2,
+                                              nodes[i].ret, err)
+                          : 0;
+    }
+    return r;
+}
+
+/* What a preset cannot do without, and what it has no use for. */
+static int
+check_nodes(enum transfer_preset preset, struct transfer_options *o,
+            struct err *err)
+{
+    bool in_chain = preset == PRESET_STREAM || preset == PRESET_COMMIT;
+
+    if (in_chain && (o->target || o->replaces)) {
+        return err_set(err, -EINVAL,
+                       "A transfer within a chain has no parameter '%s'",
+                       o->target ? "target" : "replaces");
+    }
+    if (!in_chain && (o->base || o->top)) {
+        return err_set(err, -EINVAL,
+                       "A transfer to a target has no parameter '%s'",
+                       o->base ? "base-node" : "top-node");
+    }
+    if (!in_chain && !o->target) {
+        return err_set(err, -EINVAL, "Parameter 'target' is missing");
+    }
+    if (preset == PRESET_STREAM && o->top) {
+        return err_set(err, -EINVAL, "A stream has no parameter 'top-node'");
+    }
+    if (preset == PRESET_COMMIT) {
+        o->top = o->top ? o->top : o->device;
+        o->base = o->base ? o->base : chain_bottom(o->top);
+    }
+    return 0;
+}
+
+int
+cmd_block_transfer(struct control *ctl,
+                   const struct args_block_transfer *args, json_t **ret,
+                   struct err *err)
+{
+    /* Both enumerations have one order. */
+    enum transfer_preset preset = (enum transfer_preset)args->preset;
+    bool is_mirror = preset == PRESET_MIRROR;
     struct transfer_options o = {
-        .job_id = args->job_id ? args->job_id : "",
-        .copy_mode = copy_mode(args->has_copy_mode, args->copy_mode),
-        .wait_for_verb = true,
+        .job_id = args->job_id,
+        .backing_file = args->backing_file,
+        .copy_mode = take_copy_mode(args->has_copy_mode, args->copy_mode),
+        .finish = args->has_finish && args->finish == QMP_COPY_FINISH_STAY
+                      ? FINISH_STAY
+                      : FINISH_SWITCH,
+        .wait_for_verb =
+            is_mirror || (args->has_auto_complete && !args->auto_complete),
         .granularity = args->granularity,
         .target_is_zero = args->target_is_zero,
-        .on_error = on_error(args->has_on_source_error, args->on_source_error,
-                             ON_ERROR_REPORT),
-        .on_target_error = on_error(args->has_on_target_error,
-                                    args->on_target_error, ON_ERROR_AUTO),
+        .on_error = take_on_error(args->has_on_source_error,
+                                  args->on_source_error,
+                                  preset == PRESET_STREAM ? ON_ERROR_AUTO
+                                                          : ON_ERROR_REPORT),
+        .on_target_error = take_on_error(args->has_on_target_error,
+                                         args->on_target_error, ON_ERROR_AUTO),
         .auto_finalize = !args->has_auto_finalize || args->auto_finalize,
         .auto_dismiss = !args->has_auto_dismiss || args->auto_dismiss,
     };
-    int r = find_pair(ctl, args->device, args->target, &o, err);
+    int r = find_nodes(ctl, args, &o, err);
 
-    if (!r && args->replaces) {
-        r = control_find_node(ctl, args->replaces, false, &o.replaces, err);
-    }
     if (!r) {
+        r = check_nodes(preset, &o, err);
+    }
+    if (!r && args->has_sync) {
         r = take_sync(args->sync, &o, err);
     }
     if (!r) {
         r = take_speed(args->speed, &o, err);
     }
-    if (!r && args->buf_size < 0) {
-        r = err_set(err, -EINVAL, "Invalid parameter 'buf-size'");
-    }
-    o.max_in_flight = (uint64_t)args->buf_size;
-    return r ? r : mirror_start(ctl->jobs, &o, err);
-}
-
-int
-cmd_block_copy(struct control *ctl, const struct args_block_copy *args,
-               json_t **ret, struct err *err)
-{
-    enum qmp_copy_mode mode =
-        args->has_mode ? args->mode : QMP_COPY_MODE_PRE_COPY;
-    bool is_mirror = mode == QMP_COPY_MODE_MIRROR;
-    bool stays = args->has_finish ? args->finish == QMP_COPY_FINISH_STAY
-                                  : is_mirror;
-    struct transfer_options o = {
-        .job_id = args->job_id,
-        .copy_mode = copy_mode(args->has_copy_mode, args->copy_mode),
-        .finish = stays ? FINISH_STAY : FINISH_SWITCH,
-        .wait_for_verb =
-            is_mirror || (args->has_auto_complete && !args->auto_complete),
-        .granularity = args->granularity,
-        .on_error = on_error(args->has_on_source_error, args->on_source_error,
-                             ON_ERROR_REPORT),
-        .on_target_error = on_error(args->has_on_target_error,
-                                    args->on_target_error, ON_ERROR_AUTO),
-        .auto_finalize = !args->has_auto_finalize || args->auto_finalize,
-        .auto_dismiss = !args->has_auto_dismiss || args->auto_dismiss,
-    };
-    int r = find_pair(ctl, args->device, args->target, &o, err);
-
     if (!r) {
-        r = take_speed(args->speed, &o, err);
+        r = take_buf_size(args->buf_size, &o, err);
     }
-    if (r) {
-        return r;
-    }
-    if (mode == QMP_COPY_MODE_PRE_COPY || is_mirror) {
-        return copy_start(ctl->jobs, &o, err);
-    }
-    if (stays) {
-        return err_set(err, -EINVAL,
-                       "Post-copy and hybrid end with the disk on the target: "
-                       "'finish' cannot be 'stay'");
-    }
-    return mode == QMP_COPY_MODE_HYBRID ? hybrid_start(ctl->jobs, &o, err)
-                                        : post_copy_start(ctl->jobs, &o, err);
-}
-
-int
-cmd_query_copy_plan(struct control *ctl,
-                    const struct args_query_copy_plan *args, json_t **ret,
-                    struct err *err)
-{
-    struct transfer_options o = {0};
-    struct transfer_plan plan;
-    int r = find_pair(ctl, args->device, args->target, &o, err);
-
-    if (r) {
-        return r;
-    }
-    node_ref(o.device);
-    node_ref(o.target);
-    r = args->has_mode && args->mode == QMP_COPY_MODE_POST_COPY
-            ? post_copy_plan(&o, &plan, err)
-            : mirror_plan(&o, &plan, err);
-    if (!r) {
-        *ret = json_pack("{s:I, s:I, s:[]}", "bytes-to-copy",
-                         (json_int_t)plan.bytes_to_copy, "bytes-to-zero",
-                         (json_int_t)plan.bytes_to_zero, "drops");
-    }
-    node_unref(o.target);
-    node_unref(o.device);
-    return r;
-}
-
-int
-cmd_block_job_change(struct control *ctl,
-                     const struct args_block_job_change *args, json_t **ret,
-                     struct err *err)
-{
-    struct job *job = jobs_find(ctl->jobs, args->id);
-
-    if (!job || !job->driver->is_block_job) {
-        return err_set(err, -ENOENT, "Job not found");
-    }
-    if (args->type != QMP_JOB_TYPE_MIRROR) {
-        return err_set(err, -EINVAL, "Job type of '%s' cannot be changed",
-                       job->id);
-    }
-    return mirror_set_copy_mode(job, copy_mode(true, args->copy_mode), err);
+    return r ? r : transfer_start(ctl->jobs, preset, &o, err);
 }
 
 int

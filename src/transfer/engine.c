@@ -304,7 +304,7 @@ saw_read(struct tap *tap, uint64_t off, uint64_t len)
     struct transfer *t = container_of(tap, struct transfer, tap);
     uint64_t piece = align_down(off, t->piece);
 
-    if (t->tracked) {
+    if (!t->copy.fill) {
         return; /* the guest reads the source: nothing gets faster by it */
     }
     if (t->hot_n && t->hot[(t->hot_head + t->hot_n - 1) % HOT_MAX] == piece) {
@@ -567,6 +567,9 @@ transfer_cancelled(struct job *job)
     if (t->copy.source) {
         chain_let_go(t->copy.source);
     }
+    if (t->copy.target) {
+        chain_let_go(t->copy.target);
+    }
     waitq_wake_all(&t->worker_done);
 }
 
@@ -641,6 +644,7 @@ transfer_new(const struct transfer_recipe *recipe,
     struct transfer *t = xzalloc(sizeof(*t));
 
     t->recipe = recipe;
+    t->owner = xasprintf("job '%s'", options->job_id);
     t->on_source_error = t->on_target_error = options->on_error;
     t->granularity =
         options->granularity ? options->granularity : DEFAULT_GRANULARITY;
@@ -655,24 +659,106 @@ transfer_new(const struct transfer_recipe *recipe,
     return t;
 }
 
+int
+transfer_claim(struct transfer *t, struct node *node, enum claim claim,
+               struct root **ret, struct err *err)
+{
+    int r = root_new(node, claim, t->owner, ret, err);
+
+    if (!r) {
+        root_pin(*ret);
+    }
+    return r;
+}
+
+static void
+unref(struct node **node)
+{
+    if (*node) {
+        node_unref(take_ptr(*node));
+    }
+}
+
+int
+transfer_freeze(struct transfer *t, struct node *top, struct node *bottom,
+                struct err *err)
+{
+    int r = chain_freeze(top, bottom, t->owner, err);
+
+    if (!r) {
+        unref(&t->frozen);
+        t->frozen = node_ref(top);
+    }
+    return r;
+}
+
+void
+transfer_thaw(struct transfer *t)
+{
+    if (t->frozen) {
+        chain_thaw(t->frozen, t->owner);
+    }
+    unref(&t->frozen);
+}
+
+int
+transfer_make_writable(struct transfer *t, struct node *node, struct err *err)
+{
+    unsigned i = t->writable[0] ? 1 : 0;
+
+    if (!node->read_only) {
+        return 0;
+    }
+    t->writable[i] = node_ref(node);
+    int r = node_reopen(node, false, err);
+
+    if (r) {
+        unref(&t->writable[i]);
+    }
+    return r;
+}
+
+void
+transfer_keep_writable(struct transfer *t)
+{
+    unref(&t->writable[0]);
+    unref(&t->writable[1]);
+}
+
+/* Where a guest writes to it by now, it stays writable. */
+static void
+make_read_only(struct node **node)
+{
+    if (*node) {
+        node_reopen(*node, true, NULL);
+        unref(node);
+    }
+}
+
 static void
 let_go(struct transfer *t)
 {
     if (t->track.source) {
         track_stop(&t->track);
     }
+    transfer_thaw(t);
     if (t->root) {
         root_free(take_ptr(t->root));
     }
     if (t->source_root) {
         root_free(take_ptr(t->source_root));
     }
-    if (t->base) {
-        node_unref(take_ptr(t->base));
+    while (t->n_between) {
+        root_free(t->between[--t->n_between]);
     }
-    if (t->replaces) {
-        node_unref(take_ptr(t->replaces));
-    }
+    make_read_only(&t->writable[1]);
+    make_read_only(&t->writable[0]);
+    unref(&t->base);
+    unref(&t->overlay);
+    unref(&t->replaces);
+    t->copy.source = t->copy.target = NULL;
+    unref(&t->held[0]);
+    unref(&t->held[1]);
 }
 
 static void
@@ -681,6 +767,8 @@ transfer_free(struct job *job)
     struct transfer *t = transfer_of(job);
 
     free(t->backing_file);
+    free(t->between);
+    free(t->owner);
     free(t);
 }
 
@@ -712,6 +800,8 @@ transfer_launch(struct transfer *t, struct jobs *jobs,
     if (!t->guest) {
         t->guest = t->copy.target;
     }
+    t->held[0] = t->copy.source ? node_ref(t->copy.source) : NULL;
+    t->held[1] = node_ref(t->copy.target);
     job_start(jobs, &t->job, options->job_id);
 }
 

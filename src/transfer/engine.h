@@ -50,10 +50,22 @@ struct transfer {
     struct copy_buffers buffers;
     bool no_clone; /* the file system was asked and cannot share blocks */
     struct node *base; /* stream */
+    struct node *overlay; /* commit below the disk: what is above its top */
+    char *owner;          /* "job 'x'", as others are told */
+    struct node *frozen;  /* from here down, edges stay where they are */
+    struct node *writable[2]; /* read-only again in the end */
+    struct node *held[2]; /* source and target, whatever leaves the graph */
+    /*
+     * The target lies below the source, which hides what is written to it: so
+     * it needs no mark, and what is missing is what the layers above it hold.
+     */
+    bool shadowed;
     char *backing_file;
     struct root *root; /* the claim on the target */
     struct root *source_root; /* and on the source, where it has none */
-    struct node *guest; /* what the guest uses: the source or the target */
+    struct root **between;    /* and on the layers between them */
+    unsigned n_between;
+    struct node *guest; /* what the guest uses */
     struct node *replaces; /* what the target is to replace; NULL: nothing */
     bool tracked; /* the guest writes to the source */
     bool hybrid;  /* the pass may be broken off: the job is ready at once */
@@ -102,6 +114,21 @@ struct transfer *transfer_new(const struct transfer_recipe *recipe,
                               const struct transfer_options *options);
 /* Frees one that was never launched.  Yields. */
 void transfer_discard(struct transfer *t);
+/*
+ * What a recipe asks for before the launch, and what is given back in the end:
+ * a claim that stays with its node; edges that stay where they are, from @top
+ * down to @bottom (chain_freeze()), until transfer_thaw() or the next freeze,
+ * which must hold them, too; a node that can be written.  The last yields.
+ */
+int transfer_claim(struct transfer *t, struct node *node, enum claim claim,
+                   struct root **ret, struct err *err);
+int transfer_freeze(struct transfer *t, struct node *top, struct node *bottom,
+                    struct err *err);
+void transfer_thaw(struct transfer *t);
+int transfer_make_writable(struct transfer *t, struct node *node,
+                           struct err *err);
+/* These stay so: the disk is there now.  Does not yield. */
+void transfer_keep_writable(struct transfer *t);
 void transfer_launch(struct transfer *t, struct jobs *jobs,
                      const struct transfer_options *options);
 /* Sums up what @next finds in a transfer that is not started.  Yields. */

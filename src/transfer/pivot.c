@@ -34,7 +34,8 @@ transfer_mark(struct transfer *t, bool incomplete, struct err *err)
     int r = 0;
 
     comutex_lock(&t->mark_lock);
-    if (target->drv->set_incomplete && target->incomplete != incomplete) {
+    if (!t->shadowed && target->drv->set_incomplete &&
+        target->incomplete != incomplete) {
         /* Where taking it away fails, nobody knows whether it is there. */
         target->incomplete = false;
         r = incomplete ? mark_even_if_failed(target, err)
@@ -57,6 +58,24 @@ struct attempt {
     bool detach;
 };
 
+/*
+ * The guests' claims on the target come beside the job's; where it lies below
+ * the source, nobody reads through to it any more.
+ */
+static void
+claim_to_switch(struct transfer *t, bool switching)
+{
+    enum claim before = t->shadowed ? CLAIM_SINK : CLAIM_TARGET;
+
+    root_set_claim(t->root, switching ? CLAIM_WRITE : before);
+    if (t->shadowed) {
+        root_set_claim(t->source_root, switching ? CLAIM_NONE : CLAIM_READ);
+    }
+    for (unsigned i = 0; i < t->n_between; i++) {
+        root_set_claim(t->between[i], switching ? CLAIM_NONE : CLAIM_SINK);
+    }
+}
+
 /* With nothing in flight: is the target still in step? */
 static int
 check(void *arg)
@@ -71,19 +90,29 @@ check(void *arg)
     if (a->detach) {
         track_detach(track);
     } else {
-        /* The guests' claims on the target come beside the job's. */
-        root_set_claim(a->t->root, CLAIM_WRITE);
+        claim_to_switch(a->t, true);
     }
     return 0;
+}
+
+/* What it read through to the source, it has by now. */
+static bool
+overlays_source(const struct transfer *t)
+{
+    const struct edge *backing = t->copy.target->backing;
+
+    return backing && chain_contains(backing->child, t->copy.source);
 }
 
 static int
 swap(struct transfer *t, enum finish finish, struct attempt *a,
      struct err *err)
 {
-    struct node *source = t->copy.source;
-    struct edit edit = {EDIT_REPLACE, t->replaces ? t->replaces : source,
-                        t->copy.target};
+    struct node *source = t->copy.source, *target = t->copy.target;
+    struct edit edits[] = {
+        {EDIT_REPLACE, t->replaces ? t->replaces : source, target},
+        {EDIT_BACKING, target, NULL},
+    };
     struct edit_options options = {
         .deadline_ns = loop_now(jobs_loop(t->job.jobs)) +
                        DRAIN_DEADLINE_MS * NS_PER_MS,
@@ -92,13 +121,14 @@ swap(struct transfer *t, enum finish finish, struct attempt *a,
     struct edit_report report = {0};
 
     if (finish == FINISH_STAY) {
-        edit = (struct edit){EDIT_NOTHING, source, NULL};
+        edits[0] = (struct edit){EDIT_NOTHING, source, NULL};
         a->detach = true;
     }
-    int r = graph_edit(source->graph, &edit, 1, &options, &report, err);
+    int r = graph_edit(source->graph, edits, overlays_source(t) ? 2 : 1,
+                       &options, &report, err);
 
-    if (r) {
-        root_set_claim(t->root, CLAIM_TARGET);
+    if (r && finish == FINISH_SWITCH) {
+        claim_to_switch(t, false);
     }
 
     t->report.pause_ns = report.pause_ns;
@@ -118,7 +148,10 @@ attempt(struct transfer *t, enum finish finish, struct err *err)
         return err_set_errno(err, r, "Flushing the target '%s' failed",
                              t->copy.target->name);
     }
-    if (finish == FINISH_SWITCH) {
+    if (overlays_source(t)) {
+        r = t->copy.target->drv->set_backing(t->copy.target, NULL, NULL, err);
+    }
+    if (!r && finish == FINISH_SWITCH) {
         /* Who falls behind from here on waits for this, then takes it back. */
         r = track->broken == a.broken ? transfer_mark(t, false, err) : -EAGAIN;
     }

@@ -13,6 +13,16 @@
 #include "block/node.h"
 #include "transfer/job.h"
 
+/* An operation as its users know it: a recipe and how it ends. */
+enum transfer_preset {
+    PRESET_STREAM,
+    PRESET_PRE_COPY,
+    PRESET_POST_COPY,
+    PRESET_HYBRID,
+    PRESET_MIRROR,
+    PRESET_COMMIT,
+};
+
 /* What a guest's write does while the guest is on the source (design §2). */
 enum copy_mode {
     COPY_MODE_AUTO,       /* dirty, then forward where all was copied once */
@@ -36,7 +46,9 @@ enum finish {
 struct transfer_options {
     const char *job_id;
     struct node *device; /* whose layers are moved */
-    struct node *base;   /* stream: the layer to stop at, NULL: none */
+    struct node *top;    /* commit: the uppermost layer that is moved */
+    struct node *base;   /* stream: the layer to stop at, NULL: none;
+                            commit: the layer that takes it all */
     struct node *target; /* convert, mirror: where to */
     struct node *replaces; /* mirror: what the target replaces; NULL: @device */
     const char *backing_file; /* the name to write into the header, or NULL */
@@ -54,16 +66,27 @@ struct transfer_options {
     uint64_t piece; /* bytes of one copy, a power of two; 0: 1 MiB */
 };
 
+/* What a transfer would do, as things are now. */
+struct transfer_plan {
+    uint64_t bytes_to_copy, bytes_to_zero;
+};
+
+/*
+ * Starts what a preset stands for, or measures it without starting it; what
+ * each needs of @options is said below.  The nodes are borrowed.  Both yield.
+ */
+int transfer_start(struct jobs *jobs, enum transfer_preset preset,
+                   const struct transfer_options *options, struct err *err);
+int transfer_plan(enum transfer_preset preset,
+                  const struct transfer_options *options,
+                  struct transfer_plan *ret, struct err *err);
+
 /*
  * block-stream (S1): fills @device from the layers below it, down to @base,
  * then makes @base its backing file.  The job owns nothing but its claims.
  */
 int stream_start(struct jobs *jobs, const struct transfer_options *options,
                  struct err *err);
-/* What a transfer would do, as things are now. */
-struct transfer_plan {
-    uint64_t bytes_to_copy, bytes_to_zero;
-};
 /*
  * Checks and measures a block-stream without starting it; only @device and
  * @base count.  Yields.
@@ -106,6 +129,15 @@ int post_copy_plan(const struct transfer_options *options,
  */
 int hybrid_start(struct jobs *jobs, const struct transfer_options *options,
                  struct err *err);
+/*
+ * block-commit: the layers of @device from @top down to, without, @base sink
+ * into @base.  Where @top is @device, the job becomes ready, and ends with the
+ * disk on @base, or where it is.  Yields.
+ */
+int commit_start(struct jobs *jobs, const struct transfer_options *options,
+                 struct err *err);
+int commit_plan(const struct transfer_options *options,
+                struct transfer_plan *ret, struct err *err);
 /* -EINVAL where the job is no mirror.  Does not yield. */
 int mirror_set_copy_mode(struct job *job, enum copy_mode mode,
                          struct err *err);

@@ -9,9 +9,9 @@
 
 #include "base/bytes.h"
 #include "sim/cases.h"
-#include "transfer/transfer.h"
+#include "sim/transfer.h"
 
-enum { SIZE = 40 * 1024, VERB_NS = 60000000 };
+enum { SIZE = 40 * 1024 };
 
 #define FILE_OF(name) "\"file\":{\"driver\":\"file\",\"filename\":\"" name "\"}"
 #define IMAGE(name, driver, file)                                              \
@@ -26,156 +26,105 @@ enum { SIZE = 40 * 1024, VERB_NS = 60000000 };
     "backing-fmt=qcow2 size=40960\n"                                           \
     "fill qcow2 top 30 13 2001\n"
 
-typedef int start_fn(struct jobs *jobs, const struct transfer_options *o,
-                     struct err *err);
-
-struct plan {
-    start_fn *start;
-    enum finish finish;
-    enum copy_mode mode;
-    bool wait_for_verb;
-    bool at_any_time; /* the verb comes when it pleases */
-    uint64_t speed;   /* so slow that the guests are ahead; 0: no limit */
-};
-
-static struct job *
-start(struct sweep *s, struct jobs *jobs, const struct plan *plan,
-      const char *target)
-{
-    json_t *options = json_loads(target, 0, NULL);
-    auto_err err = ERR_INIT;
-    struct node *node;
-    struct transfer_options o = {.job_id = "j",
-                                 .device = s->top,
-                                 .piece = 4096,
-                                 .max_in_flight = 16384,
-                                 .granularity = 512,
-                                 .speed = plan->speed,
-                                 .finish = plan->finish,
-                                 .copy_mode = plan->mode,
-                                 .wait_for_verb = plan->wait_for_verb,
-                                 .auto_finalize = true};
-
-    if (node_add(s->graph, options, &node, &err)) {
-        if (!s->may_fail) {
-            sweep_fail(s, "the target does not open: %s", err.msg);
-        }
-        node = NULL;
-    }
-    json_decref(options);
-    o.target = node;
-    if (node && plan->start(jobs, &o, &err) && !s->may_fail) {
-        sweep_fail(s, "the copy does not start: %s", err.msg);
-    }
-    return jobs_find(jobs, "j");
-}
-
 static void
-mirror(struct sweep *s, const struct plan *plan, const char *target)
+copy(struct sweep *s, const struct sweep_transfer *plan)
 {
-    struct jobs *jobs = jobs_new(sim_loop(s->sim), NULL, NULL);
-    struct job *job = start(s, jobs, plan, target);
-
-    uint64_t now = loop_now(sim_loop(s->sim));
-    uint64_t at = plan->at_any_time ? now + sim_random(&s->rng) % VERB_NS : 0;
-
-    s->op = jobs;
-    while (job && job->status != JOB_CONCLUDED) {
-        if (loop_now(sim_loop(s->sim)) < at) {
-            coro_sleep(NS_PER_MS / 10);
-            continue;
-        }
-        if (job->status == JOB_READY && plan->finish == FINISH_SWITCH) {
-            job_complete(job, NULL);
-        } else if (job->status == JOB_READY) {
-            job_cancel(job, false, NULL);
-        }
-        /* A verb is refused where a pause is asked for: it is said again. */
-        waitq_wait_until(&job->changed,
-                         loop_now(sim_loop(s->sim)) + NS_PER_MS);
-    }
-    if (job && job->err.code && !s->may_fail) {
-        sweep_fail(s, "the mirror failed: %s", job->err.msg);
-    }
-    s->done = job && !job->err.code && !job->cancelled;
+    sweep_run_transfer(s, plan);
     if (s->done && (root_node(s->root) == s->top) !=
                        (plan->finish == FINISH_STAY)) {
         sweep_fail(s, "the disk is not where it should be");
     }
-    s->op = NULL;
-    jobs_free(jobs);
+    if (s->done && root_node(s->root) != s->top &&
+        root_node(s->root)->backing) {
+        sweep_fail(s, "the copy ended, but the target has a backing file");
+    }
 }
 
 #define TO_QCOW2 IMAGE("target", "qcow2", "copy")
 #define TO_QED IMAGE("target", "qed", "copy")
+#define OVERLAY                                                                \
+    "{\"driver\":\"qcow2\",\"node-name\":\"target\",\"backing\":\"top\","        \
+    "\"discard\":\"unmap\"," FILE_OF("copy") "}"
 
 static void
 switch_to_qcow2(struct sweep *s)
 {
-    mirror(s, &(struct plan){.start = copy_start, .finish = FINISH_SWITCH}, TO_QCOW2);
+    copy(s, &(struct sweep_transfer){.preset = PRESET_PRE_COPY,
+                                     .target = TO_QCOW2});
 }
 
 static void
 switch_to_qed(struct sweep *s)
 {
-    mirror(s, &(struct plan){.start = copy_start, .finish = FINISH_SWITCH}, TO_QED);
+    copy(s, &(struct sweep_transfer){.preset = PRESET_PRE_COPY,
+                                     .target = TO_QED});
 }
 
 static void
 switch_when_told(struct sweep *s)
 {
-    mirror(s,
-           &(struct plan){.start = mirror_start,
-                          .finish = FINISH_SWITCH,
-                          .mode = COPY_MODE_BACKGROUND,
-                          .wait_for_verb = true},
-           TO_QCOW2);
+    copy(s, &(struct sweep_transfer){.preset = PRESET_MIRROR,
+                                     .target = TO_QCOW2,
+                                     .mode = COPY_MODE_BACKGROUND,
+                                     .wait_for_verb = true});
 }
 
 static void
 forward_from_the_start(struct sweep *s)
 {
-    mirror(s,
-           &(struct plan){.start = mirror_start,
-                          .finish = FINISH_SWITCH,
-                          .mode = COPY_MODE_FORWARD,
-                          .wait_for_verb = true},
-           TO_QCOW2);
+    copy(s, &(struct sweep_transfer){.preset = PRESET_MIRROR,
+                                     .target = TO_QCOW2,
+                                     .mode = COPY_MODE_FORWARD,
+                                     .wait_for_verb = true});
+}
+
+/* The target reads through to the disk that it copies, which is written. */
+static void
+switch_to_an_overlay(struct sweep *s)
+{
+    copy(s, &(struct sweep_transfer){.preset = PRESET_PRE_COPY,
+                                     .target = OVERLAY});
 }
 
 static void
 post_copy(struct sweep *s)
 {
-    mirror(s, &(struct plan){.start = post_copy_start}, TO_QCOW2);
-    if (s->done && root_node(s->root)->backing) {
-        sweep_fail(s, "the copy ended, but the target has a backing file");
-    }
+    copy(s, &(struct sweep_transfer){.preset = PRESET_POST_COPY,
+                                     .target = TO_QCOW2});
+}
+
+static void
+post_copy_to_an_overlay(struct sweep *s)
+{
+    copy(s, &(struct sweep_transfer){.preset = PRESET_POST_COPY,
+                                     .target = OVERLAY});
 }
 
 static void
 hybrid(struct sweep *s)
 {
-    mirror(s, &(struct plan){.start = hybrid_start,
-                          .mode = COPY_MODE_BACKGROUND,
-                          .at_any_time = true,
-                          .speed = 4 * MIB},
-           TO_QCOW2);
-    if (s->done && root_node(s->root)->backing) {
-        sweep_fail(s, "the copy ended, but the target has a backing file");
-    }
+    copy(s, &(struct sweep_transfer){.preset = PRESET_HYBRID,
+                                     .target = TO_QCOW2,
+                                     .mode = COPY_MODE_BACKGROUND,
+                                     .at_any_time = true,
+                                     .speed = 4 * MIB});
 }
 
 static void
 stay(struct sweep *s)
 {
-    mirror(s, &(struct plan){.start = copy_start, .finish = FINISH_STAY},
-           TO_QCOW2);
+    copy(s, &(struct sweep_transfer){.preset = PRESET_PRE_COPY,
+                                     .target = TO_QCOW2,
+                                     .finish = FINISH_STAY});
 }
 
 #define COMMON                                                                 \
     .options = IMAGE("top", "qcow2", "top"), .size = SIZE, .guests = 2,        \
     .ops = 40, .max_states = 6, .think_ns = 2 * NS_PER_MS, .ends_on_target = true
 
+#define OVERLAY_COPY                                                           \
+    "create qcow2 copy cluster-size=2048 backing-file=top "                    \
+    "backing-fmt=qcow2 size=40960\n"
 #define QCOW2_COPY "create qcow2 copy cluster-size=1024 size=40960\n"
 
 static const struct sweep_setup setups[] = {
@@ -203,6 +152,18 @@ static const struct sweep_setup setups[] = {
      .judge_target = IMAGE("top", "qcow2", "copy"),
      .operation = forward_from_the_start,
      .disturb = sweep_pause_job,
+     COMMON},
+    {.name = "mirror-overlay",
+     .image = TWO OVERLAY_COPY,
+     .judge_target = IMAGE("top", "qcow2", "copy"),
+     .operation = switch_to_an_overlay,
+     .disturb = sweep_cancel_job,
+     COMMON},
+    {.name = "post-copy-overlay",
+     .image = TWO OVERLAY_COPY,
+     .judge_target = IMAGE("top", "qcow2", "copy"),
+     .operation = post_copy_to_an_overlay,
+     .disturb = sweep_cancel_job,
      COMMON},
     /* Before the switch the target reads as the source: it is below. */
     {.name = "post-copy",

@@ -299,6 +299,10 @@ open_judged(struct judge *j, struct graph *graph, struct node **ret,
     const char *options =
         setup->judge_options ? setup->judge_options : setup->options;
 
+    if (setup->judge_moved && j->s->moved) {
+        return open_top(graph, setup->judge_moved, ret, err);
+    }
+
     if (setup->judge_target) {
         int got = open_for_guest(graph, setup->judge_target, ret, NULL);
 
@@ -407,6 +411,10 @@ on_event(void *arg, struct sim *sim)
                              .kind = SIM_CRASH_PROCESS};
     bool here = sim_n_events(sim) == sc->at && !s->crashes;
 
+    if (s->root) {
+        s->moved = root_node(s->root) != s->top;
+    }
+
     if (here && sc->trouble == TROUBLE_POWER) {
         power.replay = true;
         power.torn = sc->torn;
@@ -504,7 +512,8 @@ run_main(void *arg)
         sweep_fail(s, "the guest gets no claim: %s", err.msg);
     } else {
         run_guests(s);
-        root_free(s->root);
+        s->moved = root_node(s->root) != s->top;
+        root_free(take_ptr(s->root));
     }
     if (s->service) {
         node_del(s->graph, "top", NULL);
@@ -569,6 +578,7 @@ sweep_run(struct sweep *s, const struct script *sc)
     s->seed = s->rng = sc->seed;
     s->next_tag = 1000000;
     s->done = false;
+    s->moved = false;
     s->failures = 0;
     s->running = 0;
     s->may_fail = s->setup->may_fail || sc->trouble == TROUBLE_FAIL;

@@ -41,6 +41,8 @@ struct sweep_setup {
     const char *judge_options;
     /* And where the header names no backing file any more; else NULL. */
     const char *judge_alone;
+    /* How to open it once the guests' root has moved; else NULL. */
+    const char *judge_moved;
     /*
      * Another image that may be the disk: judged wherever it opens, and where
      * it is refused as unfinished, the one above is; else NULL.
@@ -94,6 +96,7 @@ struct sweep {
     const struct sim_crash *crash;         /* being judged */
     void *service;
     void *op; /* the operation's own */
+    bool moved;   /* the root is on another node than "top" */
     bool done;    /* the operation has ended as it was meant to */
 };
 

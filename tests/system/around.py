@@ -226,7 +226,8 @@ def the_graph_shows_who_holds_what():
         assert perms["a", "backing"] == (
             ["consistent-read"], ["consistent-read", "write-unchanged"])
         assert perms["e-a", "root"][0] == ["consistent-read", "write"]
-        assert perms["j", "main node"][0] == ["consistent-read", "write"]
+        assert perms["j", "main node"][0] == ["consistent-read",
+                                              "write-unchanged"]
         assert "write" not in perms["a", "file"][1]
         assert d.stop() == 0
 

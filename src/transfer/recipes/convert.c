@@ -47,7 +47,6 @@ int
 convert_start(struct jobs *jobs, const struct transfer_options *o,
               struct err *err)
 {
-    auto_free char *owner = xasprintf("job '%s'", o->job_id);
     int r = job_check_id(jobs, o->job_id, err);
 
     if (!r && o->target->size < o->device->size) {
@@ -61,16 +60,14 @@ convert_start(struct jobs *jobs, const struct transfer_options *o,
     }
     struct transfer *t = transfer_new(&recipe, o);
 
-    r = root_new(o->device, CLAIM_STABLE, owner, &t->source_root, err);
+    r = transfer_claim(t, o->device, CLAIM_STABLE, &t->source_root, err);
     if (!r) {
-        r = root_new(o->target, CLAIM_WRITE, owner, &t->root, err);
+        r = transfer_claim(t, o->target, CLAIM_WRITE, &t->root, err);
     }
     if (r) {
         transfer_discard(t);
         return r;
     }
-    root_pin(t->root);
-    root_pin(t->source_root);
     t->copy = (struct copy){.source = o->device,
                             .target = o->target,
                             .flags = REQ_BACKGROUND};

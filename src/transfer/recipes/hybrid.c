@@ -82,7 +82,7 @@ check(void *arg)
     if (track->broken != a->broken || track->late || track->went_stale) {
         return -EAGAIN;
     }
-    root_set_claim(a->t->root, CLAIM_WRITE);
+    root_set_claim(a->t->root, CLAIM_FILL);
     return 0;
 }
 
@@ -109,6 +109,7 @@ attempt(struct transfer *t, struct err *err)
         r = put_on_top(t, check, &a, err);
     }
     if (r) {
+        root_set_claim(t->root, CLAIM_TARGET);
         transfer_mark(t, true, NULL);
         t->copy.target->drv->set_backing(t->copy.target, NULL, NULL, NULL);
     }
@@ -210,9 +211,15 @@ hybrid_start(struct jobs *jobs, const struct transfer_options *o,
     if (!r) {
         r = mirror_make(jobs, &recipe, o, &t, err);
     }
-    if (!r) {
-        t->hybrid = t->wait_for_verb = true;
-        transfer_launch(t, jobs, o);
+    if (r) {
+        return r;
     }
-    return r;
+    r = transfer_freeze(t, o->device, NULL, err);
+    if (r) {
+        transfer_discard(t);
+        return r;
+    }
+    t->hybrid = t->wait_for_verb = true;
+    transfer_launch(t, jobs, o);
+    return 0;
 }

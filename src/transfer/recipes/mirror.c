@@ -41,14 +41,29 @@ not_yet_zero(struct transfer *t, uint64_t off, uint64_t len,
     return 0;
 }
 
+/* What lies from here down is not copied; NULL: all is. */
+static struct node *
+copied_down_to(const struct transfer *t)
+{
+    const struct edge *backing = t->copy.source->backing;
+
+    if (t->shadowed) {
+        return t->copy.target;
+    }
+    return t->sync == SYNC_TOP && backing ? backing->child : NULL;
+}
+
 int
 mirror_next(struct transfer *t, uint64_t off, uint64_t limit,
             struct missing *ret)
 {
     struct node *source = t->copy.source;
+    struct node *base = copied_down_to(t);
+
+    if (off >= source->size) { /* a base that is longer: nobody saw that */
+        return not_yet_zero(t, off, limit, ret);
+    }
     uint64_t end = min_u64(off + limit, source->size);
-    struct node *base =
-        t->sync == SYNC_TOP && source->backing ? source->backing->child : NULL;
 
     *ret = (struct missing){.off = end};
     while (off < end && t->sync != SYNC_NONE) {
@@ -128,6 +143,17 @@ match_size(const struct transfer_options *o, struct err *err)
     return 0;
 }
 
+/* Is @node @top, or below nothing but filters that show it whole? */
+static bool
+reads_alike(const struct node *top, const struct node *node)
+{
+    while (top != node && top->drv->is_filter && top->file &&
+           top->size == top->file->child->size) {
+        top = top->file->child;
+    }
+    return top == node;
+}
+
 static int
 check(const struct transfer_options *o, struct err *err)
 {
@@ -147,9 +173,11 @@ check(const struct transfer_options *o, struct err *err)
                        "Parameter 'granularity' expects a value in range "
                        "[512B, 64MB] that is a power of 2");
     }
-    if (o->replaces && o->replaces != o->device) {
-        return err_set(err, -ENOTSUP,
-                       "Node '%s' cannot be replaced by a mirror of '%s'",
+    if (o->replaces && !reads_alike(o->device, o->replaces)) {
+        return err_set(err, -EINVAL,
+                       "Cannot replace '%s' by a node mirrored from '%s', "
+                       "because it cannot be guaranteed that doing so would "
+                       "not lead to an abrupt change of visible data",
                        o->replaces->name, o->device->name);
     }
     return 0;
@@ -160,7 +188,6 @@ mirror_make(struct jobs *jobs, const struct transfer_recipe *recipe,
             const struct transfer_options *o, struct transfer **ret,
             struct err *err)
 {
-    auto_free char *owner = xasprintf("job '%s'", o->job_id);
     int r = job_check_id(jobs, o->job_id, err);
 
     if (!r) {
@@ -171,13 +198,11 @@ mirror_make(struct jobs *jobs, const struct transfer_recipe *recipe,
     }
     struct transfer *t = transfer_new(recipe, o);
 
-    r = root_new(o->device, CLAIM_READ, owner, &t->source_root, err);
+    r = transfer_claim(t, o->device, CLAIM_READ, &t->source_root, err);
     if (!r) {
-        root_pin(t->source_root);
-        r = root_new(o->target, CLAIM_TARGET, owner, &t->root, err);
+        r = transfer_claim(t, o->target, CLAIM_TARGET, &t->root, err);
     }
     if (!r) {
-        root_pin(t->root);
         r = match_size(o, err);
     }
     if (r) {

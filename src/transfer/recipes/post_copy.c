@@ -69,7 +69,7 @@ check_overlay_target(const struct transfer_options *o, struct err *err)
                     "a backing file",
                     target->name, target->drv->name);
         err_hint(err, "take a qcow2 or QED target, or pre-copy");
-    } else if (target->backing) {
+    } else if (target->backing && target->backing->child != source) {
         r = err_set(err, -EINVAL,
                     "The target '%s' has a backing file of its own",
                     target->name);
@@ -96,7 +96,7 @@ allow_guests(void *arg)
 {
     struct transfer *t = arg;
 
-    root_set_claim(t->root, CLAIM_WRITE);
+    root_set_claim(t->root, CLAIM_FILL);
     return 0;
 }
 
@@ -128,7 +128,8 @@ put_on_top(struct transfer *t, int (*ready)(void *arg), void *arg,
 
     t->report.pause_ns = report.pause_ns;
     t->report.held += report.held;
-    return r;
+    /* The edge between them is new, those below were ours. */
+    return r ? r : transfer_freeze(t, target, NULL, err);
 }
 
 /* Durably named first: as the head, the target then reads as the source. */
@@ -141,6 +142,9 @@ switch_over(struct transfer *t, struct err *err)
     if (!r) {
         r = put_on_top(t, allow_guests, t, err);
         if (r) {
+            root_set_claim(t->root, CLAIM_TARGET);
+        }
+        if (r && !target->backing) {
             target->drv->set_backing(target, NULL, NULL, NULL);
         }
     }
@@ -151,7 +155,6 @@ int
 post_copy_start(struct jobs *jobs, const struct transfer_options *o,
                 struct err *err)
 {
-    auto_free char *owner = xasprintf("job '%s'", o->job_id);
     int r = job_check_id(jobs, o->job_id, err);
 
     if (r) {
@@ -164,13 +167,15 @@ post_copy_start(struct jobs *jobs, const struct transfer_options *o,
                             .fill = true,
                             .flags = REQ_BACKGROUND};
     t->on_target_error = o->on_target_error;
-    r = root_new(o->target, CLAIM_TARGET, owner, &t->root, err);
+    r = transfer_claim(t, o->target, CLAIM_TARGET, &t->root, err);
     if (!r) {
-        root_pin(t->root);
         r = check(o, err);
     }
     if (!r) {
         r = match_size(o, err);
+    }
+    if (!r) {
+        r = transfer_freeze(t, o->device, NULL, err);
     }
     if (!r) {
         r = switch_over(t, err);

@@ -83,6 +83,7 @@ stream_prepare(struct job *job, struct err *err)
     r = device->drv->set_backing(device, t->base ? name : NULL,
                                  t->base ? t->base->drv->name : NULL, err);
     if (!r) {
+        transfer_thaw(t);
         r = graph_edit(device->graph, &edit, 1, &options, &report, err);
         t->report.pause_ns = report.pause_ns;
         t->report.held = report.held;
@@ -123,7 +124,6 @@ int
 stream_start(struct jobs *jobs, const struct transfer_options *o,
              struct err *err)
 {
-    auto_free char *owner = xasprintf("job '%s'", o->job_id);
     int r = job_check_id(jobs, o->job_id, err);
 
     if (!r) {
@@ -134,19 +134,24 @@ stream_start(struct jobs *jobs, const struct transfer_options *o,
     }
     struct transfer *t = transfer_new(&recipe, o);
 
-    r = root_new(o->device, CLAIM_WRITE, owner, &t->root, err);
+    t->base = o->base ? node_ref(o->base) : NULL;
+    r = transfer_claim(t, o->device, CLAIM_FILL, &t->root, err);
+    if (!r) {
+        r = transfer_freeze(t, o->device, o->base, err);
+    }
+    if (!r) {
+        r = transfer_make_writable(t, o->device, err);
+    }
     if (r) {
         transfer_discard(t);
         return r;
     }
-    root_pin(t->root);
     struct edge *backing = o->device->backing;
 
     t->copy = (struct copy){.source = backing ? backing->child : NULL,
                             .target = o->device,
                             .fill = true,
                             .flags = REQ_BACKGROUND};
-    t->base = o->base ? node_ref(o->base) : NULL;
     t->backing_file = o->backing_file ? xstrdup(o->backing_file) : NULL;
     transfer_launch(t, jobs, o);
     return 0;

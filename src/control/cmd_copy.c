@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * The commands that move or copy a disk to another image.  Each only fills in
+ * struct transfer_options.
+ */
+#include <errno.h>
+
+#include "control/transfer_args.h"
+#include "schema_dispatch.h"
+
+static int
+find_pair(struct control *ctl, const char *device, const char *target,
+          struct transfer_options *o, struct err *err)
+{
+    int r = control_find_node(ctl, device, true, &o->device, err);
+
+    return r ? r : control_find_node(ctl, target, true, &o->target, err);
+}
+
+int
+cmd_blockdev_mirror(struct control *ctl,
+                    const struct args_blockdev_mirror *args, json_t **ret,
+                    struct err *err)
+{
+    struct transfer_options o = {
+        .job_id = args->job_id ? args->job_id : "",
+        .copy_mode = take_copy_mode(args->has_copy_mode, args->copy_mode),
+        .wait_for_verb = true,
+        .granularity = args->granularity,
+        .target_is_zero = args->target_is_zero,
+        .on_error = take_on_error(args->has_on_source_error,
+                                  args->on_source_error, ON_ERROR_REPORT),
+        .on_target_error = take_on_error(args->has_on_target_error,
+                                         args->on_target_error, ON_ERROR_AUTO),
+        .auto_finalize = !args->has_auto_finalize || args->auto_finalize,
+        .auto_dismiss = !args->has_auto_dismiss || args->auto_dismiss,
+    };
+    int r = find_pair(ctl, args->device, args->target, &o, err);
+
+    if (!r && args->replaces) {
+        r = control_find_node(ctl, args->replaces, false, &o.replaces, err);
+    }
+    if (!r) {
+        r = take_sync(args->sync, &o, err);
+    }
+    if (!r) {
+        r = take_speed(args->speed, &o, err);
+    }
+    if (!r) {
+        r = take_buf_size(args->buf_size, &o, err);
+    }
+    return r ? r : transfer_start(ctl->jobs, PRESET_MIRROR, &o, err);
+}
+
+static enum transfer_preset
+preset_of(bool given, enum qmp_copy_mode mode)
+{
+    static const enum transfer_preset presets[] = {
+        [QMP_COPY_MODE_PRE_COPY] = PRESET_PRE_COPY,
+        [QMP_COPY_MODE_POST_COPY] = PRESET_POST_COPY,
+        [QMP_COPY_MODE_HYBRID] = PRESET_HYBRID,
+        [QMP_COPY_MODE_MIRROR] = PRESET_PRE_COPY, /* that waits to be told */
+    };
+
+    return given ? presets[mode] : PRESET_PRE_COPY;
+}
+
+int
+cmd_block_copy(struct control *ctl, const struct args_block_copy *args,
+               json_t **ret, struct err *err)
+{
+    enum transfer_preset preset = preset_of(args->has_mode, args->mode);
+    bool is_mirror = args->has_mode && args->mode == QMP_COPY_MODE_MIRROR;
+    bool stays = args->has_finish ? args->finish == QMP_COPY_FINISH_STAY
+                                  : is_mirror;
+    struct transfer_options o = {
+        .job_id = args->job_id,
+        .copy_mode = take_copy_mode(args->has_copy_mode, args->copy_mode),
+        .finish = stays ? FINISH_STAY : FINISH_SWITCH,
+        .wait_for_verb =
+            is_mirror || (args->has_auto_complete && !args->auto_complete),
+        .granularity = args->granularity,
+        .on_error = take_on_error(args->has_on_source_error,
+                                  args->on_source_error, ON_ERROR_REPORT),
+        .on_target_error = take_on_error(args->has_on_target_error,
+                                         args->on_target_error, ON_ERROR_AUTO),
+        .auto_finalize = !args->has_auto_finalize || args->auto_finalize,
+        .auto_dismiss = !args->has_auto_dismiss || args->auto_dismiss,
+    };
+    int r = find_pair(ctl, args->device, args->target, &o, err);
+
+    if (!r) {
+        r = take_speed(args->speed, &o, err);
+    }
+    if (!r && stays && preset != PRESET_PRE_COPY) {
+        r = err_set(err, -EINVAL,
+                    "Post-copy and hybrid end with the disk on the target: "
+                    "'finish' cannot be 'stay'");
+    }
+    return r ? r : transfer_start(ctl->jobs, preset, &o, err);
+}
+
+int
+cmd_query_copy_plan(struct control *ctl,
+                    const struct args_query_copy_plan *args, json_t **ret,
+                    struct err *err)
+{
+    struct transfer_options o = {0};
+    int r = find_pair(ctl, args->device, args->target, &o, err);
+
+    return r ? r
+             : plan_transfer(preset_of(args->has_mode, args->mode), &o,
+                             json_array(), ret, err);
+}
+
+int
+cmd_block_job_change(struct control *ctl,
+                     const struct args_block_job_change *args, json_t **ret,
+                     struct err *err)
+{
+    struct job *job = jobs_find(ctl->jobs, args->id);
+
+    if (!job || !job->driver->is_block_job) {
+        return err_set(err, -ENOENT, "Job not found");
+    }
+    if (args->type != QMP_JOB_TYPE_MIRROR) {
+        return err_set(err, -EINVAL, "Job type of '%s' cannot be changed",
+                       job->id);
+    }
+    return mirror_set_copy_mode(job, take_copy_mode(true, args->copy_mode),
+                                err);
+}

@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * The commands that move data between the layers of one chain: block-stream
+ * and block-commit.  Each only fills in struct transfer_options.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "control/transfer_args.h"
+#include "schema_dispatch.h"
+
+/* By file name: as the header above has it, or in full. */
+static int
+find_backing_file(struct node *top, const char *filename, struct node **ret,
+                  struct err *err)
+{
+    for (struct node *n = top; n->backing; n = n->backing->child) {
+        struct node *below = n->backing->child;
+        const char *stated = n->header_backing.filename;
+
+        if ((stated && !strcmp(stated, filename)) ||
+            (below->filename && !strcmp(below->filename, filename))) {
+            *ret = below;
+            return 0;
+        }
+    }
+    return err_set(err, -ENOENT, "Can't find '%s' in the backing chain",
+                   filename);
+}
+
+/* What says where a stream stops, as both commands have it. */
+struct stream_range {
+    const char *base, *base_node, *bottom;
+};
+
+static int
+check_exclusive(const struct stream_range *args, struct err *err)
+{
+    static const char fmt[] =
+        "'%s' and '%s' cannot be specified at the same time";
+
+    if (args->base && args->base_node) {
+        return err_set(err, -EINVAL, fmt, "base", "base-node");
+    }
+    if (args->base && args->bottom) {
+        return err_set(err, -EINVAL, fmt, "base", "bottom");
+    }
+    if (args->bottom && args->base_node) {
+        return err_set(err, -EINVAL, fmt, "bottom", "base-node");
+    }
+    return 0;
+}
+
+/* The node to stop at: *ret is NULL where the whole chain is meant. */
+static int
+find_base(struct control *ctl, const struct stream_range *args,
+          struct node *device, struct node **ret, struct err *err)
+{
+    struct node *node;
+    int r = 0;
+
+    *ret = NULL;
+    if (args->base) {
+        r = find_backing_file(device, args->base, ret, err);
+    } else if (args->base_node) {
+        r = control_find_node(ctl, args->base_node, false, &node, err);
+        if (!r && (node == device || !chain_contains(device, node))) {
+            r = err_set(err, -EINVAL,
+                        "Node '%s' is not a backing image of '%s'",
+                        args->base_node, device->name);
+        }
+        *ret = r ? NULL : node;
+    } else if (args->bottom) {
+        r = control_find_node(ctl, args->bottom, false, &node, err);
+        if (!r && !chain_contains(device, node)) {
+            r = err_set(err, -EINVAL,
+                        "Node '%s' is not in a chain starting from '%s'",
+                        args->bottom, device->name);
+        }
+        *ret = r || !node->backing ? NULL : node->backing->child;
+    }
+    return r;
+}
+
+static int
+find_stream(struct control *ctl, const char *name,
+            const struct stream_range *range, struct node **ret_device,
+            struct node **ret_base, struct err *err)
+{
+    int r = check_exclusive(range, err);
+
+    if (!r) {
+        r = control_find_node(ctl, name, true, ret_device, err);
+    }
+    return r ? r : find_base(ctl, range, *ret_device, ret_base, err);
+}
+
+/* The nodes below @top down to, without, @base: they leave the chain. */
+static json_t *
+layers_between(const struct node *top, const struct node *base)
+{
+    json_t *list = json_array();
+
+    for (const struct edge *e = top->backing; e && e->child != base;
+         e = e->child->backing) {
+        json_array_append_new(list, json_string(e->child->name));
+    }
+    return list;
+}
+
+int
+cmd_query_stream_plan(struct control *ctl,
+                      const struct args_query_stream_plan *args, json_t **ret,
+                      struct err *err)
+{
+    struct stream_range range = {args->base, args->base_node, args->bottom};
+    struct transfer_options o = {0};
+    int r = find_stream(ctl, args->device, &range, &o.device, &o.base, err);
+
+    if (!r) {
+        r = claim_check(o.device, CLAIM_FILL, "a stream", err);
+    }
+    return r ? r
+             : plan_transfer(PRESET_STREAM, &o,
+                             layers_between(o.device, o.base), ret, err);
+}
+
+int
+cmd_block_stream(struct control *ctl, const struct args_block_stream *args,
+                 json_t **ret, struct err *err)
+{
+    struct stream_range range = {args->base, args->base_node, args->bottom};
+    struct transfer_options o = {
+        .job_id = args->job_id ? args->job_id : "",
+        .backing_file = args->backing_file,
+        .on_error = take_on_error(args->has_on_error, args->on_error,
+                                  ON_ERROR_AUTO),
+        .auto_finalize = !args->has_auto_finalize || args->auto_finalize,
+        .auto_dismiss = !args->has_auto_dismiss || args->auto_dismiss,
+    };
+    int r = find_stream(ctl, args->device, &range, &o.device, &o.base, err);
+
+    if (!r && !o.base && args->backing_file) {
+        r = err_set(err, -EINVAL,
+                    "backing file specified, but streaming the entire chain");
+    }
+    if (!r) {
+        /* There is no device here whose name could be the default. */
+        r = job_check_id(ctl->jobs, o.job_id, err);
+    }
+    if (!r) {
+        r = take_speed(args->speed, &o, err);
+    }
+    return r ? r : transfer_start(ctl->jobs, PRESET_STREAM, &o, err);
+}
+
+/* Commit: the checks are QEMU's, in its order. */
+
+static int
+find_top(struct control *ctl, const struct args_block_commit *args,
+         struct transfer_options *o, struct err *err)
+{
+    if (args->base && args->base_node) {
+        return err_set(err, -EINVAL,
+                       "'base-node' and 'base' are mutually exclusive");
+    }
+    if (args->top && args->top_node) {
+        return err_set(err, -EINVAL,
+                       "'top-node' and 'top' are mutually exclusive");
+    }
+    o->top = o->device;
+    if (args->top_node) {
+        int r = control_find_node(ctl, args->top_node, false, &o->top, err);
+
+        return r || chain_contains(o->device, o->top)
+                   ? r
+                   : err_set(err, -EINVAL,
+                             "'%s' is not in this backing file chain",
+                             args->top_node);
+    }
+    if (args->top && o->device->filename &&
+        strcmp(o->device->filename, args->top) &&
+        find_backing_file(o->device, args->top, &o->top, NULL)) {
+        return err_set(err, -ENOENT, "Top image file %s not found", args->top);
+    }
+    return 0;
+}
+
+static int
+find_bottom(struct control *ctl, const struct args_block_commit *args,
+            struct transfer_options *o, struct err *err)
+{
+    if (args->base_node) {
+        int r = control_find_node(ctl, args->base_node, false, &o->base, err);
+
+        return r || chain_contains(o->top, o->base)
+                   ? r
+                   : err_set(err, -EINVAL,
+                             "'%s' is not in this backing file chain",
+                             args->base_node);
+    }
+    if (args->base) {
+        return find_backing_file(o->top, args->base, &o->base, err);
+    }
+    o->base = chain_bottom(o->top);
+    return 0;
+}
+
+static int
+find_layers(struct control *ctl, const struct args_block_commit *args,
+            struct transfer_options *o, struct err *err)
+{
+    int r = 0;
+
+    o->device = graph_find(ctl->graph, args->device);
+    if (!o->device) {
+        /* libvirt asks for this to see what a commit can do. */
+        return err_set_class(err, ERR_DEVICE_NOT_FOUND, -ENODEV,
+                             "Cannot find device='%s' nor node-name='%s'",
+                             args->device, args->device);
+    }
+    r = find_top(ctl, args, o, err);
+    if (!r) {
+        r = find_bottom(ctl, args, o, err);
+    }
+    if (!r && o->top == o->base) {
+        r = err_set(err, -EINVAL, "cannot commit an image into itself");
+    }
+    return r;
+}
+
+int
+cmd_block_commit(struct control *ctl, const struct args_block_commit *args,
+                 json_t **ret, struct err *err)
+{
+    struct transfer_options o = {
+        .job_id = args->job_id ? args->job_id : "",
+        .backing_file = args->backing_file,
+        .on_error = take_on_error(args->has_on_error, args->on_error,
+                                  ON_ERROR_REPORT),
+        .on_target_error = take_on_error(args->has_on_error, args->on_error,
+                                         ON_ERROR_AUTO),
+        .auto_finalize = !args->has_auto_finalize || args->auto_finalize,
+        .auto_dismiss = !args->has_auto_dismiss || args->auto_dismiss,
+    };
+    int r = find_layers(ctl, args, &o, err);
+
+    if (!r) {
+        r = take_speed(args->speed, &o, err);
+    }
+    return r ? r : transfer_start(ctl->jobs, PRESET_COMMIT, &o, err);
+}
+
+int
+cmd_query_commit_plan(struct control *ctl,
+                      const struct args_query_commit_plan *args, json_t **ret,
+                      struct err *err)
+{
+    struct args_block_commit as = {.device = args->device,
+                                   .top_node = args->top_node,
+                                   .base_node = args->base_node};
+    struct transfer_options o = {0};
+    int r = find_layers(ctl, &as, &o, err);
+
+    if (r) {
+        return r;
+    }
+    json_t *drops = layers_between(o.top, o.base);
+
+    json_array_insert_new(drops, 0, json_string(o.top->name));
+    return plan_transfer(PRESET_COMMIT, &o, drops, ret, err);
+}

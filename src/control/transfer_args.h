@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* What the commands that start transfers have in common. */
+#ifndef SLUICE_CONTROL_TRANSFER_ARGS_H
+#define SLUICE_CONTROL_TRANSFER_ARGS_H
+
+#include "control/control_internal.h"
+#include "schema_types.h"
+#include "transfer/transfer.h"
+
+/* Each takes an argument into @o; QEMU's texts.  None yields. */
+int take_speed(int64_t speed, struct transfer_options *o, struct err *err);
+int take_sync(enum qmp_mirror_sync_mode mode, struct transfer_options *o,
+              struct err *err);
+int take_buf_size(int64_t size, struct transfer_options *o, struct err *err);
+enum on_error take_on_error(bool given, enum qmp_blockdev_on_error policy,
+                            enum on_error otherwise);
+enum copy_mode take_copy_mode(bool given, enum qmp_mirror_copy_mode mode);
+
+/*
+ * Answers as a query-*-plan does.  Takes @drops, the names of the nodes that
+ * would leave the chain.  Yields.
+ */
+int plan_transfer(enum transfer_preset preset,
+                  const struct transfer_options *o, json_t *drops,
+                  json_t **ret, struct err *err);
+
+#endif

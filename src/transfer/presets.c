@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* The recipes by the names of the operations that they are (design §2). */
+#include "transfer/transfer.h"
+
+typedef int start_fn(struct jobs *jobs, const struct transfer_options *options,
+                     struct err *err);
+typedef int plan_fn(const struct transfer_options *options,
+                    struct transfer_plan *ret, struct err *err);
+
+static const struct {
+    start_fn *start;
+    plan_fn *plan;
+} presets[] = {
+    [PRESET_STREAM] = {stream_start, stream_plan},
+    [PRESET_PRE_COPY] = {copy_start, mirror_plan},
+    [PRESET_POST_COPY] = {post_copy_start, post_copy_plan},
+    [PRESET_HYBRID] = {hybrid_start, mirror_plan},
+    [PRESET_MIRROR] = {mirror_start, mirror_plan},
+    [PRESET_COMMIT] = {commit_start, commit_plan},
+};
+
+/* Who starts or plans yields: the nodes must be there when it goes on. */
+static void
+hold(const struct transfer_options *o)
+{
+    struct node *nodes[] = {o->device, o->top, o->base, o->target,
+                            o->replaces};
+
+    for (size_t i = 0; i < ARRAY_LEN(nodes); i++) {
+        if (nodes[i]) {
+            node_ref(nodes[i]);
+        }
+    }
+}
+
+static void
+let_go(const struct transfer_options *o)
+{
+    struct node *nodes[] = {o->device, o->top, o->base, o->target,
+                            o->replaces};
+
+    for (size_t i = 0; i < ARRAY_LEN(nodes); i++) {
+        if (nodes[i]) {
+            node_unref(nodes[i]);
+        }
+    }
+}
+
+int
+transfer_start(struct jobs *jobs, enum transfer_preset preset,
+               const struct transfer_options *options, struct err *err)
+{
+    hold(options);
+    int r = presets[preset].start(jobs, options, err);
+
+    let_go(options);
+    return r;
+}
+
+int
+transfer_plan(enum transfer_preset preset,
+              const struct transfer_options *options,
+              struct transfer_plan *ret, struct err *err)
+{
+    hold(options);
+    int r = presets[preset].plan(options, ret, err);
+
+    let_go(options);
+    return r;
+}

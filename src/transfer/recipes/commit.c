@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * commit: the layers from a top down to a base sink into the base.
+ *
+ *   source   the top, with the layers between it and the base
+ *   target   the base, which these layers hide wherever it is written
+ *   missing  what they hold
+ *   on_write active (the top is the disk): dirty, then forward, as a mirror;
+ *            else nobody writes to the top
+ *   switch   active: when told to, to the base; else none is needed, since
+ *            the layer above the top reads alike over the top and the base
+ *   finish   the layer above the top has the base as its backing file; active:
+ *            the layers stay as they were, and nobody uses them
+ *
+ * Until the end the top reads right over the base at every moment, also after
+ * a crash: no mark is needed.  The layers between them do not, from the first
+ * write on, which is why nobody else may read them (CLAIM_SINK).
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "block/edit.h"
+#include "transfer/pivot.h"
+#include "transfer/recipes/recipes.h"
+
+static int
+active_prepare(struct job *job, struct err *err)
+{
+    struct transfer *t = transfer_of(job);
+    bool stays = job->end == JOB_END_STOP;
+    int r = transfer_pivot(t, stays ? FINISH_STAY : FINISH_SWITCH, err);
+
+    if (!r && !stays) {
+        transfer_keep_writable(t);
+    }
+    return r;
+}
+
+/* The base is durable; now the layer above the top is to name it. */
+static int
+drop_layers(struct job *job, struct err *err)
+{
+    struct transfer *t = transfer_of(job);
+    struct node *overlay = t->overlay, *base = t->copy.target;
+    struct edit edit = {EDIT_BACKING, overlay, base};
+    struct edit_options options = {.alike = true};
+    auto_free char *made = NULL;
+    const char *name = t->backing_file;
+    int r = transfer_make_writable(t, overlay, err);
+
+    if (!r && !name && base->filename) {
+        name = made = backing_name_for(overlay->filename, base->filename);
+    }
+    if (!r) {
+        r = overlay->drv->set_backing(overlay, name, base->drv->name, err);
+    }
+    if (!r) {
+        transfer_thaw(t);
+        /* It reads what it read; below it nothing is written any more. */
+        root_set_claim(t->root, CLAIM_FILL);
+        r = graph_edit(overlay->graph, &edit, 1, &options, NULL, err);
+    }
+    return r;
+}
+
+#define RECIPE(ends_when_told, end)                                            \
+    {                                                                          \
+        .driver = {.type = "commit",                                           \
+                   .is_block_job = true,                                       \
+                   .can_complete = ends_when_told,                             \
+                   .run = transfer_run,                                        \
+                   .prepare = end,                                             \
+                   .clean = transfer_clean,                                    \
+                   .cancelled = transfer_cancelled},                           \
+        .next = mirror_next,                                                   \
+    }
+
+static const struct transfer_recipe active = RECIPE(true, active_prepare);
+static const struct transfer_recipe below = RECIPE(false, drop_layers);
+
+/* The layer above the top; NULL where the top is the disk. */
+static struct node *
+find_overlay(const struct transfer_options *o)
+{
+    struct node *n = o->device;
+
+    while (n != o->top && n->backing->child != o->top) {
+        n = n->backing->child;
+    }
+    return n == o->top ? NULL : n;
+}
+
+static int
+check(const struct transfer_options *o, struct err *err)
+{
+    const struct node *overlay;
+
+    if (!chain_contains(o->device, o->top)) {
+        return err_set(err, -EINVAL, "'%s' is not in this backing file chain",
+                       o->top->name);
+    }
+    if (o->top == o->base) {
+        return err_set(err, -EINVAL, "cannot commit an image into itself");
+    }
+    if (!o->base || !chain_contains(o->top, o->base)) {
+        return err_set(err, -EINVAL, "'%s' is not in this backing file chain",
+                       o->base ? o->base->name : "");
+    }
+    overlay = find_overlay(o);
+    if (overlay && !overlay->drv->set_backing) {
+        return err_set(err, -ENOTSUP,
+                       "Driver '%s' of node '%s' does not support changing "
+                       "its backing file",
+                       overlay->drv->name, overlay->name);
+    }
+    if (!overlay && o->backing_file) {
+        return err_set(err, -EINVAL,
+                       "'backing-file' specified, but 'top' is the active "
+                       "layer");
+    }
+    return 0;
+}
+
+/* Nobody else reads what is neither the old content nor the new. */
+static int
+claim_layers(struct transfer *t, const struct transfer_options *o,
+             struct err *err)
+{
+    /* First its own, so that its layers have one user more, or that one. */
+    enum claim of_top = t->overlay ? CLAIM_STABLE : CLAIM_READ;
+    int r = transfer_claim(t, o->top, of_top, &t->source_root, err);
+
+    if (!r) {
+        r = transfer_claim(t, o->base, CLAIM_SINK, &t->root, err);
+    }
+    for (struct node *n = o->top->backing->child; n != o->base && !r;
+         n = n->backing->child) {
+        t->between = xrealloc(t->between,
+                              (t->n_between + 1) * sizeof(*t->between));
+        r = transfer_claim(t, n, CLAIM_SINK, &t->between[t->n_between], err);
+        t->n_between += !r;
+    }
+    return r;
+}
+
+/* The base holds all that the top reads as, and shows nothing new by that. */
+static int
+match_base(const struct transfer_options *o, struct err *err)
+{
+    struct node *top = o->top, *base = o->base;
+
+    if (base->size >= top->size) {
+        return 0;
+    }
+    if (base->backing && base->backing->child->size > base->size) {
+        return err_set(err, -ENOTSUP,
+                       "The base '%s' is shorter than the top '%s' and than "
+                       "its own backing file",
+                       base->name, top->name);
+    }
+    return node_truncate(base, top->size, err);
+}
+
+/* In this order: what is claimed stays while the rest yields. */
+static int
+prepare(struct transfer *t, const struct transfer_options *o, struct err *err)
+{
+    int r = claim_layers(t, o, err);
+
+    if (!r) {
+        r = transfer_freeze(t, t->overlay ? t->overlay : o->top, o->base, err);
+    }
+    if (!r) {
+        r = transfer_make_writable(t, o->base, err);
+    }
+    return r ? r : match_base(o, err);
+}
+
+int
+commit_start(struct jobs *jobs, const struct transfer_options *o,
+             struct err *err)
+{
+    int r = job_check_id(jobs, o->job_id, err);
+
+    if (!r) {
+        r = check(o, err);
+    }
+    if (r) {
+        return r;
+    }
+    struct node *overlay = find_overlay(o);
+    struct transfer *t = transfer_new(overlay ? &below : &active, o);
+
+    t->overlay = overlay ? node_ref(overlay) : NULL;
+    r = prepare(t, o, err);
+    if (r) {
+        transfer_discard(t);
+        return r;
+    }
+    t->copy = (struct copy){
+        .source = o->top, .target = o->base, .flags = REQ_BACKGROUND};
+    t->shadowed = true;
+    t->guest = o->device;
+    t->sync = SYNC_TOP;
+    t->tracked = !overlay;
+    t->wait_for_verb = !overlay;
+    t->copy_mode = o->copy_mode;
+    t->on_target_error = o->on_target_error;
+    t->backing_file = o->backing_file ? xstrdup(o->backing_file) : NULL;
+    transfer_launch(t, jobs, o);
+    return 0;
+}
+
+int
+commit_plan(const struct transfer_options *o, struct transfer_plan *ret,
+            struct err *err)
+{
+    struct transfer t = {.copy.source = o->top,
+                         .copy.target = o->base,
+                         .shadowed = true,
+                         .sync = SYNC_TOP};
+    int r = check(o, err);
+
+    return r ? r : transfer_measure(&t, mirror_next, ret, err);
+}

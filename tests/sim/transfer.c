@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* See transfer.h. */
+#include "sim/transfer.h"
+
+enum { VERB_NS = 60000000 };
+
+struct node *
+sweep_layer(const struct sweep *s, unsigned depth)
+{
+    struct node *n = s->top;
+
+    while (n && depth--) {
+        n = n->backing ? n->backing->child : NULL;
+    }
+    return n;
+}
+
+static int
+open_target(struct sweep *s, const char *text, struct node **ret,
+            struct err *err)
+{
+    json_t *options = json_loads(text, 0, NULL);
+    int r = node_add(s->graph, options, ret, err);
+
+    json_decref(options);
+    return r;
+}
+
+static struct job *
+start(struct sweep *s, struct jobs *jobs, const struct sweep_transfer *plan)
+{
+    auto_err err = ERR_INIT;
+    struct transfer_options o = {.job_id = "j",
+                                 .device = sweep_layer(s, plan->device),
+                                 .top = sweep_layer(s, plan->top),
+                                 .base = plan->base
+                                             ? sweep_layer(s, plan->base)
+                                             : NULL,
+                                 .piece = 4096,
+                                 .max_in_flight = 16384,
+                                 .granularity = 512,
+                                 .speed = plan->speed,
+                                 .finish = plan->finish,
+                                 .copy_mode = plan->mode,
+                                 .wait_for_verb = plan->wait_for_verb,
+                                 .auto_finalize = true};
+    int r = plan->target ? open_target(s, plan->target, &o.target, &err) : 0;
+
+    if (!r) {
+        r = transfer_start(jobs, plan->preset, &o, &err);
+    }
+    if (r && !s->may_fail) {
+        sweep_fail(s, "the transfer does not start: %s", err.msg);
+    }
+    return jobs_find(jobs, "j");
+}
+
+void
+sweep_run_transfer(struct sweep *s, const struct sweep_transfer *plan)
+{
+    struct loop *loop = sim_loop(s->sim);
+    struct jobs *jobs = jobs_new(loop, NULL, NULL);
+    struct job *job = start(s, jobs, plan);
+    uint64_t at = plan->at_any_time
+                      ? loop_now(loop) + sim_random(&s->rng) % VERB_NS
+                      : 0;
+
+    s->op = jobs;
+    while (job && job->status != JOB_CONCLUDED) {
+        if (loop_now(loop) < at) {
+            coro_sleep(NS_PER_MS / 10);
+            continue;
+        }
+        if (job->status == JOB_READY && plan->finish == FINISH_SWITCH) {
+            job_complete(job, NULL);
+        } else if (job->status == JOB_READY) {
+            job_cancel(job, false, NULL);
+        }
+        /* A verb is refused where a pause is asked for: it is said again. */
+        waitq_wait_until(&job->changed, loop_now(loop) + NS_PER_MS);
+    }
+    if (job && job->err.code && !s->may_fail) {
+        sweep_fail(s, "the transfer failed: %s", job->err.msg);
+    }
+    s->done = job && !job->err.code && !job->cancelled;
+    s->op = NULL;
+    jobs_free(jobs);
+}

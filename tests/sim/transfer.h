@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* A transfer as data, for the `operation` of a sweep. */
+#ifndef SLUICE_TESTS_SIM_TRANSFER_H
+#define SLUICE_TESTS_SIM_TRANSFER_H
+
+#include "sim/sweep.h"
+#include "transfer/transfer.h"
+
+/* Layers by their depth: the disk's own is 0. */
+struct sweep_transfer {
+    enum transfer_preset preset;
+    const char *target; /* how to open it (JSON), NULL: none */
+    unsigned device, top, base; /* @base 0: none */
+    enum finish finish;
+    enum copy_mode mode;
+    bool wait_for_verb;
+    bool at_any_time; /* the verb comes when it pleases */
+    uint64_t speed;   /* so slow that the guests are ahead; 0: no limit */
+};
+
+/*
+ * Runs it as the job "j" of s->op until it is over; s->done where it ended as
+ * it was meant to.  It fails the sweep where it fails without a reason.
+ */
+void sweep_run_transfer(struct sweep *s, const struct sweep_transfer *plan);
+/* The layer at @depth below the disk, or NULL. */
+struct node *sweep_layer(const struct sweep *s, unsigned depth);
+
+#endif

@@ -1,0 +1,295 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""Moving data between the layers of a chain while a guest writes: real files,
+and qemu-img as the judge.
+
+commit.py SLUICED SLUICE GUEST
+"""
+import fcntl
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+
+from harness import Daemon, QmpError, main, nbd_server, need, run
+
+SLUICED, SLUICE, GUEST = (os.path.abspath(p) for p in sys.argv[1:4])
+MIB = 1 << 20
+F_OFD_SETLK = 37
+SIZE = 24 * MIB
+URI = "nbd+unix:///a?socket=nbd.sock"
+
+need("qemu-img", "qemu-io")
+
+
+def layer(name, fmt, backing, backing_fmt, off, *options):
+    run("qemu-img", "create", "-q", "-f", fmt, *options, "-b", backing, "-F",
+        backing_fmt, name, str(SIZE))
+    run("qemu-io", "-f", fmt, "-c", f"write -P {off} {off}M 5M", "-c",
+        f"write -z {off + 7}M 1M", name)
+
+
+def make_chain(base_fmt="raw"):
+    """base <- one <- two <- top, and a model of what the top reads as."""
+    run("qemu-img", "create", "-q", "-f", base_fmt, "base", str(SIZE))
+    run("qemu-io", "-f", base_fmt, "-c", "write -P 99 1M 20M", "base")
+    layer("one", "qcow2", "base", base_fmt, 2, "-o", "cluster_size=512")
+    layer("two", "qed", "one", "qcow2", 6)
+    layer("top", "qcow2", "two", "qed", 9, "-o", "cluster_size=2M")
+    run("qemu-img", "convert", "-O", "raw", "top", "model")
+    with open("ranges", "w") as f:
+        f.write(f"0 {SIZE}\n")
+
+
+def chain(fmt="raw"):
+    """Every layer by its name."""
+    def node(name, kind, backing):
+        return ["--blockdev", json.dumps({
+            "driver": kind, "node-name": name, "discard": "unmap",
+            "read-only": name != "top",
+            "file": {"driver": "file", "filename": name},
+            **({"backing": backing} if backing else {})})]
+    return [*node("base", fmt, None), *node("one", "qcow2", "base"),
+            *node("two", "qed", "one"), *node("top", "qcow2", "two")]
+
+
+def daemon(fmt="raw"):
+    return Daemon(SLUICED, *nbd_server(), *chain(fmt), "--export",
+                  "nbd,id=e,node-name=top,name=a,writable=on")
+
+
+class Guest:
+    def __init__(self):
+        self.process = subprocess.Popen([GUEST, URI, "model", "ranges", "0"],
+                                        stdout=subprocess.PIPE)
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        out, _ = self.process.communicate(timeout=60)
+        assert self.process.returncode == 0, out
+
+
+def statuses(qmp):
+    return [e["data"]["status"] if e["event"] == "JOB_STATUS_CHANGE"
+            else e["event"] for e in qmp.events]
+
+
+def wait_end(qmp, until):
+    while not qmp.events or statuses(qmp)[-1] != until:
+        qmp.events.append(qmp.receive())
+
+
+def names(name, fmt):
+    return json.loads(run("qemu-img", "info", "-f", fmt, "--output=json",
+                          name)[1]).get("backing-filename")
+
+
+def judge(name, fmt):
+    if fmt != "raw":
+        run("qemu-img", "check", "-q", "-f", fmt, name)
+    run("qemu-img", "compare", "-f", fmt, "-F", "raw", name, "model")
+
+
+END = ["waiting", "pending", "BLOCK_JOB_COMPLETED", "concluded", "null"]
+
+
+def operate(command, fmt="raw", ready=None, **arguments):
+    """Runs it under a guest to its end."""
+    make_chain(fmt)
+    with daemon(fmt) as d:
+        qmp, guest = d.qmp(), Guest()
+        qmp.events.clear()
+        qmp.cmd(command, job_id="j", **arguments)
+        want = ["created", "running"]
+        if ready:
+            wait_end(qmp, "BLOCK_JOB_READY")
+            qmp.cmd(ready, **{"id" if ready == "job-complete" else "device":
+                              "j"})
+            want += ["ready", "BLOCK_JOB_READY"]
+        wait_end(qmp, "null")
+        assert statuses(qmp) == want + END, statuses(qmp)
+        graph = qmp.cmd("query-named-block-nodes", flat=True)
+        guest.stop()
+        d.stop()
+    return {n["node-name"]: n.get("backing_file") for n in graph}
+
+
+def the_disk_goes_on_on_its_base(fmt):
+    def test():
+        operate("block-commit", fmt, "job-complete", device="top")
+        judge("base", fmt)
+    return f"commit of the disk into {fmt}", test
+
+
+def a_stop_leaves_the_disk_where_it_is():
+    operate("block-commit", ready="block-job-cancel", device="top")
+    judge("top", "qcow2")
+    assert names("top", "qcow2") == "two"
+
+
+def a_layer_goes_into_the_one_below():
+    operate("block-commit", device="top", top_node="two", base_node="one")
+    judge("top", "qcow2")
+    assert names("top", "qcow2") == "one"
+
+
+def layers_go_into_the_base():
+    operate("block-transfer", preset="commit", device="top", top_node="two")
+    judge("top", "qcow2")
+    assert names("top", "qcow2") == "base"
+
+
+def the_header_names_what_it_is_told():
+    os.symlink("base", "alias")
+    operate("block-commit", device="top", top="two", backing_file="alias")
+    assert names("top", "qcow2") == "alias"
+    judge("top", "qcow2")
+
+
+def a_layer_below_is_streamed():
+    operate("block-stream", device="two", base_node="base")
+    judge("top", "qcow2")
+    assert names("two", "qed") == "base"
+
+
+def two_streams_at_once():
+    """Both run to their ends under a guest, one below the other."""
+    make_chain()
+    with daemon() as d:
+        qmp, guest = d.qmp(), Guest()
+        qmp.cmd("block-stream", job_id="i", device="top", base_node="one",
+                speed=4 * MIB)
+        qmp.cmd("block-stream", job_id="j", device="one", speed=4 * MIB)
+        assert len(qmp.cmd("query-jobs")) == 2
+        for job in "ij":
+            qmp.cmd("block-job-set-speed", device=job, speed=0)
+        while statuses(qmp).count("null") != 2:
+            qmp.events.append(qmp.receive())
+        assert not [e for e in qmp.events if "error" in e["data"]]
+        guest.stop()
+        d.stop()
+    judge("top", "qcow2")
+    assert names("top", "qcow2") == "one" and names("one", "qcow2") is None
+
+
+def below_a_mirror(command, **arguments):
+    """The mirror's source loses layers while it is copied."""
+    make_chain()
+    run("qemu-img", "create", "-q", "-f", "qcow2", "copy", str(SIZE))
+    with daemon() as d:
+        qmp, guest = d.qmp(), Guest()
+        qmp.cmd("blockdev-add", driver="qcow2", node_name="copy", backing=None,
+                file={"driver": "file", "filename": "copy"})
+        qmp.cmd("blockdev-mirror", job_id="m", device="top", target="copy",
+                sync="full")
+        qmp.cmd(command, job_id="s", device="top", **arguments)
+        qmp.wait_event("BLOCK_JOB_COMPLETED")
+        assert [j["id"] for j in qmp.cmd("query-jobs")] == ["m"]
+        if qmp.cmd("query-jobs")[0]["status"] != "ready":
+            qmp.wait_event("BLOCK_JOB_READY")
+        qmp.cmd("job-complete", id="m")
+        qmp.wait_event("BLOCK_JOB_COMPLETED")
+        guest.stop()
+        d.stop()
+    judge("copy", "qcow2")
+
+
+def a_stream_below_a_mirror():
+    below_a_mirror("block-stream")
+
+
+def a_commit_below_a_mirror():
+    below_a_mirror("block-commit", top_node="two", base_node="base")
+
+
+def a_mirror_may_lie_on_its_source():
+    make_chain()
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "top", "-F", "qcow2",
+        "copy", str(SIZE))
+    with daemon() as d:
+        qmp, guest = d.qmp(), Guest()
+        qmp.cmd("blockdev-add", driver="qcow2", node_name="copy",
+                backing="top", file={"driver": "file", "filename": "copy"})
+        qmp.cmd("blockdev-mirror", job_id="m", device="top", target="copy",
+                sync="full")
+        qmp.wait_event("BLOCK_JOB_READY")
+        guest.stop()
+        qmp.cmd("block-job-cancel", device="m")
+        qmp.wait_event("BLOCK_JOB_COMPLETED")
+        d.stop()
+    judge("copy", "qcow2")
+    assert names("copy", "qcow2") is None
+
+
+def what_stands_in_the_way_is_named():
+    make_chain()
+    with daemon() as d:
+        qmp = d.qmp()
+
+        def refused(text, command, **arguments):
+            try:
+                qmp.cmd(command, **arguments)
+            except QmpError as e:
+                assert text in str(e), e
+                return
+            raise AssertionError(f"{command} {arguments} went through")
+
+        # The layers between are neither the old content nor the new.
+        qmp.cmd("block-export-add", type="nbd", id="r", node_name="one",
+                name="r")
+        refused("export 'r'", "block-commit", job_id="j", device="top")
+        qmp.cmd("block-export-del", id="r")
+        qmp.cmd("block-commit", job_id="j", device="top", speed=MIB)
+        refused("job 'j'", "block-export-add", type="nbd", id="r",
+                node_name="one", name="r")
+        refused("job 'j'", "block-stream", job_id="k", device="top")
+        refused("job 'j'", "block-commit", job_id="k", device="top",
+                top_node="two", base_node="one")
+        refused("in use", "blockdev-del", node_name="top")
+        qmp.cmd("job-cancel", id="j")
+        qmp.wait_event("BLOCK_JOB_CANCELLED")
+        # Then the layers are as they were, and read-only again.
+        refused("read-only", "block-export-add", type="nbd", id="r",
+                node_name="base", name="r", writable=True)
+        qmp.cmd("block-export-add", type="nbd", id="r", node_name="one",
+                name="r")
+        d.stop()
+    judge("top", "qcow2")
+
+
+def a_base_that_others_read_is_refused():
+    make_chain()
+    with daemon() as d, open("base", "rb") as reader:
+        qmp = d.qmp()
+        # QEMU's lock of an image that nobody else may write to.
+        lock = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 201, 1, 0)
+        fcntl.fcntl(reader, F_OFD_SETLK, lock)
+        try:
+            qmp.cmd("block-commit", job_id="j", device="top")
+        except QmpError as e:
+            assert 'Failed to get "write" lock' in str(e), e
+        else:
+            raise AssertionError("another program reads the base")
+        reader.close()
+        # What was locked on the way is free again.
+        qmp.cmd("block-commit", job_id="j", device="top")
+        qmp.wait_event("BLOCK_JOB_READY")
+        qmp.cmd("job-complete", id="j")
+        qmp.wait_event("BLOCK_JOB_COMPLETED")
+        d.stop()
+    judge("base", "raw")
+
+
+if __name__ == "__main__":
+    main([the_disk_goes_on_on_its_base("raw"),
+          the_disk_goes_on_on_its_base("qcow2"),
+          the_disk_goes_on_on_its_base("qed"),
+          a_stop_leaves_the_disk_where_it_is,
+          a_layer_goes_into_the_one_below, layers_go_into_the_base,
+          the_header_names_what_it_is_told, a_layer_below_is_streamed,
+          two_streams_at_once, a_commit_below_a_mirror,
+          a_stream_below_a_mirror, a_mirror_may_lie_on_its_source,
+          what_stands_in_the_way_is_named,
+          a_base_that_others_read_is_refused])
