@@ -216,8 +216,10 @@ find_layers(struct control *ctl, const struct args_block_commit *args,
     if (!o->device) {
         /* libvirt asks for this to see what a commit can do. */
         return err_set_class(err, ERR_DEVICE_NOT_FOUND, -ENODEV,
-                             "Cannot find device='%s' nor node-name='%s'",
-                             args->device, args->device);
+                             "Device '%s' not found", args->device);
+    }
+    if (!list_empty(&o->device->parents)) {
+        return err_set(err, -EINVAL, "Need a root block node");
     }
     r = find_top(ctl, args, o, err);
     if (!r) {

@@ -496,7 +496,147 @@ def errors_around_live_operations_are_qemus():
     compare(AROUND)
 
 
+# Jobs from their start to their end: every event, field by field.
+
+CHAIN = [
+    ("blockdev-add", {"driver": "qcow2", "node-name": n, "file": {
+        "driver": "file", "filename": n + ".qcow2"},
+        "backing": b, "read-only": n != "top"})
+    for n, b in (("disk", None), ("mid", "disk"), ("top", "mid"))]
+COPY = [
+    ("blockdev-add", {"driver": "qcow2", "node-name": "copy", "file": {
+        "driver": "file", "filename": "over.qcow2"}})]
+MIRROR = ("blockdev-mirror", {"job-id": "j", "device": "top", "target": "copy",
+                              "sync": "full"})
+STAYS = {"auto-finalize": False, "auto-dismiss": False}
+
+TRACES = [
+    [("block-commit", {"job-id": "j", "device": "top"}), "@ready",
+     ("job-complete", {"id": "j"}), "@null"],
+    [("block-commit", {"job-id": "j", "device": "top"}), "@ready",
+     ("block-job-cancel", {"device": "j"}), "@null"],
+    [("block-commit", {"job-id": "j", "device": "top"}), "@ready",
+     ("block-job-cancel", {"device": "j", "force": True}), "@null"],
+    [("block-commit", {"job-id": "j", "device": "top", **STAYS}), "@ready",
+     ("job-pause", {"id": "j"}), "@standby", ("job-resume", {"id": "j"}),
+     "@ready", ("job-complete", {"id": "j"}), "@pending",
+     ("job-finalize", {"id": "j"}), "@concluded",
+     ("job-dismiss", {"id": "j"}), "@null"],
+    [("block-commit", {"job-id": "j", "device": "top", "top-node": "mid"}),
+     "@null"],
+    [("block-commit", {"job-id": "j", "device": "top", "top-node": "mid",
+                       **STAYS}), "@pending", ("job-finalize", {"id": "j"}),
+     "@concluded", ("job-dismiss", {"id": "j"}), "@null"],
+    [("block-stream", {"job-id": "j", "device": "mid"}), "@null"],
+    [*COPY, MIRROR, "@ready", ("job-complete", {"id": "j"}), "@null"],
+    [*COPY, MIRROR, "@ready", ("block-job-cancel", {"device": "j"}), "@null"],
+    [*COPY, MIRROR, "@ready", ("job-cancel", {"id": "j"}), "@null"],
+    [*COPY, MIRROR, "@ready",
+     ("block-job-cancel", {"device": "j", "force": True}), "@null"],
+    [*COPY, (MIRROR[0], {**MIRROR[1], **STAYS}), "@ready",
+     ("job-pause", {"id": "j"}), "@standby", ("job-resume", {"id": "j"}),
+     "@ready", ("job-complete", {"id": "j"}), "@pending",
+     ("job-finalize", {"id": "j"}), "@concluded",
+     ("job-dismiss", {"id": "j"}), "@null"],
+    [*COPY, (MIRROR[0], {**MIRROR[1], "copy-mode": "write-blocking"}),
+     "@ready", ("job-complete", {"id": "j"}), "@null"],
+]
+
+COMMIT = {"job-id": "j", "device": "top"}
+MIRRORS = {"job-id": "j", "device": "top", "target": "copy", "sync": "full"}
+REFUSED = [
+    *CHAIN, *COPY,
+    *[("block-commit", bad) for bad in (
+        {}, {"device": "zz"}, {"job-id": "j", "device": "zz"},
+        {"device": "top"},
+        {**COMMIT, "job-id": "1"},
+        {**COMMIT, "speed": -1},
+        {**COMMIT, "top-node": "zz"}, {**COMMIT, "base-node": "zz"},
+        {**COMMIT, "top-node": "copy"}, {**COMMIT, "base-node": "copy"},
+        {**COMMIT, "top": "zz"}, {**COMMIT, "base": "zz"},
+        {**COMMIT, "top": "zz", "top-node": "mid"},
+        {**COMMIT, "base": "zz", "base-node": "mid"},
+        {**COMMIT, "base-node": "top"},
+        {**COMMIT, "top-node": "disk", "base-node": "mid"},
+        {**COMMIT, "top-node": "disk"},
+        {**COMMIT, "top-node": "disk", "base-node": "disk"},
+        {**COMMIT, "backing-file": "x"},
+        {**COMMIT, "device": "disk"},
+        {**COMMIT, "on-error": "foo"},
+    )],
+    *[("blockdev-mirror", bad) for bad in (
+        {}, {"job-id": "j", "device": "top", "target": "copy"},
+        {**MIRRORS, "device": "zz"}, {**MIRRORS, "target": "zz"},
+        {**MIRRORS, "target": "top"}, {**MIRRORS, "job-id": "1"},
+        {**MIRRORS, "speed": -1}, {**MIRRORS, "granularity": 1000},
+        {**MIRRORS, "granularity": 128 << 20}, {**MIRRORS, "buf-size": -1},
+        {**MIRRORS, "replaces": "zz"}, {**MIRRORS, "replaces": "copy"},
+        {**MIRRORS, "sync": "foo"}, {**MIRRORS, "copy-mode": "foo"},
+    )],
+    ("blockdev-mirror", MIRRORS), ("@wait", "ready"),
+    ("blockdev-del", {"node-name": "copy"}),
+    ("job-finalize", {"id": "j"}), ("job-dismiss", {"id": "j"}),
+    ("block-job-set-speed", {"device": "j", "speed": -1}),
+    ("job-complete", {"id": "zz"}), ("block-job-complete", {"device": "zz"}),
+    ("job-complete", {"id": "j"}), ("@wait", "null"),
+]
+
+
+def prepare_chain():
+    for name, backing, off in (("mid", "disk", 64), ("top", "mid", 128)):
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-b",
+            f"{backing}.qcow2", "-F", "qcow2", f"{name}.qcow2", "1M")
+        run("qemu-io", "-f", "qcow2", "-c", f"write -P 7 {off}k 64k",
+            f"{name}.qcow2")
+
+
+def events_of(program, commands):
+    os.unlink("top.qcow2")
+    prepare_chain()
+    with Daemon(program) as d:
+        q = d.qmp()
+        for step in [*CHAIN, *commands]:
+            if isinstance(step, tuple):
+                answer = q.raw(*step)
+                assert "return" in answer, (step, answer)
+            else:
+                q.wait_event("JOB_STATUS_CHANGE", status=step[1:])
+        events = [{"event": e["event"], **e["data"]} for e in q.events]
+    for e in events:
+        if "len" in e:  # QEMU's counts bits of its bitmap, too
+            e["len"], e["offset"] = "all", e["offset"] == e["len"]
+    return events
+
+
+def event_traces_are_qemus():
+    different = 0
+    for i, commands in enumerate(TRACES):
+        theirs = in_folder(f"q{i}", events_of, QSD, commands)
+        ours = in_folder(f"s{i}", events_of, SLUICED, commands)
+        if theirs != ours:
+            different += 1
+            print("#", commands)
+            print("# qemu  ", theirs)
+            print("# sluice", ours)
+    assert not different
+
+
+def errors_of_copies_are_qemus():
+    def both(program):
+        os.unlink("top.qcow2")
+        prepare_chain()
+        return converse(program, REFUSED)
+
+    theirs, ours = in_folder("q", both, QSD), in_folder("s", both, SLUICED)
+    different = [(a, b) for a, b in zip(theirs, ours) if a != b]
+    for a, b in different:
+        print("# qemu  ", str(a)[:300])
+        print("# sluice", str(b)[:300])
+    assert not different and len(theirs) == len(ours)
+
+
 if __name__ == "__main__":
     main([bad_command_lines_fail_alike, good_command_lines_work_in_both,
           errors_are_qemus, objects_are_qemus, errors_around_live_operations_are_qemus,
-          the_graph_is_qemus])
+          the_graph_is_qemus, event_traces_are_qemus,
+          errors_of_copies_are_qemus])

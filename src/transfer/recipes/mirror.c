@@ -167,11 +167,14 @@ check(const struct transfer_options *o, struct err *err)
                        o->target->name, o->device->name);
     }
     if (o->granularity &&
-        (!is_pow2(o->granularity) || o->granularity < 512 ||
-         o->granularity > 64 * MIB)) {
+        (o->granularity < 512 || o->granularity > 64 * MIB)) {
         return err_set(err, -EINVAL,
                        "Parameter 'granularity' expects a value in range "
-                       "[512B, 64MB] that is a power of 2");
+                       "[512B, 64MB]");
+    }
+    if (o->granularity && !is_pow2(o->granularity)) {
+        return err_set(err, -EINVAL,
+                       "Parameter 'granularity' expects a power of 2");
     }
     if (o->replaces && !reads_alike(o->device, o->replaces)) {
         return err_set(err, -EINVAL,
