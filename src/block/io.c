@@ -769,6 +769,15 @@ node_status(struct node *node, uint64_t off, uint64_t len, bool seek,
     return r;
 }
 
+int
+node_free_space(struct node *node, uint64_t *ret)
+{
+    while (node->file) {
+        node = node->file->child;
+    }
+    return node->drv->free_space ? node->drv->free_space(node, ret) : -ENOTSUP;
+}
+
 /*
  * What the index knows of the layers from @node down to, without, @base: a
  * place at or below @base counts as in none.

@@ -227,6 +227,11 @@ struct driver {
      * fail.  NULL: nothing here can be waited for in vain, or be ended.
      */
     void (*let_go)(struct node *node, bool all);
+    /*
+     * Protocols: the bytes that may still be allocated; NULL or -ENOTSUP
+     * where all are there from the start.
+     */
+    int (*free_space)(struct node *node, uint64_t *ret);
     /* Adds format-specific members to @info. */
     void (*info)(struct node *node, json_t *info);
 };
@@ -395,6 +400,8 @@ int node_truncate(struct node *node, uint64_t size, struct err *err);
  */
 int node_status(struct node *node, uint64_t off, uint64_t len, bool seek,
                 struct extent *ret);
+/* Of the file that @node is in: see driver.free_space. */
+int node_free_space(struct node *node, uint64_t *ret);
 /*
  * The first extent as it reads from @top down to, without, @base (NULL: all
  * layers), and the layer that holds it (NULL where none does: then it is

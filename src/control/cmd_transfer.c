@@ -73,9 +73,14 @@ plan_transfer(enum transfer_preset preset, const struct transfer_options *o,
     int r = transfer_plan(preset, o, &plan, err);
 
     if (!r) {
-        *ret = json_pack("{s:I, s:I, s:O}", "bytes-to-copy",
+        *ret = json_pack("{s:I, s:I, s:I, s:O}", "bytes-to-copy",
                          (json_int_t)plan.bytes_to_copy, "bytes-to-zero",
-                         (json_int_t)plan.bytes_to_zero, "drops", drops);
+                         (json_int_t)plan.bytes_to_zero, "space-needed",
+                         (json_int_t)plan.space_needed, "drops", drops);
+        if (plan.space_free <= INT64_MAX) {
+            json_object_set_new(*ret, "space-free",
+                                json_integer((json_int_t)plan.space_free));
+        }
     }
     json_decref(drops);
     return r;
@@ -196,18 +201,24 @@ cmd_query_transfers(struct control *ctl,
         if (!transfer_report(job, &r)) {
             continue;
         }
-        json_array_append_new(
-            *ret,
-            json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
-                      "id", job->id, "type", job->driver->type, "bytes-moved",
-                      (json_int_t)r.bytes_moved, "bytes-cloned",
-                      (json_int_t)r.bytes_cloned, "bytes-zeroed",
-                      (json_int_t)r.bytes_zeroed, "bytes-dirtied",
-                      (json_int_t)r.bytes_dirtied, "bytes-forwarded",
-                      (json_int_t)r.bytes_forwarded, "pause-ns",
-                      (json_int_t)r.pause_ns, "requests-held",
-                      (json_int_t)r.held, "rate-bps", (json_int_t)r.rate_bps,
-                      "elapsed-ns", (json_int_t)r.elapsed_ns));
+        json_t *report = json_pack(
+            "{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "id",
+            job->id, "type", job->driver->type, "bytes-moved",
+            (json_int_t)r.bytes_moved, "bytes-cloned",
+            (json_int_t)r.bytes_cloned, "bytes-zeroed",
+            (json_int_t)r.bytes_zeroed, "bytes-dirtied",
+            (json_int_t)r.bytes_dirtied, "bytes-forwarded",
+            (json_int_t)r.bytes_forwarded, "pause-ns", (json_int_t)r.pause_ns,
+            "requests-held", (json_int_t)r.held, "rate-bps",
+            (json_int_t)r.rate_bps, "elapsed-ns", (json_int_t)r.elapsed_ns);
+
+        if (job->io_status == JOB_IO_NOSPACE) {
+            json_object_set_new(report, "space-needed",
+                                json_integer((json_int_t)r.space_needed));
+            json_object_set_new(report, "space-free",
+                                json_integer((json_int_t)r.space_free));
+        }
+        json_array_append_new(*ret, report);
     }
     return 0;
 }

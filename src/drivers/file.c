@@ -468,6 +468,12 @@ file_driver_info(struct node *node, json_t *info)
 }
 
 static int
+file_driver_free_space(struct node *node, uint64_t *ret)
+{
+    return file_free_space(file_of(node), ret);
+}
+
+static int
 set_new_size(struct file *f, const char *filename, uint64_t size)
 {
     int r = file_truncate(f, 0);
@@ -535,7 +541,7 @@ file_driver_create(struct graph *graph, json_t *options, struct err *err)
     .write = file_driver_write, .zero = file_driver_zero,                      \
     .clone = file_driver_clone, .discard = file_driver_discard, .flush = file_driver_flush,                \
     .status = file_driver_status, .truncate = file_driver_truncate,            \
-    .info = file_driver_info
+    .free_space = file_driver_free_space, .info = file_driver_info
 
 const struct driver driver_file = {
     .name = "file",

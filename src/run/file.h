@@ -41,6 +41,7 @@ struct file_ops {
     int (*truncate)(struct file *file, uint64_t size);
     int (*size)(struct file *file, uint64_t *ret);
     int (*allocated)(struct file *file, uint64_t *ret);
+    int (*free_space)(struct file *file, uint64_t *ret);
     int (*extent)(struct file *file, uint64_t off, uint64_t len, bool *ret_data,
                   uint64_t *ret_len);
     int (*clone)(struct file *file, uint64_t off, struct file *from,
@@ -135,6 +136,16 @@ static inline int
 file_allocated(struct file *file, uint64_t *ret)
 {
     return file->ops->allocated(file, ret);
+}
+
+/*
+ * Bytes that its file system would still give to this program; -ENOTSUP where
+ * the file has all its space (a block device).
+ */
+static inline int
+file_free_space(struct file *file, uint64_t *ret)
+{
+    return file->ops->free_space(file, ret);
 }
 
 /*

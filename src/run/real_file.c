@@ -28,6 +28,7 @@
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "base/bytes.h"
@@ -434,6 +435,31 @@ real_allocated(struct file *file, uint64_t *ret)
     return 0;
 }
 
+static void
+call_statvfs(void *arg)
+{
+    struct call *c = arg;
+    struct statvfs st;
+
+    if (fstatvfs(c->fd, &st)) {
+        c->result = -errno;
+    } else {
+        c->value = (uint64_t)st.f_bavail * st.f_frsize;
+    }
+}
+
+static int
+real_free_space(struct file *file, uint64_t *ret)
+{
+    struct call call = {0};
+    int r = file->is_block_device
+                ? -ENOTSUP
+                : in_worker(file_of(file), call_statvfs, &call);
+
+    *ret = call.value;
+    return r;
+}
+
 /*
  * Writing zeroes at the range's end moves the end of the file there.
  * ftruncate() could not: it may shrink a file that grew meanwhile.
@@ -580,6 +606,7 @@ static const struct file_ops real_file_ops = {
     .truncate = real_truncate,
     .size = real_size,
     .allocated = real_allocated,
+    .free_space = real_free_space,
     .extent = real_extent,
     .clone = real_clone,
     .lock = real_lock,

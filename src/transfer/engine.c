@@ -48,6 +48,23 @@ struct worker {
     bool dirty; /* only the dirty runs within */
 };
 
+/* How much would have to be freed before a resume: one worker reckons. */
+static void
+say_what_is_missing(struct transfer *t)
+{
+    struct transfer_plan plan;
+
+    if (t->measuring) {
+        return;
+    }
+    t->measuring = true;
+    if (!transfer_measure(t, t->recipe->next, &plan, NULL)) {
+        t->report.space_needed = plan.space_needed;
+        t->report.space_free = plan.space_free;
+    }
+    t->measuring = false;
+}
+
 /* False where the piece is to be tried again. */
 static bool
 handle_error(struct transfer *t, int r, bool is_read)
@@ -75,6 +92,9 @@ handle_error(struct transfer *t, int r, bool is_read)
         return true;
     case ON_ERROR_STOP:
         waitq_wake_all(&t->worker_done); /* the dispatcher pauses, too */
+        if (r == -ENOSPC) {
+            say_what_is_missing(t);
+        }
         while (t->job.pauses && !job_cancelled(&t->job)) {
             waitq_wait(&t->job.wake);
         }
@@ -610,13 +630,26 @@ transfer_work(struct transfer *t)
     return r ? r : t->error ? t->error : t->ignored;
 }
 
+static int
+begin(struct transfer *t, struct err *err)
+{
+    int r = transfer_check_space(t, err);
+
+    return r || !t->recipe->begin ? r : t->recipe->begin(t, err);
+}
+
 int
 transfer_run(struct job *job, struct err *err)
 {
     struct transfer *t = transfer_of(job);
 
     job->total = t->copy.target->size;
-    int r = transfer_work(t);
+    int r = t->start_ns ? 0 : begin(t, err);
+
+    if (r) {
+        return r;
+    }
+    r = transfer_work(t);
 
     if (job_cancelled(job)) {
         return -ECANCELED;
@@ -803,29 +836,6 @@ transfer_launch(struct transfer *t, struct jobs *jobs,
     t->held[0] = t->copy.source ? node_ref(t->copy.source) : NULL;
     t->held[1] = node_ref(t->copy.target);
     job_start(jobs, &t->job, options->job_id);
-}
-
-int
-transfer_measure(struct transfer *t, transfer_next *next,
-                 struct transfer_plan *ret, struct err *err)
-{
-    struct transfer_plan plan = {0};
-    uint64_t size = t->copy.target->size;
-    struct missing m;
-
-    for (uint64_t off = 0; off < size; off = m.off + m.len) {
-        int r = next(t, off, size - off, &m);
-
-        if (r) {
-            return err_set_errno(err, r, "Reading the map of '%s' failed",
-                                 t->copy.target->name);
-        }
-        plan.bytes_to_copy += m.zero ? 0 : m.len;
-        plan.bytes_to_zero += m.zero ? m.len : 0;
-        coro_relax();
-    }
-    *ret = plan;
-    return 0;
 }
 
 bool

@@ -39,6 +39,8 @@ typedef int transfer_next(struct transfer *t, uint64_t off, uint64_t limit,
 struct transfer_recipe {
     struct job_driver driver; /* its `run` ends in transfer_run */
     transfer_next *next;
+    /* Before the target's first write, once it is known to have room; or NULL. */
+    int (*begin)(struct transfer *t, struct err *err);
 };
 
 enum { HOT_MAX = 64 };
@@ -72,6 +74,7 @@ struct transfer {
     struct track track;
     uint32_t granularity; /* of dirty blocks, bytes */
     bool ending; /* the pivot is under way */
+    bool measuring;
     struct comutex mark_lock; /* of the target's mark */
     uint64_t window; /* where the search for dirty blocks goes on */
     enum copy_mode copy_mode;
@@ -131,9 +134,17 @@ int transfer_make_writable(struct transfer *t, struct node *node,
 void transfer_keep_writable(struct transfer *t);
 void transfer_launch(struct transfer *t, struct jobs *jobs,
                      const struct transfer_options *options);
+/* plan.c */
+
 /* Sums up what @next finds in a transfer that is not started.  Yields. */
 int transfer_measure(struct transfer *t, transfer_next *next,
                      struct transfer_plan *ret, struct err *err);
+/*
+ * -ENOSPC, with both figures, where the target's file system has less space
+ * than what is missing needs.  Looks at the maps only where it could be less.
+ * Yields.
+ */
+int transfer_check_space(struct transfer *t, struct err *err);
 /*
  * Both halves of transfer_run(): the pass and what follows, and the end of
  * what runs then.

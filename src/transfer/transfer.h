@@ -69,6 +69,8 @@ struct transfer_options {
 /* What a transfer would do, as things are now. */
 struct transfer_plan {
     uint64_t bytes_to_copy, bytes_to_zero;
+    uint64_t space_needed; /* by the target's file, at most */
+    uint64_t space_free;   /* on its file system; UINT64_MAX: not known */
 };
 
 /*
@@ -151,6 +153,7 @@ struct transfer_report {
     uint64_t bytes_dirtied; /* by the guest, where they are missing again */
     uint64_t bytes_forwarded; /* by the guest, to both sides */
     uint64_t pause_ns, held; /* of the switch */
+    uint64_t space_needed, space_free; /* when it last ran out of space */
     uint64_t rate_bps; /* over the last seconds */
     uint64_t elapsed_ns;
 };

@@ -100,11 +100,17 @@ stream_on_a_full_disk(struct sweep *s)
                                  .auto_finalize = true};
     bool paused = false;
 
-    sim_disk_set_capacity(disk, sim_disk_used(disk) + 6000);
     if (stream_start(jobs, &o, NULL)) {
         sweep_fail(s, "the stream does not start");
     }
     struct job *job = jobs_find(jobs, "j");
+
+    /* After the job has looked whether there is enough. */
+    while (job->status != JOB_RUNNING) {
+        waitq_wait(&job->changed);
+    }
+    coro_relax();
+    sim_disk_set_capacity(disk, sim_disk_used(disk) + 6000);
 
     while (job->status != JOB_CONCLUDED) {
         if (job->status == JOB_PAUSED) {

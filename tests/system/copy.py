@@ -10,9 +10,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
-from harness import (Daemon, Nbd, Process, QmpError, main, nbd_server, need,
-                     run)
+from harness import (Daemon, Nbd, Process, QmpError, main, mount, nbd_server,
+                     need, run)
 
 SLUICED, SLUICE, GUEST = (os.path.abspath(p) for p in sys.argv[1:4])
 MIB = 1 << 20
@@ -235,6 +236,63 @@ def a_target_that_stops_does_not_stop_the_guest():
     server.end()
 
 
+def small_target(mib):
+    """A target on a file system of its own."""
+    mount("tmpfs", "small", "-o", f"size={mib}M")
+    run("qemu-img", "create", "-q", "-f", "qcow2", "small/target", str(SIZE))
+    return {"driver": "qcow2", "node_name": "target", "backing": None,
+            "file": {"driver": "file", "filename": "small/target"}}
+
+
+def a_copy_that_cannot_end_does_not_begin():
+    make_disk()
+    with daemon() as d:
+        qmp = d.qmp()
+        qmp.cmd("blockdev-add", **small_target(6))
+        plan = qmp.cmd("query-copy-plan", device="top", target="target")
+        assert plan["bytes-to-copy"] == 9 * MIB, plan
+        assert 9 * MIB <= plan["space-needed"] < 10 * MIB, plan
+        assert 5 * MIB < plan["space-free"] <= 6 * MIB, plan
+        qmp.cmd("block-copy", job_id="j", device="top", target="target")
+        end = qmp.wait_event("BLOCK_JOB_COMPLETED")["data"]
+        assert "needs" in end["error"] and "left" in end["error"], end
+        try:
+            qmp.cmd("block-copy", job_id="j", device="top", target="target",
+                    mode="post-copy")
+        except QmpError as e:
+            assert "needs" in str(e), e
+        else:
+            raise AssertionError("the disk went where it has no room")
+        d.stop()
+    info = run("qemu-img", "info", "small/target")[1]
+    assert "backing" not in info, info
+
+
+def a_full_target_pauses_the_copy_and_not_the_guest():
+    make_disk()
+    with daemon() as d:
+        qmp, guest = d.qmp(), Guest()
+        qmp.cmd("blockdev-add", **small_target(64))
+        qmp.cmd("block-copy", job_id="j", device="top", target="target",
+                speed=MIB)
+        run("dd", "if=/dev/zero", "of=small/other", "bs=1M", check=False)
+        qmp.cmd("block-job-set-speed", device="j", speed=0)
+        error = qmp.wait_event("BLOCK_JOB_ERROR")["data"]
+        assert error["action"] == "stop" and error["operation"] == "write"
+        while not (t := qmp.cmd("query-transfers")[0]).get("space-needed"):
+            time.sleep(0.01)
+        assert t["space-needed"] > t["space-free"], t
+        with Nbd("nbd.sock", "a") as nbd:
+            nbd.read(0, 4096)
+        os.unlink("small/other")
+        qmp.cmd("block-job-resume", device="j")
+        end = qmp.wait_event("BLOCK_JOB_COMPLETED")["data"]
+        assert "error" not in end, end
+        guest.stop()
+        d.stop()
+    judge("qcow2", "small/target")
+
+
 def what_cannot_be_is_refused():
     make_disk()
     run("qemu-img", "create", "-q", "-f", "raw", "small", str(SIZE // 2))
@@ -271,4 +329,6 @@ if __name__ == "__main__":
           post_copy("qcow2"), post_copy("qed"), hybrid("qcow2"), hybrid("qed"),
           a_stop_leaves_a_copy_as_of_then, an_unfinished_copy_is_refused,
           a_target_that_stops_does_not_stop_the_guest,
+          a_copy_that_cannot_end_does_not_begin,
+          a_full_target_pauses_the_copy_and_not_the_guest,
           what_cannot_be_is_refused])

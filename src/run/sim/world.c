@@ -300,6 +300,18 @@ world_clone(struct file *file, uint64_t off, struct file *from,
 }
 
 static int
+world_free_space(struct file *file, uint64_t *ret)
+{
+    const struct sim_disk *disk = sim_of(file->loop)->disk;
+    uint64_t used = sim_disk_used(disk);
+
+    *ret = !disk->capacity          ? UINT64_MAX
+           : used > disk->capacity  ? 0
+                                    : disk->capacity - used;
+    return 0;
+}
+
+static int
 world_lock(struct file *file, uint64_t off, uint64_t len, int mode)
 {
     struct sim_file *sf = file_of(file);
@@ -354,6 +366,7 @@ static const struct file_ops world_file_ops = {
     .truncate = world_truncate,
     .size = world_size,
     .allocated = world_size,
+    .free_space = world_free_space,
     .extent = world_extent,
     .clone = world_clone,
     .lock = world_lock,

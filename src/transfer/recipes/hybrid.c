@@ -161,11 +161,8 @@ static int
 hybrid_run(struct job *job, struct err *err)
 {
     struct transfer *t = transfer_of(job);
-    int r = transfer_mark(t, true, err);
+    int r = transfer_run(job, err);
 
-    if (!r) {
-        r = transfer_run(job, err);
-    }
     if (r || job->end != JOB_END_COMPLETE) {
         return r;
     }
@@ -191,6 +188,7 @@ static const struct transfer_recipe recipe = {
                .clean = transfer_clean,
                .cancelled = transfer_cancelled},
     .next = hybrid_next,
+    .begin = mark_target,
 };
 
 int

@@ -90,13 +90,11 @@ mirror_next(struct transfer *t, uint64_t off, uint64_t limit,
     return 0;
 }
 
-static int
-mirror_run(struct job *job, struct err *err)
+/* From here on it is not the disk. */
+int
+mark_target(struct transfer *t, struct err *err)
 {
-    /* Before its first write: from here on it is not the disk. */
-    int r = transfer_mark(transfer_of(job), true, err);
-
-    return r ? r : transfer_run(job, err);
+    return transfer_mark(t, true, err);
 }
 
 static int
@@ -115,11 +113,11 @@ mirror_prepare(struct job *job, struct err *err)
         .driver = {.type = name,                                               \
                    .is_block_job = true,                                       \
                    .can_complete = true,                                       \
-                   .run = mirror_run,                                          \
+                   .run = transfer_run,                                        \
                    .prepare = mirror_prepare,                                  \
                    .clean = transfer_clean,                                    \
                    .cancelled = transfer_cancelled},                           \
-        .next = mirror_next,                                                   \
+        .next = mirror_next, .begin = mark_target,                             \
     }
 
 static const struct transfer_recipe mirror = RECIPE("mirror");

@@ -175,6 +175,9 @@ post_copy_start(struct jobs *jobs, const struct transfer_options *o,
         r = match_size(o, err);
     }
     if (!r) {
+        r = transfer_check_space(t, err); /* before there is no way back */
+    }
+    if (!r) {
         r = transfer_freeze(t, o->device, NULL, err);
     }
     if (!r) {

@@ -13,6 +13,8 @@ int stream_prepare(struct job *job, struct err *err);
 /* Mirror: what the source reads as and the target not yet. */
 int mirror_next(struct transfer *t, uint64_t off, uint64_t limit,
                 struct missing *ret);
+/* And its `begin`: an unfinished target is marked as one. */
+int mark_target(struct transfer *t, struct err *err);
 /* Checks the options of a mirror, claims both nodes; the job is not launched. */
 int mirror_make(struct jobs *jobs, const struct transfer_recipe *recipe,
                 const struct transfer_options *o, struct transfer **ret,

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * What a transfer will move and need, from the images' own maps.
+ *
+ * The space is an upper bound: what lies in clusters that the target already
+ * holds is written in place, everything else is counted as whole clusters,
+ * with the metadata that names them.
+ */
+#include <errno.h>
+
+#include "transfer/engine.h"
+
+/* Bytes of metadata for a new cluster: a mapping and a count, twice that. */
+enum { META_PER_CLUSTER = 32 };
+
+/* Clusters that are counted, so that none is counted twice. */
+struct counter {
+    uint64_t end; /* of the last one that was looked at */
+    uint64_t bytes;
+};
+
+static void
+count_clusters(struct counter *c, const struct node *target, uint64_t off,
+               uint64_t len)
+{
+    uint64_t unit = max_u64(target->cluster_size, 512);
+    uint64_t start = max_u64(align_down(off, unit), c->end);
+    uint64_t end = align_up(off + len, unit);
+
+    if (end > start) {
+        c->bytes += end - start;
+        c->end = end;
+    }
+}
+
+/* A part that is to be written: what of it is not there yet. */
+static int
+count_new(struct counter *c, struct node *target, uint64_t off, uint64_t len)
+{
+    while (len) {
+        struct extent ext;
+        int r = node_status(target, off, len, true, &ext);
+
+        if (r) {
+            return r;
+        }
+        if (ext.kind == EXTENT_UNALLOCATED || ext.kind == EXTENT_ZERO) {
+            count_clusters(c, target, off, ext.len);
+        }
+        off += ext.len;
+        len -= ext.len;
+    }
+    return 0;
+}
+
+/* With the tables that the new clusters may need, and their last, begun ones. */
+static uint64_t
+with_metadata(const struct node *target, uint64_t bytes)
+{
+    uint64_t unit = target->cluster_size;
+
+    return !bytes || target->drv->is_protocol || unit < 512
+               ? bytes
+               : bytes + bytes / unit * META_PER_CLUSTER + 4 * unit;
+}
+
+int
+transfer_measure(struct transfer *t, transfer_next *next,
+                 struct transfer_plan *ret, struct err *err)
+{
+    struct transfer_plan plan = {0};
+    struct node *target = t->copy.target;
+    struct counter counter = {0};
+    struct missing m;
+
+    for (uint64_t off = 0; off < target->size; off = m.off + m.len) {
+        int r = next(t, off, target->size - off, &m);
+
+        if (!r && m.len && !m.zero) {
+            r = count_new(&counter, target, m.off, m.len);
+        }
+        if (r) {
+            return err_set_errno(err, r, "Reading the map of '%s' failed",
+                                 target->name);
+        }
+        plan.bytes_to_copy += m.zero ? 0 : m.len;
+        plan.bytes_to_zero += m.zero ? m.len : 0;
+        coro_relax();
+    }
+    plan.space_needed = with_metadata(target, counter.bytes);
+    if (node_free_space(target, &plan.space_free)) {
+        plan.space_free = UINT64_MAX;
+    }
+    *ret = plan;
+    return 0;
+}
+
+int
+transfer_check_space(struct transfer *t, struct err *err)
+{
+    struct node *target = t->copy.target;
+    struct transfer_plan plan;
+    uint64_t most = with_metadata(target, target->size), have;
+
+    if (node_free_space(target, &have) || have >= most) {
+        return 0; /* there is always room, or it is not known */
+    }
+    int r = transfer_measure(t, t->recipe->next, &plan, err);
+
+    if (!r && plan.space_needed > plan.space_free) {
+        r = err_set(err, -ENOSPC,
+                    "Node '%s' needs %llu bytes more than it has, and its "
+                    "file system has %llu left",
+                    target->name, (unsigned long long)plan.space_needed,
+                    (unsigned long long)plan.space_free);
+        err_hint(err, "nothing was copied; make room, or take another target");
+    }
+    return r;
+}
