@@ -21,6 +21,7 @@ graph_new(struct loop *loop, const struct graph_options *options)
 
     graph->loop = loop;
     graph->drivers = options->drivers;
+    graph->quiet = options->quiet;
     graph->backing_paths =
         options->backing_paths ? xstrdup(options->backing_paths) : NULL;
     graph->chain_index_bytes = options->chain_index_bytes

@@ -15,6 +15,7 @@ struct graph {
     struct list throttle_groups;
     unsigned next_name;
     bool ending; /* nothing is opened any more */
+    bool quiet;
     struct waitq parked;
     uint64_t park_gen; /* counts unparks, so that none is missed */
 };
@@ -59,6 +60,11 @@ enum claim file_claim(const struct node *node, bool read_only);
 /* As claim_check(), of holders alone. */
 int claim_check_holders(struct node *node, enum claim claim, const char *owner,
                         struct err *err);
+/*
+ * Finishes or takes back what an earlier daemon left beside the image.
+ * -ESTALE where it is no longer the disk.  Yields.
+ */
+int node_recover(struct node *node, struct err *err);
 /* Also true for a node that is being opened or closed. */
 bool graph_name_taken(struct graph *graph, const char *name);
 /* For block/open.c: a node without a driver's state, with its reference. */

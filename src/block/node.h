@@ -228,6 +228,11 @@ struct driver {
      */
     void (*let_go)(struct node *node, bool all);
     /*
+     * Protocols: -EBUSY where another program, or another opening of it here,
+     * has the file in use.  NULL: nobody can tell.
+     */
+    int (*check_alone)(struct node *node);
+    /*
      * Protocols: the bytes that may still be allocated; NULL or -ENOTSUP
      * where all are there from the start.
      */
@@ -243,6 +248,7 @@ struct graph_options {
     uint64_t chain_index_bytes; /* of each disk; 0: CHAIN_INDEX_BYTES */
     /* Where headers may point: NULL any plain local path; "" nowhere. */
     const char *backing_paths;
+    bool quiet; /* no lines in the log about what was found beside an image */
 };
 
 struct graph *graph_new(struct loop *loop, const struct graph_options *options);
@@ -364,6 +370,16 @@ int claim_check(struct node *node, enum claim claim, const char *owner,
  * or another program stands against it.
  */
 int node_reopen(struct node *node, bool read_only, struct err *err);
+
+/* The node of the regular file that @node is in, or NULL.  Does not yield. */
+const struct node *node_local_file(const struct node *node);
+struct switch_intent;
+/*
+ * Unlinks the source of a switch, durably, where its name still means the file
+ * that was opened.  Yields.
+ */
+int source_delete(struct loop *loop, const struct switch_intent *intent,
+                  struct err *err);
 
 /* Members of options, for drivers; each removes what it returns. */
 const char *opt_str(json_t *options, const char *key);

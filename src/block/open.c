@@ -539,6 +539,9 @@ node_open(struct graph *graph, const json_t *options, struct node **ret,
         return r;
     }
     r = open_chain(node, err);
+    if (!r) {
+        r = node_recover(node, err);
+    }
     if (r) {
         node_unref(node);
         return r;

@@ -96,12 +96,21 @@ cmd_block_copy(struct control *ctl, const struct args_block_copy *args,
     if (!r) {
         r = take_speed(args->speed, &o, err);
     }
+    if (!r && stays && !is_mirror && args->delete_source) {
+        r = err_set(err, -EINVAL,
+                    "The disk stays in its file: 'delete-source' needs "
+                    "'finish': 'switch'");
+    }
     if (!r && stays && preset != PRESET_PRE_COPY) {
         r = err_set(err, -EINVAL,
                     "Post-copy and hybrid end with the disk on the target: "
                     "'finish' cannot be 'stay'");
     }
-    return r ? r : transfer_start(ctl->jobs, preset, &o, err);
+    take_deletion(args->delete_source, args->exclusive, args->dependents_in,
+                  &o);
+    r = r ? r : transfer_start(ctl->jobs, preset, &o, err);
+    free((void *)(uintptr_t)o.dependents_in);
+    return r;
 }
 
 int

@@ -65,6 +65,22 @@ take_sync(enum qmp_mirror_sync_mode mode, struct transfer_options *o,
     }
 }
 
+void
+take_deletion(bool delete_source, bool exclusive, json_t *dependents_in,
+              struct transfer_options *o)
+{
+    size_t n = json_array_size(dependents_in);
+    const char **folders = xzalloc((n + 1) * sizeof(*folders));
+
+    for (size_t i = 0; i < n; i++) {
+        folders[i] = json_string_value(json_array_get(dependents_in, i));
+    }
+    o->delete_source = delete_source;
+    o->exclusive = exclusive;
+    o->dependents_in = folders;
+    o->n_dependents_in = n;
+}
+
 int
 plan_transfer(enum transfer_preset preset, const struct transfer_options *o,
               json_t *drops, json_t **ret, struct err *err)
@@ -184,7 +200,11 @@ cmd_block_transfer(struct control *ctl,
     if (!r) {
         r = take_buf_size(args->buf_size, &o, err);
     }
-    return r ? r : transfer_start(ctl->jobs, preset, &o, err);
+    take_deletion(args->delete_source, args->exclusive, args->dependents_in,
+                  &o);
+    r = r ? r : transfer_start(ctl->jobs, preset, &o, err);
+    free((void *)(uintptr_t)o.dependents_in);
+    return r;
 }
 
 int

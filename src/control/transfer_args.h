@@ -17,6 +17,12 @@ enum on_error take_on_error(bool given, enum qmp_blockdev_on_error policy,
 enum copy_mode take_copy_mode(bool given, enum qmp_mirror_copy_mode mode);
 
 /*
+ * What says whether the source may be deleted.  The folders' array is the
+ * caller's to free, once the transfer has been started.
+ */
+void take_deletion(bool delete_source, bool exclusive, json_t *dependents_in,
+                   struct transfer_options *o);
+/*
  * Answers as a query-*-plan does.  Takes @drops, the names of the nodes that
  * would leave the chain.  Yields.
  */

@@ -468,6 +468,18 @@ file_driver_info(struct node *node, json_t *info)
 }
 
 static int
+file_driver_check_alone(struct node *node)
+{
+    struct file_state *st = node->state;
+    int r = file_lock(st->locked, LOCK_USED, PERM_BITS, FILE_LOCK_TEST);
+
+    if (!r) {
+        r = file_lock(st->locked, LOCK_UNSHARED, PERM_BITS, FILE_LOCK_TEST);
+    }
+    return r == -EAGAIN ? -EBUSY : r;
+}
+
+static int
 file_driver_free_space(struct node *node, uint64_t *ret)
 {
     return file_free_space(file_of(node), ret);
@@ -541,6 +553,7 @@ file_driver_create(struct graph *graph, json_t *options, struct err *err)
     .write = file_driver_write, .zero = file_driver_zero,                      \
     .clone = file_driver_clone, .discard = file_driver_discard, .flush = file_driver_flush,                \
     .status = file_driver_status, .truncate = file_driver_truncate,            \
+    .check_alone = file_driver_check_alone,                                    \
     .free_space = file_driver_free_space, .info = file_driver_info
 
 const struct driver driver_file = {

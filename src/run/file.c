@@ -49,3 +49,12 @@ stream_write_buf(struct stream *s, const void *buf, size_t len)
 
     return stream_write(s, &iov, 1);
 }
+
+void
+names_free(char **names, size_t n)
+{
+    while (n--) {
+        free(names[n]);
+    }
+    free(names);
+}

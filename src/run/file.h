@@ -208,4 +208,18 @@ folder_sync(struct loop *loop, const char *path)
     return loop->ops->sync_folder(loop, path);
 }
 
+/*
+ * The paths of all that lies in the folder that holds @path, in no order, but
+ * "." and "..".  The caller frees them with names_free(); -E2BIG where there
+ * are more than a million.
+ */
+static inline int
+folder_list(struct loop *loop, const char *path, char ***ret, size_t *ret_n)
+{
+    return loop->ops->list_folder(loop, path, ret, ret_n);
+}
+
+/* Does not yield. */
+void names_free(char **names, size_t n);
+
 #endif

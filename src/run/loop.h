@@ -56,6 +56,8 @@ struct loop_ops {
                   const char *to);
     int (*unlink)(struct loop *loop, const char *path);      /* yields */
     int (*sync_folder)(struct loop *loop, const char *path); /* yields */
+    int (*list_folder)(struct loop *loop, const char *path, /* yields */
+                       char ***ret, size_t *ret_n);
 
     /* Yields until @fd is ready for one of poll(2)'s @events or @deadline. */
     short (*fd_wait)(struct loop *loop, int fd, short events,

@@ -19,6 +19,7 @@
  * What is refused or done in part by one way goes on with the next.
  */
 #include <assert.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
@@ -735,6 +736,8 @@ real_file_open(struct loop *loop, const char *path, unsigned flags,
 
 struct name_call {
     const char *from, *to;
+    char **names; /* of a folder */
+    size_t n;
     int result;
 };
 
@@ -754,17 +757,22 @@ unlink_in_worker(void *arg)
     c->result = unlink(c->from) ? -errno : 0;
 }
 
+/* The folder that holds @path; the caller frees it. */
+static char *
+folder_of(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    size_t len = slash ? (size_t)(slash - path) : 0;
+
+    return !slash ? xstrdup(".") : xstrndup(path, len ? len : 1);
+}
+
 static void
 sync_folder_in_worker(void *arg)
 {
     struct name_call *c = arg;
-    auto_free char *folder = xstrdup(c->from);
-    char *slash = strrchr(folder, '/');
-
-    if (slash) {
-        slash[slash == folder] = 0;
-    }
-    int fd = open(slash ? folder : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    auto_free char *folder = folder_of(c->from);
+    int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
     if (fd < 0) {
         c->result = -errno;
@@ -772,6 +780,55 @@ sync_folder_in_worker(void *arg)
     }
     c->result = fsync(fd) ? -errno : 0;
     close(fd);
+}
+
+enum { FOLDER_MAX = 1000000 };
+
+static void
+list_folder_in_worker(void *arg)
+{
+    struct name_call *c = arg;
+    auto_free char *folder = folder_of(c->from);
+    bool in_sight = !strchr(c->from, '/');
+    DIR *dir = opendir(folder);
+    struct dirent *e = NULL;
+
+    if (!dir) {
+        c->result = -errno;
+        return;
+    }
+    while (!c->result && (errno = 0, e = readdir(dir))) {
+        if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..")) {
+            continue;
+        }
+        if (c->n == FOLDER_MAX) {
+            c->result = -E2BIG;
+            break;
+        }
+        c->names = xrealloc(c->names, (c->n + 1) * sizeof(*c->names));
+        c->names[c->n++] = in_sight ? xstrdup(e->d_name)
+                                    : xasprintf("%s/%s", folder, e->d_name);
+    }
+    if (!e && errno) {
+        c->result = -errno;
+    }
+    closedir(dir);
+}
+
+int
+real_list_folder(struct loop *loop, const char *path, char ***ret,
+                 size_t *ret_n)
+{
+    struct name_call call = {.from = path};
+
+    offload_by_folder(loop, path, list_folder_in_worker, &call);
+    if (call.result) {
+        names_free(call.names, call.n);
+        return call.result;
+    }
+    *ret = call.names;
+    *ret_n = call.n;
+    return 0;
 }
 
 static int

@@ -139,6 +139,8 @@ int real_file_open(struct loop *loop, const char *path, unsigned flags,
 int real_rename(struct loop *loop, const char *from, const char *to);
 int real_unlink(struct loop *loop, const char *path);
 int real_sync_folder(struct loop *loop, const char *path);
+int real_list_folder(struct loop *loop, const char *path, char ***ret,
+                     size_t *ret_n);
 int real_listen(struct loop *loop, const struct address *address,
                 struct listener **ret, struct err *err);
 int real_connect(struct loop *loop, const struct address *address,

@@ -21,6 +21,9 @@
 
 #include <errno.h>
 
+#include "run/file.h"
+#include "transfer/departure.h"
+
 enum {
     SCAN_STEP_SHIFT = 30, /* look at most 1 GiB ahead before a pause point */
     RETRY_MS = 100,
@@ -633,8 +636,13 @@ transfer_work(struct transfer *t)
 static int
 begin(struct transfer *t, struct err *err)
 {
+    bool may_switch = t->tracked && (t->finish == FINISH_SWITCH ||
+                                     t->wait_for_verb);
     int r = transfer_check_space(t, err);
 
+    if (!r && may_switch) {
+        r = departure_prepare(t, err);
+    }
     return r || !t->recipe->begin ? r : t->recipe->begin(t, err);
 }
 
@@ -684,6 +692,14 @@ transfer_new(const struct transfer_recipe *recipe,
     t->max_in_flight =
         options->max_in_flight ? options->max_in_flight : DEFAULT_IN_FLIGHT;
     t->piece = options->piece ? options->piece : DEFAULT_PIECE;
+    t->delete_source = options->delete_source;
+    t->exclusive = options->exclusive;
+    t->folders = xzalloc((options->n_dependents_in + 1) * sizeof(char *));
+    while (t->n_folders < options->n_dependents_in) {
+        t->folders[t->n_folders] =
+            xstrdup(options->dependents_in[t->n_folders]);
+        t->n_folders++;
+    }
     t->buffers.size = t->piece;
     waitq_init(&t->worker_done);
     comutex_init(&t->mark_lock);
@@ -774,6 +790,7 @@ let_go(struct transfer *t)
     if (t->track.source) {
         track_stop(&t->track);
     }
+    departure_end(t, false, NULL);
     transfer_thaw(t);
     if (t->root) {
         root_free(take_ptr(t->root));
@@ -801,6 +818,7 @@ transfer_free(struct job *job)
 
     free(t->backing_file);
     free(t->between);
+    names_free(t->folders, t->n_folders);
     free(t->owner);
     free(t);
 }

@@ -75,7 +75,11 @@ struct transfer {
     uint32_t granularity; /* of dirty blocks, bytes */
     bool ending; /* the pivot is under way */
     bool measuring;
-    struct comutex mark_lock; /* of the target's mark */
+    struct comutex mark_lock; /* of the target's mark, and of the intent */
+    struct intent *intent;    /* of the switch, while it is under way */
+    bool delete_source, exclusive;
+    char **folders; /* where dependants are looked for, beside its own */
+    size_t n_folders;
     uint64_t window; /* where the search for dirty blocks goes on */
     enum copy_mode copy_mode;
     enum sync_mode sync;

@@ -5,6 +5,7 @@
 #include <errno.h>
 
 #include "block/edit.h"
+#include "transfer/departure.h"
 
 enum { DRAIN_DEADLINE_MS = 5000, RETRY_MS = 20 };
 
@@ -46,10 +47,11 @@ transfer_mark(struct transfer *t, bool incomplete, struct err *err)
     return r;
 }
 
-static void
-withdraw(void *arg)
+void
+transfer_withdraw(void *arg)
 {
     transfer_mark(arg, true, NULL);
+    departure_withdraw(arg);
 }
 
 struct attempt {
@@ -154,12 +156,15 @@ attempt(struct transfer *t, enum finish finish, struct err *err)
     if (!r && finish == FINISH_SWITCH) {
         /* Who falls behind from here on waits for this, then takes it back. */
         r = track->broken == a.broken ? transfer_mark(t, false, err) : -EAGAIN;
+        if (!r) {
+            r = track->broken == a.broken ? departure_record(t, err) : -EAGAIN;
+        }
     }
     if (!r) {
         r = swap(t, finish, &a, err);
     }
     if (r) {
-        transfer_mark(t, true, NULL);
+        transfer_withdraw(t);
     }
     return r;
 }
@@ -181,18 +186,19 @@ int
 transfer_pivot(struct transfer *t, enum finish finish, struct err *err)
 {
     struct track *track = &t->track;
-    int r;
+    int r = 0;
 
     t->ending = true;
     track->forwarding = true;
-    track->withdraw = finish == FINISH_SWITCH ? withdraw : NULL;
+    track->withdraw = finish == FINISH_SWITCH ? transfer_withdraw : NULL;
     for (;;) {
         r = come_in_step(t);
         if (r) {
-            return r == -ECANCELED
-                       ? r
-                       : err_set_errno(err, r, "Copying to '%s' failed",
-                                       t->copy.target->name);
+            if (r != -ECANCELED) {
+                err_set_errno(err, r, "Copying to '%s' failed",
+                              t->copy.target->name);
+            }
+            break;
         }
         track->pivoting = true;
         r = attempt(t, finish, err);
@@ -206,11 +212,11 @@ transfer_pivot(struct transfer *t, enum finish finish, struct err *err)
         return r;
     }
     track_detach(track);
-    if (finish == FINISH_STAY) {
-        r = node_flush(t->copy.target);
-        r = r ? err_set_errno(err, r, "Flushing the target '%s' failed",
-                              t->copy.target->name)
-              : transfer_mark(t, false, err);
+    if (finish == FINISH_SWITCH) {
+        return departure_end(t, true, err);
     }
-    return r;
+    r = node_flush(t->copy.target);
+    return r ? err_set_errno(err, r, "Flushing the target '%s' failed",
+                             t->copy.target->name)
+             : transfer_mark(t, false, err);
 }

@@ -6,7 +6,7 @@
  *
  *   1 forward; copy until nothing is missing
  *   2 guest flushes go to both sides from here on; flush the target
- *   3 the target counts as complete, durably
+ *   3 the target counts as complete, then as the disk, durably
  *   4 close the gates, wait for what is in flight
  *   5 is something missing again?  Then open them, take 3 back, begin anew
  *   6 swap, open the gates
@@ -14,7 +14,8 @@
  * No fsync and no open is waited for between 4 and 6.  What is acknowledged
  * before 6 is on both sides, so a crash at any point leaves a target that is
  * refused, or one that is the disk.  A target that misses a write between 3
- * and 6 is marked incomplete again before that write is acknowledged.
+ * and 6 is marked incomplete again, and no longer recorded as the disk, before
+ * that write is acknowledged.
  */
 #ifndef SLUICE_TRANSFER_PIVOT_H
 #define SLUICE_TRANSFER_PIVOT_H
@@ -28,5 +29,8 @@ int transfer_pivot(struct transfer *t, enum finish finish, struct err *err);
  * format has no such mark.  Yields.
  */
 int transfer_mark(struct transfer *t, bool incomplete, struct err *err);
+
+/* The target is neither complete nor the disk; for track.withdraw.  Yields. */
+void transfer_withdraw(void *transfer);
 
 #endif

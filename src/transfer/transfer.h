@@ -61,6 +61,11 @@ struct transfer_options {
     bool wait_for_verb;   /* becomes ready, and ends when it is told to */
     bool target_is_zero;  /* it reads zero wherever it is not written */
     uint32_t granularity; /* of dirty blocks, bytes; 0: 4 KiB */
+    /* Of a switch: the source's own file is unlinked, if nobody needs it. */
+    bool delete_source;
+    bool exclusive;                 /* nobody else is looked for */
+    const char *const *dependents_in; /* folders that are searched, too */
+    size_t n_dependents_in;
     bool auto_finalize, auto_dismiss;
     uint64_t max_in_flight; /* bytes; 0: the default, 64 MiB */
     uint64_t piece; /* bytes of one copy, a power of two; 0: 1 MiB */

@@ -54,10 +54,46 @@ switch_to_qcow2(struct sweep *s)
 }
 
 static void
+must_be_gone(struct sweep *s)
+{
+    size_t len;
+
+    if (s->done && sim_disk_get(sim_world_disk(s->sim), "top", &len)) {
+        sweep_fail(s, "the source is still there");
+    }
+}
+
+static void
+switch_and_delete(struct sweep *s)
+{
+    copy(s, &(struct sweep_transfer){.preset = PRESET_PRE_COPY,
+                                     .target = TO_QCOW2,
+                                     .delete_source = true});
+    must_be_gone(s);
+}
+
+static void
+post_copy_and_delete(struct sweep *s)
+{
+    copy(s, &(struct sweep_transfer){.preset = PRESET_POST_COPY,
+                                     .target = TO_QCOW2,
+                                     .delete_source = true});
+    must_be_gone(s);
+}
+
+static void
 switch_to_qed(struct sweep *s)
 {
     copy(s, &(struct sweep_transfer){.preset = PRESET_PRE_COPY,
                                      .target = TO_QED});
+}
+
+static void
+switch_to_raw(struct sweep *s)
+{
+    copy(s, &(struct sweep_transfer){.preset = PRESET_PRE_COPY,
+                                     .target = IMAGE("target", "raw",
+                                                     "copy")});
 }
 
 static void
@@ -134,11 +170,30 @@ static const struct sweep_setup setups[] = {
      .operation = switch_to_qcow2,
      .disturb = sweep_cancel_job,
      COMMON},
+    {.name = "mirror-delete",
+     .image = TWO QCOW2_COPY,
+     .judge_target = IMAGE("top", "qcow2", "copy"),
+     .operation = switch_and_delete,
+     .disturb = sweep_cancel_job,
+     COMMON},
+    {.name = "post-copy-delete",
+     .image = TWO QCOW2_COPY,
+     .judge_target = IMAGE("top", "qcow2", "copy"),
+     .operation = post_copy_and_delete,
+     .disturb = sweep_cancel_job,
+     COMMON},
     {.name = "mirror-qed",
      .image = TWO "create qed copy size=40960\n"
                   "stale qed copy 0 80 9001\n",
      .judge_target = IMAGE("top", "qed", "copy"),
      .operation = switch_to_qed,
+     .disturb = sweep_cancel_job,
+     COMMON},
+    {.name = "mirror-raw",
+     .image = TWO "create file copy size=40960\n",
+     .judge_target = IMAGE("top", "raw", "copy"),
+     .target_has_no_mark = true,
+     .operation = switch_to_raw,
      .disturb = sweep_cancel_job,
      COMMON},
     {.name = "mirror-told",

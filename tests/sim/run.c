@@ -41,7 +41,8 @@ new_graph(const struct sweep *s, struct sim *sim)
 {
     const struct sweep_setup *setup = s->setup;
     struct graph_options o = {.drivers = setup->drivers ? setup->drivers
-                                                        : all_drivers};
+                                                        : all_drivers,
+                              .quiet = !s->verbose};
 
     return graph_new(sim_loop(sim), &o);
 }
@@ -290,6 +291,30 @@ is_blank(struct sweep *s, struct node *node)
     return blank;
 }
 
+/*
+ * Who opens the image that the disk was in, to write to it, gets the disk, or
+ * is told where it went.  That is said first: the target's opening ends it.
+ */
+static int
+judge_source(struct judge *j, struct graph *graph)
+{
+    struct sweep *s = j->s;
+    struct node *top;
+    auto_err err = ERR_INIT;
+    int r = open_top(graph, s->setup->options, &top, &err);
+
+    if (!r && !s->moved) {
+        judge_sectors(j, top);
+    }
+    if (!r) {
+        node_del(graph, "top", NULL);
+    } else if (r != -ESTALE && !s->moved) {
+        sweep_fail(s, "after %s the source does not open: %s", j->what,
+                   err.msg);
+    }
+    return r;
+}
+
 /* The disk, with the operator's options for what the header says now. */
 static int
 open_judged(struct judge *j, struct graph *graph, struct node **ret,
@@ -302,9 +327,26 @@ open_judged(struct judge *j, struct graph *graph, struct node **ret,
     if (setup->judge_moved && j->s->moved) {
         return open_top(graph, setup->judge_moved, ret, err);
     }
+    if (setup->judge_moved) {
+        int r = open_top(graph, options, ret, err);
+
+        /* The journal says where it is. */
+        return r == -ESTALE ? open_top(graph, setup->judge_moved, ret, NULL)
+                            : r;
+    }
 
     if (setup->judge_target) {
+        int source = judge_source(j, graph);
+
+        if (setup->target_has_no_mark && source != -ESTALE && !j->s->moved) {
+            return open_top(graph, options, ret, err);
+        }
         int got = open_for_guest(graph, setup->judge_target, ret, NULL);
+
+        if (source == -ESTALE && got) {
+            return err_set(err, got, "the source says that the disk is the "
+                                     "target, which does not open");
+        }
 
         if (!got && !j->s->done && is_blank(j->s, *ret)) {
             node_del(graph, "top", NULL);

@@ -48,6 +48,8 @@ struct sweep_setup {
      * it is refused as unfinished, the one above is; else NULL.
      */
     const char *judge_target;
+    /* That has no mark: it is judged where the source says that it is it. */
+    bool target_has_no_mark;
     /* A run without failures ends with the disk on that one. */
     bool ends_on_target;
     uint64_t size; /* of the disk, bytes */

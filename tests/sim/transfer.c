@@ -43,6 +43,7 @@ start(struct sweep *s, struct jobs *jobs, const struct sweep_transfer *plan)
                                  .finish = plan->finish,
                                  .copy_mode = plan->mode,
                                  .wait_for_verb = plan->wait_for_verb,
+                                 .delete_source = plan->delete_source,
                                  .auto_finalize = true};
     int r = plan->target ? open_target(s, plan->target, &o.target, &err) : 0;
 

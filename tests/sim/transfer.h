@@ -14,6 +14,7 @@ struct sweep_transfer {
     enum finish finish;
     enum copy_mode mode;
     bool wait_for_verb;
+    bool delete_source;
     bool at_any_time; /* the verb comes when it pleases */
     uint64_t speed;   /* so slow that the guests are ahead; 0: no limit */
 };

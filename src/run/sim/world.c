@@ -452,6 +452,27 @@ world_sync_folder(struct loop *loop, const char *path)
     return r;
 }
 
+static int
+world_list_folder(struct loop *loop, const char *path, char ***ret,
+                  size_t *ret_n)
+{
+    struct sim *sim = sim_of(loop);
+    int r = io_begin(sim);
+
+    delay(sim);
+    *ret = NULL;
+    *ret_n = 0;
+    list_for_each(it, &sim->disk->names)
+    {
+        *ret = xrealloc(*ret, (*ret_n + 1) * sizeof(**ret));
+        (*ret)[(*ret_n)++] = xstrdup(container_of(it, struct name, link)->name);
+    }
+    if (r) {
+        names_free(*ret, *ret_n);
+    }
+    return r;
+}
+
 static void
 world_destroy(struct loop *loop)
 {
@@ -472,6 +493,7 @@ static const struct loop_ops world_ops = {
     .rename = world_rename,
     .unlink = world_unlink,
     .sync_folder = world_sync_folder,
+    .list_folder = world_list_folder,
     .fd_wait = net_fd_wait,
     .fd_wake = net_fd_wake,
     .listen = net_listen,

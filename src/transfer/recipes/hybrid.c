@@ -17,6 +17,7 @@
  */
 #include <errno.h>
 
+#include "transfer/departure.h"
 #include "transfer/pivot.h"
 #include "transfer/recipes/recipes.h"
 
@@ -106,20 +107,17 @@ attempt(struct transfer *t, struct err *err)
         r = track->broken == a.broken ? transfer_mark(t, false, err) : -EAGAIN;
     }
     if (!r) {
+        r = track->broken == a.broken ? departure_record(t, err) : -EAGAIN;
+    }
+    if (!r) {
         r = put_on_top(t, check, &a, err);
     }
     if (r) {
         root_set_claim(t->root, CLAIM_TARGET);
-        transfer_mark(t, true, NULL);
+        transfer_withdraw(t);
         t->copy.target->drv->set_backing(t->copy.target, NULL, NULL, NULL);
     }
     return r;
-}
-
-static void
-withdraw(void *arg)
-{
-    transfer_mark(arg, true, NULL);
 }
 
 /* Pre-copy was broken off; 0 once the disk is on the target. */
@@ -132,7 +130,7 @@ switch_now(struct transfer *t, struct err *err)
     t->ending = true;
     track->forwarding = true;
     track->reads_through = true;
-    track->withdraw = withdraw;
+    track->withdraw = transfer_withdraw;
     /* What began before it could be forwarded makes its blocks dirty. */
     grace_wait(&t->copy.source->changes);
     do {
@@ -148,6 +146,7 @@ switch_now(struct transfer *t, struct err *err)
         }
     } while (r == -EAGAIN && !job_cancelled(&t->job));
     if (!r) {
+        departure_end(t, false, NULL); /* it is still needed */
         track_detach(track);
         t->ending = false;
         t->tracked = false;
@@ -176,7 +175,7 @@ hybrid_prepare(struct job *job, struct err *err)
     struct transfer *t = transfer_of(job);
 
     return t->tracked ? transfer_pivot(t, FINISH_STAY, err)
-                      : stream_prepare(job, err);
+                      : post_copy_prepare(job, err);
 }
 
 static const struct transfer_recipe recipe = {

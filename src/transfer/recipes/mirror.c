@@ -12,6 +12,7 @@
  */
 #include <errno.h>
 
+#include "transfer/departure.h"
 #include "transfer/engine.h"
 #include "transfer/pivot.h"
 #include "transfer/recipes/recipes.h"
@@ -203,6 +204,12 @@ mirror_make(struct jobs *jobs, const struct transfer_recipe *recipe,
     if (!r) {
         r = transfer_claim(t, o->target, CLAIM_TARGET, &t->root, err);
     }
+    t->copy = (struct copy){.source = o->device,
+                            .target = o->target,
+                            .flags = REQ_BACKGROUND};
+    if (!r) {
+        r = departure_check(t, err);
+    }
     if (!r) {
         r = match_size(o, err);
     }
@@ -210,9 +217,6 @@ mirror_make(struct jobs *jobs, const struct transfer_recipe *recipe,
         transfer_discard(t);
         return r;
     }
-    t->copy = (struct copy){.source = o->device,
-                            .target = o->target,
-                            .flags = REQ_BACKGROUND};
     t->guest = o->device;
     t->tracked = true;
     t->replaces = o->replaces ? node_ref(o->replaces) : NULL;

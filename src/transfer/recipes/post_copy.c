@@ -15,15 +15,24 @@
 #include <errno.h>
 
 #include "block/edit.h"
+#include "transfer/departure.h"
 #include "transfer/recipes/recipes.h"
 
 enum { DRAIN_DEADLINE_MS = 5000 };
+
+int
+post_copy_prepare(struct job *job, struct err *err)
+{
+    int r = stream_prepare(job, err);
+
+    return r ? r : departure_end(transfer_of(job), true, err);
+}
 
 static const struct transfer_recipe recipe = {
     .driver = {.type = "copy",
                .is_block_job = true,
                .run = transfer_run,
-               .prepare = stream_prepare,
+               .prepare = post_copy_prepare,
                .clean = transfer_clean,
                .cancelled = transfer_cancelled},
     .next = stream_next,
@@ -140,14 +149,19 @@ switch_over(struct transfer *t, struct err *err)
     int r = name_source(t, err);
 
     if (!r) {
+        r = departure_record(t, err);
+    }
+    if (!r) {
         r = put_on_top(t, allow_guests, t, err);
         if (r) {
             root_set_claim(t->root, CLAIM_TARGET);
+            departure_withdraw(t);
         }
         if (r && !target->backing) {
             target->drv->set_backing(target, NULL, NULL, NULL);
         }
     }
+    departure_end(t, false, NULL); /* the source is needed until its end */
     return r;
 }
 
@@ -175,10 +189,16 @@ post_copy_start(struct jobs *jobs, const struct transfer_options *o,
         r = match_size(o, err);
     }
     if (!r) {
+        r = departure_check(t, err);
+    }
+    if (!r) {
         r = transfer_check_space(t, err); /* before there is no way back */
     }
     if (!r) {
         r = transfer_freeze(t, o->device, NULL, err);
+    }
+    if (!r) {
+        r = departure_prepare(t, err);
     }
     if (!r) {
         r = switch_over(t, err);

@@ -25,6 +25,8 @@ int mirror_make(struct jobs *jobs, const struct transfer_recipe *recipe,
  */
 int check_overlay_target(const struct transfer_options *o, struct err *err);
 int check_empty(struct node *target, struct err *err);
+/* The end of post-copy: of the fill, and of the source where that is wanted. */
+int post_copy_prepare(struct job *job, struct err *err);
 /* The target's header names the source as its backing file, durably. */
 int name_source(struct transfer *t, struct err *err);
 /*

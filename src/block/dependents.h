@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* Who would miss an image that is to be deleted or changed. */
+#ifndef SLUICE_BLOCK_DEPENDENTS_H
+#define SLUICE_BLOCK_DEPENDENTS_H
+
+#include "block/node.h"
+
+struct dependents_search {
+    struct node *node;
+    const struct node *except; /* an overlay that will not need it; or NULL */
+    const char *const *folders; /* to be searched beside its own */
+    size_t n_folders;
+    bool exclusive; /* the operator says that nobody outside uses it */
+};
+
+/*
+ * 0 where nobody uses the image's file: no other node here, no other program
+ * by QEMU's locks, no image in the folders as its backing file.  -EBUSY with
+ * what was searched and found, -EACCES where it is read-only, -ENOTSUP where
+ * it is no regular file.  Yields.
+ */
+int dependents_check(const struct dependents_search *search, struct err *err);
+
+#endif

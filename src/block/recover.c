@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * What an earlier daemon left beside an image that is opened: a switch that
+ * was under way is finished or taken back (docs/design/intents.md).
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "block/graph_internal.h"
+#include "journal/intent.h"
+#include "journal/journal.h"
+#include "run/file.h"
+
+#define SAY(node, level, ...)                                                  \
+    do {                                                                       \
+        if (!(node)->graph->quiet) {                                           \
+            log_##level(__VA_ARGS__);                                          \
+        }                                                                      \
+    } while (0)
+
+const struct node *
+node_local_file(const struct node *node)
+{
+    while (node->file) {
+        node = node->file->child;
+    }
+    return node->filename && node->file_id.ino &&
+                   !strcmp(node->drv->name, "file")
+               ? node
+               : NULL;
+}
+
+/* Is the target unfinished?  Nobody need be able to write it. */
+static int
+ask_target(struct graph *graph, const struct switch_intent *i, bool *ret,
+           struct err *err)
+{
+    json_t *options = json_pack(
+        "{s:s, s:b, s:b, s:n, s:{s:s, s:s}}", "driver", i->target_format,
+        "read-only", 1, "force-share", 1, "backing", "file", "driver", "file",
+        "filename", i->target.path);
+    const struct driver *drv = graph_driver(graph, i->target_format);
+    struct node *target;
+
+    if (drv && !drv->set_backing) {
+        json_object_del(options, "backing");
+    }
+    int r = node_open(graph, options, &target, err);
+
+    json_decref(options);
+    if (!r) {
+        *ret = target->incomplete;
+        node_unref(target);
+    }
+    return r;
+}
+
+static bool
+is_same(const struct intent_file *a, const struct node *file)
+{
+    return a->ino == file->file_id.ino;
+}
+
+/* The image is what the disk was moved away from. */
+static int
+leave_source(struct node *node, const struct node *file,
+             const struct switch_intent *i, struct err *err)
+{
+    auto_err inner = ERR_INIT;
+    auto_free char *journal = journal_path(file->filename);
+    bool unfinished = false;
+    int r;
+
+    if (!is_same(&i->source, file)) {
+        SAY(node, warn,
+            "'%s' is of another file that had this name; it is removed",
+            journal);
+        journal_remove(node->graph->loop, journal);
+        return 0;
+    }
+    r = ask_target(node->graph, i, &unfinished, &inner);
+    if (!r && unfinished) {
+        SAY(node, info,
+            "The switch of '%s' to '%s' was cut off; the disk is still '%s'",
+            file->filename, i->target.path, file->filename);
+        intent_remove(node->graph->loop, i);
+        return 0;
+    }
+    if (node->read_only) {
+        SAY(node, warn, "The disk in '%s' went on as '%s'; this one is old",
+            file->filename, i->target.path);
+        return 0;
+    }
+    r = err_set(err, -ESTALE, "The disk in '%s' went on as '%s'%s%s",
+                file->filename, i->target.path,
+                inner.msg ? ", which cannot be opened: " : "",
+                inner.msg ? inner.msg : "");
+    err_hint(err, "open '%s', which ends the switch; to go back to the old "
+                  "state, remove '%s'",
+             i->target.path, journal);
+    return r;
+}
+
+int
+source_delete(struct loop *loop, const struct switch_intent *i,
+              struct err *err)
+{
+    struct file *f;
+    int r = file_open(loop, i->source.path, 0, &f);
+
+    if (r == -ENOENT) {
+        return 0;
+    }
+    if (!r) {
+        bool same = f->dev == i->source.dev && f->ino == i->source.ino;
+
+        file_close(f);
+        if (!same) {
+            return err_set(err, -ESTALE,
+                           "'%s' is another file by now: it is left alone",
+                           i->source.path);
+        }
+        r = file_unlink(loop, i->source.path);
+    }
+    if (!r) {
+        r = folder_sync(loop, i->source.path);
+    }
+    return r ? err_set_errno(err, r, "Could not delete '%s'", i->source.path)
+             : 0;
+}
+
+/* The image is the disk: what was left to do is done. */
+static void
+arrive_at_target(struct node *node, const struct node *file,
+                 const struct switch_intent *i)
+{
+    struct loop *loop = node->graph->loop;
+    auto_err err = ERR_INIT;
+
+    if (node->read_only || node->incomplete || !is_same(&i->target, file)) {
+        return;
+    }
+    if (i->delete_source && source_delete(loop, i, &err)) {
+        SAY(node, warn, "%s", err.msg);
+    }
+    SAY(node, info, "The switch of '%s' to '%s' was cut off; it is finished%s",
+        i->source.path, file->filename,
+        i->delete_source ? ", and the old image is deleted" : "");
+    intent_remove(loop, i);
+}
+
+int
+node_recover(struct node *node, struct err *err)
+{
+    const struct node *file = node_local_file(node);
+    struct switch_intent intent = {0};
+    enum intent_found found;
+    int r;
+
+    if (node->drv->is_protocol || !file) {
+        return 0;
+    }
+    r = intent_find(node->graph->loop, file->filename, &found, &intent, err);
+    if (!r && found == INTENT_AS_SOURCE) {
+        r = leave_source(node, file, &intent, err);
+    } else if (!r && found == INTENT_AS_TARGET) {
+        arrive_at_target(node, file, &intent);
+    } else if (!r && found == INTENT_VOID && !node->read_only) {
+        auto_free char *path = journal_path(file->filename);
+
+        journal_remove(node->graph->loop, path);
+    }
+    switch_intent_fini(&intent);
+    return r;
+}

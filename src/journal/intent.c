@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * See intent.h.  A path in a record is relative to the record's own folder
+ * where both files lie in one, so that a folder can be moved; else as given.
+ */
+#include "journal/intent.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/mem.h"
+#include "journal/journal.h"
+
+enum { FLAG_DELETE = 1, IDS = 4 * 8, FIXED = IDS + 4 };
+
+struct intent {
+    struct loop *loop;
+    struct switch_intent what;
+    struct journal *journal;
+    bool recorded; /* and not withdrawn */
+};
+
+void
+switch_intent_fini(struct switch_intent *i)
+{
+    free(i->source.path);
+    free(i->target.path);
+    free(i->target_format);
+    *i = (struct switch_intent){0};
+}
+
+static struct switch_intent
+copy_of(const struct switch_intent *i)
+{
+    struct switch_intent copy = *i;
+
+    copy.source.path = xstrdup(i->source.path);
+    copy.target.path = xstrdup(i->target.path);
+    copy.target_format = xstrdup(i->target_format);
+    return copy;
+}
+
+/* Paths. */
+
+static size_t
+folder_len(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    return slash ? (size_t)(slash - path) + 1 : 0;
+}
+
+/* @path as seen from the folder of @from. */
+static const char *
+seen_from(const char *from, const char *path)
+{
+    size_t n = folder_len(path);
+
+    return n == folder_len(from) && !memcmp(from, path, n) ? path + n : path;
+}
+
+static char *
+resolve(const char *from, const char *path)
+{
+    return path[0] == '/'
+               ? xstrdup(path)
+               : xasprintf("%.*s%s", (int)folder_len(from), from, path);
+}
+
+/* Records. */
+
+static uint32_t
+put_string(unsigned char *buf, uint32_t at, const char *s)
+{
+    size_t len = strlen(s) + 1;
+
+    if (at && at + len <= JOURNAL_PAYLOAD_MAX) {
+        memcpy(buf + at, s, len);
+        return at + (uint32_t)len;
+    }
+    return 0;
+}
+
+/* 0 where the names are too long. */
+static uint32_t
+encode(const struct switch_intent *i, unsigned char *buf)
+{
+    uint32_t at = FIXED;
+
+    st_le64(buf, i->source.dev);
+    st_le64(buf + 8, i->source.ino);
+    st_le64(buf + 16, i->target.dev);
+    st_le64(buf + 24, i->target.ino);
+    st_le32(buf + IDS, i->delete_source ? FLAG_DELETE : 0);
+    at = put_string(buf, at, i->target_format);
+    return put_string(buf, at, seen_from(i->source.path, i->target.path));
+}
+
+/* A string of the payload, or NULL; *@at moves on. */
+static const char *
+get_string(const struct journal_record *r, uint32_t *at)
+{
+    const char *s = (const char *)r->payload + *at;
+    size_t len = *at < r->len ? strnlen(s, r->len - *at) : 0;
+
+    if (*at >= r->len || *at + len >= r->len || !len) {
+        return NULL;
+    }
+    *at += (uint32_t)len + 1;
+    return s;
+}
+
+static bool
+decode(const struct journal_record *r, const char *source,
+       struct switch_intent *ret)
+{
+    uint32_t at = FIXED;
+    const char *format = r->len > FIXED ? get_string(r, &at) : NULL;
+    const char *target = format ? get_string(r, &at) : NULL;
+
+    if (!target) {
+        return false;
+    }
+    *ret = (struct switch_intent){
+        .source = {xstrdup(source), ld_le64(r->payload),
+                   ld_le64(r->payload + 8)},
+        .target = {resolve(source, target), ld_le64(r->payload + 16),
+                   ld_le64(r->payload + 24)},
+        .target_format = xstrdup(format),
+        .delete_source = ld_le32(r->payload + IDS) & FLAG_DELETE};
+    return true;
+}
+
+/* Making one. */
+
+static int
+make_pointer(struct intent *i)
+{
+    const char *source = seen_from(i->what.target.path, i->what.source.path);
+    auto_free char *path = journal_path(i->what.target.path);
+    struct journal *pointer;
+    int r = journal_create(i->loop, path, &pointer);
+
+    if (!r) {
+        r = journal_add(pointer, JOURNAL_POINTER, source,
+                        (uint32_t)strlen(source) + 1);
+        journal_close(pointer);
+    }
+    return r;
+}
+
+int
+intent_prepare(struct loop *loop, const struct switch_intent *what,
+               struct intent **ret, struct err *err)
+{
+    struct intent *i = xzalloc(sizeof(*i));
+    auto_free char *path = journal_path(what->source.path);
+
+    i->loop = loop;
+    i->what = copy_of(what);
+    int r = journal_create(loop, path, &i->journal);
+
+    if (!r) {
+        r = make_pointer(i);
+    }
+    if (r) {
+        intent_end(i);
+        return err_set_errno(err, r, "Cannot make the journal '%s'", path);
+    }
+    *ret = i;
+    return 0;
+}
+
+int
+intent_record(struct intent *i)
+{
+    unsigned char payload[JOURNAL_PAYLOAD_MAX];
+    uint32_t len = encode(&i->what, payload);
+    int r = len ? journal_add(i->journal, JOURNAL_SWITCH, payload, len)
+                : -ENAMETOOLONG;
+
+    i->recorded |= !r;
+    return r;
+}
+
+int
+intent_withdraw(struct intent *i)
+{
+    int r = i->recorded ? journal_add(i->journal, JOURNAL_WITHDRAWN, NULL, 0)
+                        : 0;
+
+    i->recorded &= r != 0;
+    return r;
+}
+
+void
+intent_end(struct intent *i)
+{
+    if (!i) {
+        return;
+    }
+    if (i->journal) {
+        journal_close(i->journal);
+    }
+    intent_remove(i->loop, &i->what);
+    switch_intent_fini(&i->what);
+    free(i);
+}
+
+void
+intent_remove(struct loop *loop, const struct switch_intent *what)
+{
+    auto_free char *journal = journal_path(what->source.path);
+    auto_free char *pointer = journal_path(what->target.path);
+
+    /* The journal last: a pointer to nothing says nothing. */
+    journal_remove(loop, pointer);
+    journal_remove(loop, journal);
+}
+
+/* Finding one. */
+
+/* The last word of the journal of @source. */
+static bool
+read_switch(const struct journal *j, const char *source,
+            struct switch_intent *ret)
+{
+    struct journal_record record;
+    uint32_t pos = 0;
+    bool found = false;
+
+    while (journal_next(j, &pos, &record)) {
+        if (found) {
+            switch_intent_fini(ret);
+        }
+        found = record.type == JOURNAL_SWITCH && decode(&record, source, ret);
+    }
+    return found;
+}
+
+static char *
+read_pointer(const struct journal *j, const char *target)
+{
+    struct journal_record record;
+    uint32_t pos = 0, at = 0;
+
+    if (!journal_next(j, &pos, &record) || record.type != JOURNAL_POINTER) {
+        return NULL;
+    }
+    const char *source = get_string(&record, &at);
+
+    return source ? resolve(target, source) : NULL;
+}
+
+static int
+open_beside(struct loop *loop, const char *image, struct journal **ret,
+            struct err *err)
+{
+    auto_free char *path = journal_path(image);
+    int r = journal_open(loop, path, ret);
+
+    *ret = r ? NULL : *ret;
+    if (!r || r == -ENOENT) {
+        return 0;
+    }
+    err_set_errno(err, r, "Cannot read the journal '%s'", path);
+    err_hint(err, "it says what was under way when the image was last used; "
+                  "if it is none of Sluice's, move it away");
+    return r;
+}
+
+static enum intent_found
+find_as_target(struct loop *loop, const char *source,
+               struct switch_intent *ret)
+{
+    struct journal *j;
+    enum intent_found found = INTENT_VOID;
+
+    if (!open_beside(loop, source, &j, NULL) && j) {
+        found = read_switch(j, source, ret) ? INTENT_AS_TARGET : INTENT_VOID;
+        journal_close(j);
+    }
+    return found;
+}
+
+int
+intent_find(struct loop *loop, const char *image, enum intent_found *ret,
+            struct switch_intent *ret_intent, struct err *err)
+{
+    struct journal *j;
+    int r = open_beside(loop, image, &j, err);
+
+    *ret = INTENT_NONE;
+    if (r || !j) {
+        return r;
+    }
+    auto_free char *source = read_pointer(j, image);
+
+    *ret = source ? find_as_target(loop, source, ret_intent)
+           : read_switch(j, image, ret_intent) ? INTENT_AS_SOURCE
+                                               : INTENT_VOID;
+    journal_close(j);
+    return 0;
+}

@@ -1,0 +1,294 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""Leaving the source of a copy: its deletion, who stands against it, and what
+a daemon that died in the middle left.
+
+delete_source.py SLUICED SLUICE
+"""
+import os
+import struct
+import subprocess
+import sys
+
+from harness import Daemon, QmpError, main, nbd_server, need, run
+
+SLUICED = os.path.abspath(sys.argv[1])
+MIB = 1 << 20
+SIZE = 4 * MIB
+
+need("qemu-img", "qemu-io")
+
+
+def qcow2(name, *options):
+    run("qemu-img", "create", "-q", "-f", "qcow2", *options, name, str(SIZE))
+
+
+def node(name, **more):
+    return {"driver": "qcow2", "node_name": name.replace("/", "-"), **more,
+            "file": {"driver": "file", "filename": name}}
+
+
+def make():
+    qcow2("base")
+    qcow2("top", "-b", "base", "-F", "qcow2")
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 1M", "top")
+    qcow2("target")
+
+
+def daemon():
+    d = Daemon(SLUICED, *nbd_server())
+    return d
+
+
+def start(q, **arguments):
+    if not q.cmd("query-named-block-nodes", flat=True):
+        q.cmd("blockdev-add", **node("top"))
+    q.cmd("blockdev-add", **node("target", backing=None))
+    q.cmd("block-export-add", type="nbd", id="e", node_name="top", name="a",
+          writable=True)
+    q.cmd("block-copy", job_id="j", device="top", target="target",
+          delete_source=True, **arguments)
+
+
+def end(q):
+    return q.wait_event("BLOCK_JOB_COMPLETED")["data"].get("error")
+
+
+def holds_the_data(name="target"):
+    run("qemu-img", "check", "-q", "-f", "qcow2", name)
+    run("qemu-io", "-f", "qcow2", "-c", "read -P 7 1M 1M", "-c",
+        "read -P 0 2M 2M", name)
+
+
+def files():
+    return sorted(os.listdir("."))
+
+
+def deleted(mode):
+    def test():
+        make()
+        before = files()
+        with daemon() as d:
+            q = d.qmp()
+            start(q, mode=mode)
+            if mode == "hybrid":
+                q.wait_event("BLOCK_JOB_READY")
+                q.cmd("job-complete", id="j")
+            assert end(q) is None
+            assert "top" not in os.listdir(".") and "base" in os.listdir(".")
+            d.stop()
+        assert files() == [f for f in before if f != "top"], files()
+        holds_the_data()
+    return f"{mode} deletes its source, and nothing below it", test
+
+
+def refused(what, prepare, **arguments):
+    """@prepare returns what the message must say."""
+    def test():
+        make()
+        with daemon() as d:
+            q = d.qmp()
+            texts, undo = prepare(q)
+            try:
+                start(q, **arguments)
+            except QmpError as e:
+                for text in texts:
+                    assert text in str(e), (text, e)
+            else:
+                raise AssertionError("it went through")
+            undo()
+            assert not q.cmd("query-jobs")
+            d.stop()
+        assert os.path.exists("top")
+        assert not [f for f in files() if f.endswith(".sluice")]
+        holds_the_data("top")
+    return f"{what} keeps the source", test
+
+
+def nothing():
+    pass
+
+
+def a_clone(q):
+    qcow2("clone", "-b", "top", "-F", "qcow2")
+    return ["'top' may not be deleted", "backing file of", "clone"], nothing
+
+
+def a_clone_elsewhere(q):
+    os.mkdir("far")
+    os.mkfifo("far/pipe")
+    qcow2("far/clone", "-b", os.path.abspath("top"), "-F", "qcow2")
+    return ["far/", "clone"], nothing
+
+
+def a_clone_by_another_name(q):
+    os.link("top", "alias")
+    run("qemu-img", "create", "-q", "-f", "qed", "-b", "alias", "-F", "qcow2",
+        "clone", str(SIZE))
+    return ["clone"], nothing
+
+
+def a_clone_in_json(q):
+    qcow2("clone", "-b", 'json:{"driver":"qcow2","file":{"driver":"file",'
+          '"filename":"%s"}}' % os.path.abspath("top"), "-F", "qcow2")
+    return ["clone"], nothing
+
+
+def an_image_that_cannot_be_read(q):
+    with open("broken", "wb") as f:
+        f.write(b"QFI\xfb" + bytes(100))
+    return ["cannot be opened", "broken"], nothing
+
+
+def another_overlay(q):
+    qcow2("other")
+    q.cmd("blockdev-add", **node("top"))
+    q.cmd("blockdev-add", **node("other", backing="top"))
+    return ["backing file of node other"], nothing
+
+
+def another_program(q):
+    # As with share-rw: QEMU lets several programs write to one image.
+    p = subprocess.Popen(["qemu-io", "-r", "-U", "-f", "raw", "top"],
+                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    p.stdout.read(1)
+
+    def stop():
+        p.communicate(b"quit\n", timeout=20)
+    return ["another program"], stop
+
+
+def what_is_exclusive_asks_nobody():
+    make()
+    a_clone(None)
+    with daemon() as d:
+        q = d.qmp()
+        start(q, exclusive=True)
+        assert end(q) is None
+        d.stop()
+    assert not os.path.exists("top")
+    holds_the_data()
+
+
+def a_clone_made_meanwhile_keeps_the_source():
+    make()
+    with daemon() as d:
+        q = d.qmp()
+        start(q, auto_complete=False)
+        q.wait_event("BLOCK_JOB_READY")
+        os.mkdir("else")
+        run("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", "top",
+            "-F", "qcow2", "clone", str(SIZE))
+        q.cmd("job-complete", id="j")
+        error = end(q)
+        assert "not deleted" in error and "clone" in error, error
+        d.stop()
+    assert os.path.exists("top")
+    assert not [f for f in files() if f.endswith(".sluice")]
+    holds_the_data()
+
+
+# What a daemon that died left: the format as docs/design/intents.md has it.
+
+def crc32c(data):
+    crc = 0xffffffff
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82f63b78 if crc & 1 else 0)
+    return crc ^ 0xffffffff
+
+
+def journal(name, *records):
+    data = b"SLUICE-J"
+    for kind, payload in records:
+        head = struct.pack("<I", kind) + payload
+        record = struct.pack("<II", len(payload), crc32c(head)) + head
+        data += record + bytes(-len(record) % 8)
+    with open(f"{name}.sluice", "wb") as f:
+        f.write(data + bytes(4096 - len(data)))
+
+
+def leave_switch(delete, *more):
+    source, target = os.stat("top"), os.stat("target")
+    what = struct.pack("<QQQQI", source.st_dev, source.st_ino, target.st_dev,
+                       target.st_ino, int(delete))
+    journal("top", (1, what + b"qcow2\0target\0"), *more)
+    journal("target", (3, b"top\0"))
+
+
+def the_old_image_is_refused_and_says_where_the_disk_is():
+    make()
+    leave_switch(True)
+    with daemon() as d:
+        q = d.qmp()
+        try:
+            q.cmd("blockdev-add", **node("top"))
+        except QmpError as e:
+            assert "The disk in 'top' went on as 'target'" in str(e), e
+        else:
+            raise AssertionError("two images of one disk")
+        q.cmd("blockdev-add", **node("top", read_only=True))  # to look at it
+        q.cmd("blockdev-del", node_name="top")
+        q.cmd("blockdev-add", **node("target"))  # which ends the switch
+        d.stop()
+    assert files() == ["base", "target"], files()
+
+
+def a_switch_that_was_withdrawn_leaves_the_disk():
+    make()
+    leave_switch(True, (2, b"\0"))
+    with daemon() as d:
+        d.qmp().cmd("blockdev-add", **node("top"))
+        d.stop()
+    assert "top.sluice" not in files() and "top" in files()
+
+
+def a_marked_target_leaves_the_disk():
+    make()
+    with daemon() as d:
+        q = d.qmp()
+        q.cmd("blockdev-add", **node("top"))
+        q.cmd("blockdev-add", **node("target", backing=None))
+        q.cmd("block-copy", job_id="j", device="top", target="target",
+              auto_complete=False)
+        q.wait_event("BLOCK_JOB_READY")
+        assert {"top.sluice", "target.sluice"} < set(files())
+        d.kill()
+    leave_switch(False)  # recorded, but the mark is there
+    with daemon() as d:
+        d.qmp().cmd("blockdev-add", **node("top"))
+        d.stop()
+    assert not [f for f in files() if f.endswith(".sluice")]
+    holds_the_data("top")
+
+
+def another_file_of_that_name_is_not_deleted():
+    make()
+    leave_switch(True)
+    os.rename("top", "moved")
+    qcow2("top")  # somebody made a new one
+    with daemon() as d:
+        q = d.qmp()
+        q.cmd("blockdev-add", **node("target"))
+        d.stop()
+    assert "top" in files() and "moved" in files()
+
+
+if __name__ == "__main__":
+    main([deleted("pre-copy"), deleted("post-copy"), deleted("hybrid"),
+          refused("a clone", a_clone),
+          refused("a clone in another folder", a_clone_elsewhere,
+                  dependents_in=["far"]),
+          refused("a clone by another name", a_clone_by_another_name),
+          refused("a clone that names it in JSON", a_clone_in_json),
+          refused("an image that cannot be read",
+                  an_image_that_cannot_be_read),
+          refused("another overlay here", another_overlay),
+          refused("another program", another_program),
+          what_is_exclusive_asks_nobody,
+          a_clone_made_meanwhile_keeps_the_source,
+          the_old_image_is_refused_and_says_where_the_disk_is,
+          a_switch_that_was_withdrawn_leaves_the_disk,
+          a_marked_target_leaves_the_disk,
+          another_file_of_that_name_is_not_deleted])

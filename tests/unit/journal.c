@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* Journals and intents: what is written is found, what is damaged is not. */
+#include "journal/journal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/crc32c.h"
+#include "base/mem.h"
+#include "journal/intent.h"
+#include "run/sim/sim.h"
+#include "tap.h"
+
+static struct sim_disk *disk;
+static struct loop *loop;
+
+static void
+in_world(void (*fn)(void *))
+{
+    struct sim_options o = {.seed = 1, .in_order = true};
+
+    disk = sim_disk_new();
+    struct sim *sim = sim_new(disk, &o);
+
+    loop = sim_loop(sim);
+    CHECK(loop_run_main(loop, fn, NULL));
+    sim_free(sim);
+    sim_disk_free(disk);
+}
+
+static const struct switch_intent a_to_b = {
+    .source = {(char *)"folder/a", 1, 2},
+    .target = {(char *)"folder/b", 3, 4},
+    .target_format = (char *)"qcow2",
+    .delete_source = true,
+};
+
+static enum intent_found
+find(const char *image, struct switch_intent *ret)
+{
+    enum intent_found found = INTENT_NONE;
+    auto_err err = ERR_INIT;
+
+    CHECK_INT(intent_find(loop, image, &found, ret, &err), 0);
+    return found;
+}
+
+static void
+check_life(void *arg)
+{
+    struct switch_intent got = {0};
+    struct intent *i;
+
+    CHECK_INT(find("folder/a", &got), INTENT_NONE);
+    CHECK_INT(intent_prepare(loop, &a_to_b, &i, NULL), 0);
+    CHECK_INT(find("folder/a", &got), INTENT_VOID);
+    CHECK_INT(find("folder/b", &got), INTENT_VOID);
+    CHECK_INT(intent_withdraw(i), 0); /* of nothing */
+    CHECK_INT(intent_record(i), 0);
+    CHECK_INT(find("folder/a", &got), INTENT_AS_SOURCE);
+    CHECK_STR(got.target.path, "folder/b");
+    CHECK_STR(got.target_format, "qcow2");
+    CHECK(got.source.dev == 1 && got.source.ino == 2 && got.target.ino == 4);
+    CHECK(got.delete_source);
+    switch_intent_fini(&got);
+    CHECK_INT(find("folder/b", &got), INTENT_AS_TARGET);
+    CHECK_STR(got.source.path, "folder/a");
+    switch_intent_fini(&got);
+    CHECK_INT(intent_withdraw(i), 0);
+    CHECK_INT(find("folder/a", &got), INTENT_VOID);
+    CHECK_INT(find("folder/b", &got), INTENT_VOID);
+    for (int n = 0; n < 5; n++) { /* attempts of one switch */
+        CHECK_INT(intent_record(i), 0);
+        CHECK_INT(intent_withdraw(i), 0);
+    }
+    CHECK_INT(intent_record(i), 0);
+    CHECK_INT(find("folder/a", &got), INTENT_AS_SOURCE);
+    switch_intent_fini(&got);
+    intent_end(i);
+    CHECK_INT(find("folder/a", &got), INTENT_NONE);
+    CHECK_INT(find("folder/b", &got), INTENT_NONE);
+}
+
+static void
+an_intent_is_found_from_both_sides(void)
+{
+    in_world(check_life);
+}
+
+/* Every bit of every byte: a record is as it was written, or not there. */
+static void
+check_damage(void *arg)
+{
+    struct switch_intent got = {0};
+    struct intent *i;
+    size_t len;
+
+    CHECK_INT(intent_prepare(loop, &a_to_b, &i, NULL), 0);
+    CHECK_INT(intent_record(i), 0);
+    const unsigned char *now = sim_disk_get(disk, "folder/a.sluice", &len);
+    auto_free unsigned char *good = xmalloc(len);
+
+    CHECK_INT(len, JOURNAL_SIZE);
+    memcpy(good, now, len);
+    for (size_t bit = 0; bit < 160 * 8; bit++) {
+        auto_free unsigned char *bad = xmalloc(len);
+        enum intent_found found = INTENT_NONE;
+        auto_err err = ERR_INIT;
+
+        memcpy(bad, good, len);
+        bad[bit / 8] ^= (unsigned char)(1u << bit % 8);
+        sim_disk_put(disk, "folder/a.sluice", bad, len);
+        int r = intent_find(loop, "folder/a", &found, &got, &err);
+
+        CHECK(bit < 64 ? r == -EUCLEAN
+                       : !r && (found == INTENT_VOID ||
+                                !strcmp(got.target.path, "folder/b")));
+        switch_intent_fini(&got);
+    }
+    intent_end(i);
+}
+
+static void
+a_damaged_record_is_none(void)
+{
+    in_world(check_damage);
+}
+
+static void
+check_strangers(void *arg)
+{
+    static const char text[] = "my notes about sluices";
+    struct switch_intent got = {0};
+    enum intent_found found;
+    auto_err err = ERR_INIT;
+    static const unsigned char zeroes[JOURNAL_SIZE];
+
+    sim_disk_put(disk, "a.sluice", text, sizeof(text));
+    CHECK_INT(intent_find(loop, "a", &found, &got, &err), -EUCLEAN);
+    CHECK(strstr(err.msg, "a.sluice"));
+    sim_disk_put(disk, "b.sluice", zeroes, sizeof(zeroes));
+    CHECK_INT(find("b", &got), INTENT_VOID);
+    sim_disk_put(disk, "c.sluice", zeroes, 0);
+    CHECK_INT(find("c", &got), INTENT_VOID);
+}
+
+static void
+a_file_that_is_no_journal_is_named(void)
+{
+    in_world(check_strangers);
+}
+
+static void
+the_sum_is_crc32c(void)
+{
+    unsigned char zeroes[32] = {0}, ones[32];
+
+    memset(ones, 0xff, sizeof(ones));
+    /* RFC 3720, B.4 */
+    CHECK_INT(crc32c(zeroes, 32), 0x8a9136aa);
+    CHECK_INT(crc32c(ones, 32), 0x62a8ab43);
+}
+
+int
+main(void)
+{
+    tap_run("the sum is CRC-32C", the_sum_is_crc32c);
+    tap_run("an intent is found from both sides",
+            an_intent_is_found_from_both_sides);
+    tap_run("a damaged record is none", a_damaged_record_is_none);
+    tap_run("a file that is no journal is named",
+            a_file_that_is_no_journal_is_named);
+    return tap_done();
+}
