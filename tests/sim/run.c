@@ -312,6 +312,10 @@ judge_source(struct judge *j, struct graph *graph)
         sweep_fail(s, "after %s the source does not open: %s", j->what,
                    err.msg);
     }
+    if (!r && s->recorded) {
+        sweep_fail(s, "after %s the source does not say that the disk went on",
+                   j->what);
+    }
     return r;
 }
 
@@ -324,20 +328,13 @@ open_judged(struct judge *j, struct graph *graph, struct node **ret,
     const char *options =
         setup->judge_options ? setup->judge_options : setup->options;
 
-    if (setup->judge_moved && j->s->moved) {
+    bool can_move = setup->judge_moved || setup->judge_target;
+    int source = can_move ? judge_source(j, graph) : 0;
+
+    if (setup->judge_moved && (j->s->moved || source == -ESTALE)) {
         return open_top(graph, setup->judge_moved, ret, err);
     }
-    if (setup->judge_moved) {
-        int r = open_top(graph, options, ret, err);
-
-        /* The journal says where it is. */
-        return r == -ESTALE ? open_top(graph, setup->judge_moved, ret, NULL)
-                            : r;
-    }
-
     if (setup->judge_target) {
-        int source = judge_source(j, graph);
-
         if (setup->target_has_no_mark && source != -ESTALE && !j->s->moved) {
             return open_top(graph, options, ret, err);
         }
@@ -452,10 +449,13 @@ on_event(void *arg, struct sim *sim)
     struct sim_crash kill = {.disk = sim_world_disk(sim),
                              .kind = SIM_CRASH_PROCESS};
     bool here = sim_n_events(sim) == sc->at && !s->crashes;
+    size_t len;
 
     if (s->root) {
         s->moved = root_node(s->root) != s->top;
     }
+    s->recorded = s->setup->leaves_a_record && s->moved &&
+                  sim_disk_get(sim_world_disk(sim), "top.sluice", &len);
 
     if (here && sc->trouble == TROUBLE_POWER) {
         power.replay = true;

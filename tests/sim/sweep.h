@@ -48,7 +48,9 @@ struct sweep_setup {
      * it is refused as unfinished, the one above is; else NULL.
      */
     const char *judge_target;
-    /* That has no mark: it is judged where the source says that it is it. */
+    /* From the switch on "top.sluice", while it is there, says so. */
+    bool leaves_a_record;
+    /* The target has no mark: it is judged where the source says that it is it. */
     bool target_has_no_mark;
     /* A run without failures ends with the disk on that one. */
     bool ends_on_target;
@@ -99,6 +101,7 @@ struct sweep {
     void *service;
     void *op; /* the operation's own */
     bool moved;   /* the root is on another node than "top" */
+    bool recorded; /* and the journal of that lies beside "top" */
     bool done;    /* the operation has ended as it was meant to */
 };
 
