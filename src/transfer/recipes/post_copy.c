@@ -152,11 +152,19 @@ post_copy_start(struct jobs *jobs, const struct transfer_options *o,
                 struct err *err)
 {
     auto_free char *owner = xasprintf("job '%s'", o->job_id);
+    struct root *source;
     int r = job_check_id(jobs, o->job_id, err);
 
+    if (!r) {
+        r = check_source(o->device, err);
+    }
+    if (!r) {
+        r = root_new(o->device, CLAIM_READ, owner, &source, err);
+    }
     if (r) {
         return r;
     }
+    root_pin(source); /* until the switch, it is not resized either */
     struct transfer *t = transfer_new(&recipe, o);
 
     t->copy = (struct copy){.source = o->device,
@@ -175,6 +183,7 @@ post_copy_start(struct jobs *jobs, const struct transfer_options *o,
     if (!r) {
         r = switch_over(t, err);
     }
+    root_free(source);
     if (r) {
         transfer_discard(t);
         return r;
