@@ -54,6 +54,7 @@ struct node {
     /* Opened as a backing file; while it is one, the chain index caches. */
     bool is_layer;
     bool incomplete; /* an unfinished target (design rule 5) */
+    bool resizing;   /* node_resize() of it, or below it, is under way */
     /* Set for good when what is on disk is no longer known (rule 9). */
     int failed;
     struct block_limits limits;

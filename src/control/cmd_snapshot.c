@@ -6,8 +6,8 @@
  * A snapshot is prepared first: the overlay is created and opened, the node is
  * flushed.  All that are prepared are then done by one graph_edit(), or none
  * of them: what was opened is closed again, and a file that was made is
- * removed.  The checks are made twice, since preparing yields and another
- * session may use the time.
+ * removed.  The checks are made again right before the swap, since preparing
+ * yields and another session may use the time.
  */
 #include <errno.h>
 #include <string.h>
@@ -22,6 +22,7 @@
 struct snapshot {
     struct node *node, *overlay; /* referred to */
     bool opened; /* the overlay, for this: closed where it comes to nothing */
+    bool created; /* the image, for this: it is as large as the node was */
     char *made;  /* a file that was not there before; else NULL */
 };
 
@@ -30,6 +31,7 @@ struct snapshots {
     struct control *ctl;
     struct snapshot *v;
     unsigned n;
+    struct err *err; /* the commit's */
 };
 
 /* Checks. */
@@ -41,6 +43,27 @@ busy_below(const struct node *node, const struct node *overlay,
     return err_set(err, -EBUSY,
                    "Node '%s' is busy: node is used as backing hd of '%s'",
                    node->name, overlay->name);
+}
+
+/*
+ * A job goes on with the node that it began with, and what it puts in its
+ * place the header of an overlay would not name.
+ */
+static int
+check_jobs(const struct node *node, struct err *err)
+{
+    auto_free struct holder *holders = NULL;
+    size_t n;
+    int r = 0;
+
+    node_holders(node, &holders, &n);
+    for (size_t i = 0; i < n && !r; i++) {
+        if (holders[i].pinned) {
+            r = err_set(err, -EBUSY, "Node '%s' is busy: %s uses it",
+                        node->name, holders[i].owner);
+        }
+    }
+    return r;
 }
 
 /* @n: how many of @all come before this one. */
@@ -61,7 +84,7 @@ check_node(const struct snapshots *all, unsigned n, const struct node *node,
             return busy_below(node, all->v[i].overlay, err);
         }
     }
-    return 0;
+    return check_jobs(node, err);
 }
 
 static int
@@ -135,6 +158,28 @@ snapshots_fini(struct snapshots *all, bool done)
     free(all->v);
 }
 
+/* With nothing in flight: does it all still hold? */
+static int
+check_again(void *arg)
+{
+    const struct snapshots *all = arg;
+    int r = 0;
+
+    for (unsigned i = 0; i < all->n && !r; i++) {
+        const struct snapshot *s = &all->v[i];
+
+        r = check_node(all, i, s->node, all->err);
+        if (!r) {
+            r = check_overlay(all, i, s->node, s->overlay, all->err);
+        }
+        if (!r && s->created && s->overlay->size < s->node->size) {
+            r = err_set(all->err, -EBUSY,
+                        "Node '%s' was resized meanwhile", s->node->name);
+        }
+    }
+    return r;
+}
+
 static int
 snapshots_commit(struct snapshots *all, struct err *err)
 {
@@ -142,18 +187,18 @@ snapshots_commit(struct snapshots *all, struct err *err)
     struct edit_options options = {
         .deadline_ns =
             loop_now(all->ctl->loop) + CONTROL_DRAIN_SECONDS * NS_PER_S,
+        .check = check_again,
+        .arg = all,
     };
-    int r = 0;
+
+    all->err = err;
+    int r = check_again(all);
 
     for (unsigned i = 0; i < all->n && !r; i++) {
         struct snapshot *s = &all->v[i];
 
         edits[i * 2] = (struct edit){EDIT_BACKING, s->overlay, s->node};
         edits[i * 2 + 1] = (struct edit){EDIT_REPLACE, s->node, s->overlay};
-        r = check_node(all, i, s->node, err);
-        if (!r) {
-            r = check_overlay(all, i, s->node, s->overlay, err);
-        }
     }
     if (!r && all->n) {
         r = graph_edit(all->ctl->graph, edits, all->n * 2, &options, NULL,
@@ -376,6 +421,7 @@ prepare_sync(struct snapshots *all, json_t *args, struct err *err)
     if (!r && !(mode && !strcmp(mode, "existing"))) {
         r = create_overlay(graph, s.node, format,
                            opt_str(args, "snapshot-file"), &s.made, err);
+        s.created = true;
     }
     if (!r) {
         r = open_overlay(graph, s.node, args, format, &s.overlay, err);

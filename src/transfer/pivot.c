@@ -216,7 +216,14 @@ transfer_pivot(struct transfer *t, enum finish finish, struct err *err)
         return departure_end(t, true, err);
     }
     r = node_flush(t->copy.target);
-    return r ? err_set_errno(err, r, "Flushing the target '%s' failed",
-                             t->copy.target->name)
-             : transfer_mark(t, false, err);
+    if (r) {
+        return err_set_errno(err, r, "Flushing the target '%s' failed",
+                             t->copy.target->name);
+    }
+    r = transfer_mark(t, false, err);
+    if (!r && job_cancelled(&t->job)) { /* who cancels gets no copy */
+        transfer_mark(t, true, NULL);
+        r = -ECANCELED;
+    }
+    return r;
 }
