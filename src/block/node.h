@@ -213,6 +213,11 @@ struct driver {
     int (*set_incomplete)(struct node *node, bool incomplete,
                           struct err *err);
     /*
+     * The image is of a version that can be marked, or becomes one where that
+     * is allowed; else -ENOTSUP.  NULL: all versions can, or none.
+     */
+    int (*ensure_mark)(struct node *node, bool may_upgrade, struct err *err);
+    /*
      * Becomes writable, or read-only, under its readers; nobody writes, and
      * node->read_only is true.  Its file is writable already, or still is.
      * NULL: nothing is to be done.

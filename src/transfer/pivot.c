@@ -106,6 +106,17 @@ overlays_source(const struct transfer *t)
     return backing && chain_contains(backing->child, t->copy.source);
 }
 
+/* A name in its header, of what it does not need: nobody shall follow it. */
+static bool
+names_too_much(const struct transfer *t)
+{
+    const struct node *target = t->copy.target;
+
+    return overlays_source(t) ||
+           (t->sync == SYNC_FULL && !t->shadowed && !target->backing &&
+            target->header_backing.filename);
+}
+
 static int
 swap(struct transfer *t, enum finish finish, struct attempt *a,
      struct err *err)
@@ -150,7 +161,7 @@ attempt(struct transfer *t, enum finish finish, struct err *err)
         return err_set_errno(err, r, "Flushing the target '%s' failed",
                              t->copy.target->name);
     }
-    if (overlays_source(t)) {
+    if (names_too_much(t)) {
         r = t->copy.target->drv->set_backing(t->copy.target, NULL, NULL, err);
     }
     if (!r && finish == FINISH_SWITCH) {

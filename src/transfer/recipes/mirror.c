@@ -234,6 +234,9 @@ mirror_make(struct jobs *jobs, const struct transfer_recipe *recipe,
     if (!r) {
         r = departure_check(t, err);
     }
+    if (!r && o->target->drv->ensure_mark) {
+        r = o->target->drv->ensure_mark(o->target, o->upgrade, err);
+    }
     if (!r) {
         r = match_size(o, err);
     }
