@@ -11,12 +11,11 @@
  */
 #include <errno.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
-#include "base/bytes.h"
 #include "block/edit.h"
 #include "control/control_internal.h"
+#include "control/new_image.h"
 #include "schema_dispatch.h"
 
 struct snapshot {
@@ -250,114 +249,6 @@ prepare_snapshot(struct snapshots *all, json_t *args, struct err *err)
 
 /* blockdev-snapshot-sync. */
 
-/* A disk as the header of an image above it names it. */
-struct named_file {
-    const char *filename, *format;
-};
-
-/*
- * Filters are not in the header: what they stand for is.  A disk without a
- * file, or a part of one, cannot be named.
- */
-static int
-name_of_disk(const struct node *node, struct named_file *ret, struct err *err)
-{
-    const struct node *file;
-    bool window = false;
-
-    for (file = node; file->file; file = file->file->child) {
-        window |= !strcmp(file->drv->name, "raw") &&
-                  (json_object_get(file->options, "offset") ||
-                   json_object_get(file->options, "size"));
-    }
-    if (window || !file->filename ||
-        (strcmp(file->drv->name, "file") &&
-         strcmp(file->drv->name, "host_device"))) {
-        int r = err_set(err, -ENOTSUP,
-                        "Node '%s' is no plain image file that the header of "
-                        "an overlay could name",
-                        node->name);
-
-        err_hint(err, "create the overlay and use blockdev-snapshot");
-        return r;
-    }
-    ret->filename = file->filename;
-    ret->format = control_image_format(node);
-    return 0;
-}
-
-static bool
-is_same_file(const char *a, const char *b)
-{
-    struct stat sa, sb;
-
-    return !strcmp(a, b) || (!stat(a, &sa) && !stat(b, &sb) &&
-                             sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino);
-}
-
-static int
-check_format(const char *format, const struct driver *drv, struct err *err)
-{
-    if (!drv) {
-        return err_set(err, -EINVAL, "Unknown file format '%s'", format);
-    }
-    if (!drv->create && strcmp(format, "raw")) {
-        return err_set(err, -ENOTSUP,
-                       "Format driver '%s' does not support image creation",
-                       format);
-    }
-    if (!drv->set_backing) {
-        return err_set(err, -ENOTSUP,
-                       "Backing file not supported for file format '%s'",
-                       format);
-    }
-    return 0;
-}
-
-/* The image, as large as @node; *ret_made where its file was not there. */
-static int
-create_overlay(struct graph *graph, const struct node *node,
-               const char *format, const char *path, char **ret_made,
-               struct err *err)
-{
-    const struct driver *drv = graph_driver(graph, format);
-    struct named_file backing = {0};
-    int r = check_format(format, drv, err);
-
-    if (!r) {
-        r = name_of_disk(node, &backing, err);
-    }
-    if (!r && is_same_file(path, backing.filename)) {
-        r = err_set(err, -EINVAL,
-                    "Error: Trying to create an image with the same filename "
-                    "as the backing file");
-    }
-    if (r) {
-        return r;
-    }
-    auto_free char *name = backing_name_for(path, backing.filename);
-    json_t *file = json_pack("{s:s, s:i}", "filename", path, "size", 0);
-    json_t *image = json_pack(
-        "{s:{s:s, s:s, s:s}, s:I, s:s, s:s}", "file", "driver", "file",
-        "filename", path, "discard", "unmap", "size",
-        (json_int_t)align_up(node->size, 512), "backing-file", name,
-        "backing-fmt", backing.format);
-    bool fresh = access(path, F_OK) != 0;
-
-    r = file && image ? 0
-                      : err_set(err, -EINVAL, "'%s' is not valid UTF-8", path);
-    if (!r) {
-        r = graph_driver(graph, "file")->create(graph, file, err);
-    }
-    if (!r) {
-        r = drv->create(graph, image, err);
-        *ret_made = fresh ? xstrdup(path) : NULL;
-    }
-    json_decref(file);
-    json_decref(image);
-    return r;
-}
-
 /* Opens it as @node was opened. */
 static int
 open_overlay(struct graph *graph, const struct node *node, json_t *args,
@@ -419,8 +310,11 @@ prepare_sync(struct snapshots *all, json_t *args, struct err *err)
     node_ref(s.node);
     r = flush(s.node, err);
     if (!r && !(mode && !strcmp(mode, "existing"))) {
-        r = create_overlay(graph, s.node, format,
-                           opt_str(args, "snapshot-file"), &s.made, err);
+        const struct new_image image = {format,
+                                        opt_str(args, "snapshot-file"),
+                                        s.node->size, s.node};
+
+        r = new_image_create(graph, &image, &s.made, err);
         s.created = true;
     }
     if (!r) {

@@ -103,7 +103,7 @@ overlays_source(const struct transfer *t)
 {
     const struct edge *backing = t->copy.target->backing;
 
-    return backing && chain_contains(backing->child, t->copy.source);
+    return t->sync == SYNC_FULL && backing && chain_contains(backing->child, t->copy.source);
 }
 
 /* A name in its header, of what it does not need: nobody shall follow it. */
