@@ -176,7 +176,7 @@ intent_prepare(struct loop *loop, const struct switch_intent *what,
 int
 intent_record(struct intent *i)
 {
-    unsigned char payload[JOURNAL_PAYLOAD_MAX];
+    auto_free unsigned char *payload = xmalloc(JOURNAL_PAYLOAD_MAX);
     uint32_t len = encode(&i->what, payload);
     int r = len ? journal_add(i->journal, JOURNAL_SWITCH, payload, len)
                 : -ENAMETOOLONG;

@@ -109,8 +109,8 @@ transfer_check_space(struct transfer *t, struct err *err)
 
     if (!r && plan.space_needed > plan.space_free) {
         r = err_set(err, -ENOSPC,
-                    "Node '%s' needs %llu bytes more than it has, and its "
-                    "file system has %llu left",
+                    "Not enough space: node '%s' needs %llu bytes more than "
+                    "it has, and its file system has %llu left",
                     target->name, (unsigned long long)plan.space_needed,
                     (unsigned long long)plan.space_free);
         err_hint(err, "nothing was copied; make room, or take another target");
