@@ -19,6 +19,7 @@ import sys
 import tempfile
 
 import cases
+import copies
 import peers
 import plot
 
@@ -48,7 +49,8 @@ def figure(value):
     return f"{value:.3g}"
 
 
-SHOWN = ["iops", "cpu_us", "p99_us", "mib_s", "cpu_s", "guest_kept",
+SHOWN = ["iops", "ready_s", "ready", "over_least", "write_ms", "pause_ms",
+         "longest_ms", "start_ms", "cpu_us", "p99_us", "mib_s", "cpu_s", "guest_kept",
          "busy_p99_us", "stream_mib_s", "clones_s", "kib_each", "open_ms",
          "cold_iops", "private_mib"]
 
@@ -102,7 +104,7 @@ def main():
     results = []
     try:
         ground = cases.Ground(os.path.abspath(a.build), folders, a.seconds)
-        for case in cases.all_cases():
+        for case in cases.all_cases() + copies.copy_cases():
             if a.only and a.only not in case.name:
                 continue
             medians = measure(case, found, ground, a.rounds)

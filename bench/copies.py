@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Copies of a disk while it is written: what is measured of them."""
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+
+from cases import (DAEMONS, GIB, MIB, Bar, Case, plain_copy, run_stream, sh,
+                   warm_memory)
+from peers import QSD, SLUICE
+
+
+def add_target(ground, server, fs, fmt, size, below="file"):
+    """An empty image, open as node "target"."""
+    path = ground.path(fs, f"target.{fmt}")
+    if os.path.exists(path):
+        os.unlink(path)
+    sh("qemu-img", "create", "-q", "-f", fmt, path, str(size))
+    server.qmp("blockdev-add", driver="file", node_name="target-file",
+               filename=path)
+    if below != "file":
+        server.qmp("blockdev-add", driver="throttle", node_name=below,
+                   file="target-file", throttle_group=below)
+    server.qmp("blockdev-add", driver=fmt, node_name="target",
+               file="target-file" if below == "file" else below)
+    return path
+
+
+def mirror(server, **arguments):
+    server.qmp("blockdev-mirror", job_id="j", device="disk", target="target",
+               sync="full", auto_dismiss=False, **arguments)
+
+
+def switch(server):
+    """The switch, and what it says of itself (ours only)."""
+    server.qmp("job-complete", id="j")
+    server.qmp.wait_event("BLOCK_JOB_COMPLETED")
+    error = server.qmp("query-jobs")[0].get("error")
+    if error:
+        raise RuntimeError(error)
+    try:
+        return server.qmp("query-transfers")[0]
+    except RuntimeError:
+        return None
+
+
+@contextlib.contextmanager
+def guest(ground, server, **options):
+    """A load beside what is measured; its figures are in the dictionary."""
+    figures = {}
+    argv = [f"{ground.build}/bench/load", "--socket", server.socket,
+            "--pid", str(server.pid)]
+    for key, value in options.items():
+        argv += [f"--{key}", str(value)]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    try:
+        yield figures
+    finally:
+        out, _ = process.communicate()
+        figures.update(json.loads(out))
+
+
+def must_be_alike(fmt, path, source, source_fmt):
+    out = subprocess.run(["qemu-img", "compare", "-q", "-f", fmt, "-F",
+                          source_fmt, path, source])
+    if out.returncode:
+        raise RuntimeError(f"{path} is not what {source} is")
+
+
+def idle_mirror(fs, fmt, bars):
+    """All that a disk reads as, while nobody writes."""
+    gib = 3
+
+    def sample(ground, peer):
+        source = ground.full(fs, fmt, gib)
+        if peer is None:
+            return plain_copy(ground, fs, ground.raw(fs, gib), gib * GIB)
+        warm_memory(ground, gib * GIB)
+        with peer.start(ground.folders["run"], (source, fmt)) as server:
+            path = add_target(ground, server, fs, fmt, gib * GIB)
+            start = time.monotonic()
+            mirror(server)
+            server.qmp.wait_event("BLOCK_JOB_READY")
+            seconds = time.monotonic() - start
+            server.qmp("block-job-cancel", device="j")
+            server.qmp.wait_event("BLOCK_JOB_COMPLETED")
+        must_be_alike(fmt, path, source, fmt)
+        os.unlink(path)
+        return {"mib_s": gib * 1024 / seconds, "ready_s": seconds}
+    return Case(f"mirror {gib} GiB {fmt}, {fs}, idle", DAEMONS + ["copy"],
+                sample, bars, chart="mib_s")
+
+
+def busy_mirror(fs, bars):
+    """The same under random writes: until it is ready, and what is left of
+    the guest."""
+    gib = 3
+    writes = {"op": "write", "depth": 8}
+
+    def sample(ground, peer):
+        source = ground.full(fs, "qcow2", gib)
+        warm_memory(ground, gib * GIB)
+        with peer.start(ground.folders["run"], (source, "qcow2")) as server:
+            idle = ground.load(server, seconds=1, **writes)
+            path = add_target(ground, server, fs, "qcow2", gib * GIB)
+            with guest(ground, server, seconds=3, **writes) as busy:
+                time.sleep(0.2)
+                start = time.monotonic()
+                mirror(server)
+            ready = None
+            deadline = time.monotonic() + 60
+            while ready is None and time.monotonic() < deadline:
+                with guest(ground, server, seconds=1, **writes):
+                    pass
+                server.qmp("query-jobs")  # takes the events
+                ready = next((e for e in server.qmp.events
+                              if e["event"] == "BLOCK_JOB_READY"), None)
+            t = ready["timestamp"] if ready else None
+            server.qmp("job-cancel", id="j")
+            server.qmp.wait_event("JOB_STATUS_CHANGE")
+        os.unlink(path)
+        ground.drop(source)  # it was written to
+        at = t["seconds"] + t["microseconds"] / 1e6 if t else time.time()
+        seconds = at - (time.time() - (time.monotonic() - start))
+        return {"ready_s": seconds, "guest_kept": busy["iops"] / idle["iops"],
+                "idle_iops": idle["iops"], "busy_iops": busy["iops"]}
+    return Case(f"mirror {gib} GiB qcow2, {fs}, under 4k writes, depth 8",
+                DAEMONS, sample, bars, chart="guest_kept")
+
+
+def slow_target(bars):
+    """The guest writes 30 MB/s, the target takes 20: QEMU's never ends."""
+    size, rate = 256 * MIB, 20 * 1000 * 1000
+
+    def sample(ground, peer):
+        source = ground.path("tmpfs", "source.qcow2")
+        sh("qemu-img", "create", "-q", "-f", "qcow2", source, str(size))
+        sh("qemu-io", "-f", "qcow2", "-c", "write -P 9 0 256M", source)
+        with peer.start(ground.folders["run"]) as server:
+            for name, bps in (("slow", rate), ("fast", 30 * 1000 * 1000)):
+                server.qmp("object-add", qom_type="throttle-group", id=name,
+                           limits={"bps-write": bps})
+            server.qmp("blockdev-add", driver="qcow2", node_name="disk",
+                       file={"driver": "file", "filename": source})
+            server.qmp("blockdev-add", driver="throttle", node_name="guest",
+                       file="disk", throttle_group="fast")
+            server.qmp("nbd-server-start", addr={
+                "type": "unix", "data": {"path": server.socket}})
+            server.qmp("block-export-add", type="nbd", id="e",
+                       node_name="guest", name="", writable=True)
+            path = add_target(ground, server, "tmpfs", "qcow2", size, "slow")
+            start, wall = time.monotonic(), time.time()
+            with guest(ground, server, op="write", block=65536, depth=8,
+                       seconds=20):
+                time.sleep(0.1)
+                mirror(server)
+            server.qmp("query-jobs")
+            ready = next((e["timestamp"] for e in server.qmp.events
+                          if e["event"] == "BLOCK_JOB_READY"), None)
+            server.qmp("job-cancel", id="j")
+            server.qmp.wait_event("JOB_STATUS_CHANGE")
+        os.unlink(path)
+        os.unlink(source)
+        seconds = ready["seconds"] + ready["microseconds"] / 1e6 - wall \
+            if ready else time.monotonic() - start
+        return {"ready_s": seconds, "over_least": seconds / (size / rate),
+                "ready": float(ready is not None)}
+    return Case("mirror 256 MiB, guest 30 MB/s, target 20 MB/s", DAEMONS,
+                sample, bars)
+
+
+@contextlib.contextmanager
+def far_disks(ground, count, *delay):
+    """NBD servers with a delay; their sockets."""
+    servers, paths = [], []
+    try:
+        for i in range(count):
+            path = ground.path("run", f"far{i}.sock")
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            servers.append(subprocess.Popen(
+                ["nbdkit", "-f", "-U", path, "--filter=delay", "memory", "64M",
+                 *delay]))
+            paths.append(path)
+        for path in paths:
+            while not os.path.exists(path):
+                time.sleep(0.01)
+        yield paths, servers
+    finally:
+        for s in servers:
+            s.send_signal(signal.SIGCONT)
+            s.terminate()
+            s.wait()
+
+
+def add_far(server, name, path):
+    server.qmp("blockdev-add", driver="nbd", node_name=name,
+               server={"type": "unix", "path": path})
+
+
+def serve(server, *nodes):
+    server.qmp("nbd-server-start", addr={"type": "unix", "data": {
+        "path": server.socket}})
+    for i, node in enumerate(nodes):
+        server.qmp("block-export-add", type="nbd", id=f"e{i}", node_name=node,
+                   name="" if not i else node, writable=True)
+
+
+def forwarded_write(bars):
+    """Both sides are 1 ms away: the slower, not the sum."""
+
+    def sample(ground, peer):
+        with far_disks(ground, 2, "wdelay=1ms") as (paths, _), \
+                peer.start(ground.folders["run"]) as server:
+            add_far(server, "disk", paths[0])
+            add_far(server, "target", paths[1])
+            serve(server, "disk")
+            alone = ground.load(server, op="write", depth=1, seconds=1)
+            mirror(server, copy_mode="write-blocking")
+            server.qmp.wait_event("BLOCK_JOB_READY")
+            both = ground.load(server, op="write", depth=1, seconds=1)
+            server.qmp("job-cancel", id="j")
+        return {"write_ms": 1000 / both["iops"],
+                "alone_ms": 1000 / alone["iops"],
+                "over_alone": alone["iops"] / both["iops"]}
+    return Case("forwarded write, source and target 1 ms away", DAEMONS,
+                sample, bars)
+
+
+def pause(fs, dirty, bars):
+    """How long the switch holds the guest."""
+    mib = 384 if dirty else 16
+
+    def sample(ground, peer):
+        source = ground.path(fs, "source.qcow2")
+        sh("qemu-img", "create", "-q", "-f", "qcow2", source, "1G")
+        sh("qemu-io", "-f", "qcow2", "-c", f"write -P 9 0 {mib}M", source)
+        os.sync()
+        with peer.start(ground.folders["run"], (source, "qcow2")) as server:
+            path = add_target(ground, server, fs, "qcow2", GIB)
+            if not dirty:
+                mirror(server)
+                server.qmp.wait_event("BLOCK_JOB_READY")
+                os.sync()
+            with guest(ground, server, op="write", depth=1, seconds=2,
+                       length=16 * MIB) as figures:
+                time.sleep(0.3)
+                if dirty:
+                    mirror(server)
+                    server.qmp.wait_event("BLOCK_JOB_READY")
+                report = switch(server)
+        os.unlink(path)
+        os.unlink(source)
+        result = {"longest_ms": figures["max_us"] / 1000}
+        if report:
+            result["pause_ms"] = report["pause-ns"] / 1e6
+            result["held"] = report["requests-held"]
+        return result
+    what = f"{mib} MiB of dirty pages" if dirty else "idle"
+    return Case(f"pause at the switch, {fs}, {what}", DAEMONS, sample, bars)
+
+
+def add_qcow2(server, name, file, backing, **more):
+    server.qmp("blockdev-add", driver="qcow2", node_name=name, file=file,
+               backing=backing, **more)
+
+
+def far_stream(server, files):
+    add_qcow2(server, "disk", files["top"], "far")
+    return run_stream(server)
+
+
+def far_commit(server, files):
+    """The layer that is committed is the one far away."""
+    add_qcow2(server, "low", files["low"], None, read_only=True)
+    add_qcow2(server, "mid", "far", "low", read_only=True)
+    add_qcow2(server, "disk", files["top"], "mid")
+    start = time.monotonic()
+    server.qmp("block-commit", job_id="j", device="disk", top_node="mid",
+               base_node="low")
+    server.qmp.wait_event("BLOCK_JOB_COMPLETED")
+    return time.monotonic() - start
+
+
+def far_layers(command, run, bars):
+    """1 GiB of data, 20 ms away."""
+
+    def sample(ground, peer):
+        source = ground.raw("tmpfs", 1) if run is far_stream else \
+            ground.full("tmpfs", "qcow2")
+        far = ground.path("run", "far.sock")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(far)
+        nbdkit = subprocess.Popen(["nbdkit", "-f", "-r", "-U", far,
+                                   "--filter=delay", "file", source,
+                                   "rdelay=20ms"])
+        files = {}
+        for name in ("low", "top"):
+            path = ground.path("tmpfs", f"{name}.qcow2")
+            sh("qemu-img", "create", "-q", "-f", "qcow2", path, "1G")
+            files[name] = {"driver": "file", "filename": path,
+                           "auto-read-only": True}
+        warm_memory(ground, GIB)
+        try:
+            while not os.path.exists(far):
+                time.sleep(0.01)
+            with peer.start(ground.folders["run"]) as server:
+                server.qmp("blockdev-add", driver="nbd", node_name="far",
+                           read_only=True, server={"type": "unix",
+                                                   "path": far})
+                seconds = run(server, files)
+        finally:
+            nbdkit.terminate()
+            nbdkit.wait()
+        for f in files.values():
+            os.unlink(f["filename"])
+        return {"mib_s": 1024 / seconds}
+    return Case(f"{command} of 1 GiB from a source 20 ms away", DAEMONS,
+                sample, bars, chart="mib_s")
+
+
+def beside_a_hanging_disk(bars):
+    """A job starts on disk A while the server behind disk B is stopped."""
+
+    def sample(ground, peer):
+        with far_disks(ground, 1) as (paths, servers), \
+                peer.start(ground.folders["run"]) as server:
+            for name in ("a", "b"):
+                path = ground.path("tmpfs", f"{name}.qcow2")
+                sh("qemu-img", "create", "-q", "-f", "qcow2", path, "64M")
+            server.qmp("blockdev-add", driver="qcow2", node_name="a",
+                       file={"driver": "file",
+                             "filename": ground.path("tmpfs", "a.qcow2")})
+            add_far(server, "b", paths[0])
+            server.qmp("blockdev-add", driver="qcow2", node_name="target",
+                       file={"driver": "file",
+                             "filename": ground.path("tmpfs", "b.qcow2")})
+            serve(server, "a", "b")
+            with guest(ground, server, op="read", depth=1, seconds=5) as on_a:
+                servers[0].send_signal(signal.SIGSTOP)
+                with guest(ground, server, op="write", depth=4, seconds=4.5,
+                           export="b"):
+                    time.sleep(0.5)
+                    start = time.monotonic()
+                    server.qmp("blockdev-mirror", job_id="j", device="a",
+                               target="target", sync="full")
+                    seconds = time.monotonic() - start
+                    time.sleep(3)
+                    servers[0].send_signal(signal.SIGCONT)
+        return {"start_ms": seconds * 1000, "longest_ms": on_a["max_us"] / 1000}
+    return Case("a job starts while another disk's backend hangs", DAEMONS,
+                sample, bars)
+
+
+def copy_cases():
+    return [
+        idle_mirror("tmpfs", "qcow2", [Bar("mib_s", "copy", 0.85)]),
+        idle_mirror("tmpfs", "qed", [Bar("mib_s", "copy", 0.85)]),
+        busy_mirror("tmpfs", [Bar("guest_kept", None, 0.5)]),
+        slow_target([Bar("over_least", None, 1.1, True)]),
+        forwarded_write([Bar("write_ms", None, 1.2, True)]),
+        pause("ext4", False, [Bar("pause_ms", None, 1, True)]),
+        pause("ext4", True, [Bar("pause_ms", None, 1, True)]),
+        far_layers("block-stream", far_stream, [Bar("mib_s", None, 400)]),
+        far_layers("block-commit", far_commit, [Bar("mib_s", None, 400)]),
+        beside_a_hanging_disk([Bar("start_ms", None, 20, True),
+                               Bar("longest_ms", None, 20, True)]),
+    ]
