@@ -32,7 +32,7 @@ const struct verb cli_verbs[] = {
      "serve a disk over NBD, in the foreground", verb_serve, false},
     {"stream", "stream DISK|PATH [-f FORMAT] [--base NODE] [--speed RATE] [--detach]",
      "fill a disk from its backing files and drop them", verb_stream, false},
-    {"job", "job list|show|wait|pause|resume|cancel|complete|finalize|dismiss [ID]",
+    {"job", "job list|show|wait|pause|resume|complete|stop|cancel|finalize|dismiss [ID]",
      "look after the jobs of a daemon", verb_job, false},
     {"events", "events", "print a daemon's events as they come", verb_events,
      false},
