@@ -381,6 +381,12 @@ struct switch_intent;
 int source_delete(struct loop *loop, const struct switch_intent *intent,
                   struct err *err);
 
+/*
+ * `discard` and `detect-zeroes` of @options hold from now on; the others are
+ * kept as what the node was opened with.  Does not yield.
+ */
+int node_set_options(struct node *node, json_t *options, struct err *err);
+
 /* Members of options, for drivers; each removes what it returns. */
 const char *opt_str(json_t *options, const char *key);
 bool opt_bool(json_t *options, const char *key, bool otherwise);

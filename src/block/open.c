@@ -83,6 +83,26 @@ take_common_options(struct node *node, json_t *options, struct err *err)
     return 0;
 }
 
+int
+node_set_options(struct node *node, json_t *options, struct err *err)
+{
+    bool read_only = node->read_only, unmap = node->unmap;
+    enum detect_zeroes zeroes = node->detect_zeroes;
+    int r;
+
+    node->detect_zeroes = DETECT_ZEROES_OFF;
+    r = take_common_options(node, options, err);
+    node->read_only = read_only;
+    if (r) {
+        node->unmap = unmap;
+        node->detect_zeroes = zeroes;
+        return r;
+    }
+    json_decref(node->options);
+    node->options = json_deep_copy(options);
+    return 0;
+}
+
 /*
  * One node; @options is the caller's, and is kept by the node.  @is_layer: it
  * is opened as another one's backing file.  @above: the files of the images

@@ -73,14 +73,19 @@ set_backing(struct node *image, const char *filename, struct err *err)
                        "Driver '%s' of node '%s' has no header",
                        image->drv->name, image->name);
     }
-    if (image->read_only) {
-        return err_set(err, -EROFS, "Node '%s' is read-only", image->name);
+    bool was_read_only = image->read_only;
+    int r = node_reopen(image, false, err);
+
+    if (!r) {
+        r = image->drv->set_backing(
+            image, *filename ? filename : NULL,
+            *filename ? control_image_format(image->backing->child) : NULL,
+            err);
     }
-    if (!*filename) {
-        return image->drv->set_backing(image, NULL, NULL, err);
+    if (was_read_only) {
+        node_reopen(image, true, NULL);
     }
-    return image->drv->set_backing(
-        image, filename, control_image_format(image->backing->child), err);
+    return r;
 }
 
 int

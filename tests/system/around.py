@@ -160,6 +160,69 @@ def a_header_is_rewritten_without_a_change_of_the_graph():
     run("qemu-img", "check", "-q", "a.qcow2")
 
 
+def nodes_are_reopened_under_a_guest():
+    image("base.qcow2")
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 5 0 1M", "base.qcow2")
+    image("other.qcow2")
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 6 0 1M", "other.qcow2")
+    image("a.qcow2", "-b", "base.qcow2", "-F", "qcow2")
+
+    def options(name, **more):
+        return {"driver": "qcow2", "node-name": name, **more, "file": {
+            "driver": "file", "filename": f"{name}.qcow2"}}
+
+    with Daemon(SLUICED, *nbd_server()) as d:
+        q = d.qmp()
+        for o in (options("base", **{"read-only": True}),
+                  options("other", **{"read-only": True}),
+                  options("a", backing="base")):
+            assert "return" in q.raw("blockdev-add", o)
+        export(q, "a")
+        with Nbd("nbd.sock", "a") as nbd:
+            assert nbd.read(0, 512) == bytes([5]) * 512
+            q.cmd("blockdev-reopen", options=[options("a", backing="other")])
+            assert nbd.read(0, 512) == bytes([6]) * 512
+            nbd.write(0, bytes([9]) * 512)
+            # A guest writes to it: it cannot be read-only.
+            refused(q, "writes to it", "blockdev-reopen",
+                    options=[options("a", backing="other",
+                                     **{"read-only": True})])
+            # All or nothing: the first one is changed back.
+            refused(q, "writes to it", "blockdev-reopen", options=[
+                options("base"),
+                options("a", backing="base", **{"read-only": True})])
+            assert nbd.read(512, 512) == bytes([6]) * 512
+            assert nodes(q)["base"]["ro"]
+        q.cmd("blockdev-reopen", options=[options("base")])
+        assert not nodes(q)["base"]["ro"]
+        export(q, "base")
+        with Nbd("nbd.sock", "base") as nbd:
+            nbd.write(0, bytes([7]) * 512)
+        refused(q, "Cannot change the option 'file'", "blockdev-reopen",
+                options=[{**options("a"), "file": {
+                    "driver": "file", "filename": "other.qcow2"}}])
+        assert d.stop() == 0
+    for name in ("a", "base", "other"):
+        run("qemu-img", "check", "-q", f"{name}.qcow2")
+
+
+def a_header_of_a_layer_below_is_rewritten():
+    image("base.qcow2")
+    image("mid.qcow2", "-b", "base.qcow2", "-F", "qcow2")
+    image("a.qcow2", "-b", "mid.qcow2", "-F", "qcow2")
+    os.symlink("base.qcow2", "alias")
+    with Daemon(SLUICED, *nbd_server()) as d:
+        q = d.qmp()
+        add(q, "a", "a.qcow2")
+        export(q, "a")
+        mid = next(n for n, v in nodes(q).items()
+                   if v["file"] == "mid.qcow2" and v["drv"] == "qcow2")
+        q.cmd("change-backing-file", device="a", image_node_name=mid,
+              backing_file="alias")
+        assert d.stop() == 0
+    assert info("mid.qcow2")["backing-filename"] == "alias"
+
+
 def a_served_disk_changes_its_size():
     image("base.qcow2", size="3M")
     run("qemu-io", "-c", "write -P 9 0 3M", "base.qcow2")
@@ -347,6 +410,8 @@ if __name__ == "__main__":
     main([a_snapshot_creates_its_overlay, an_existing_overlay_is_used_as_it_is,
           what_fails_leaves_no_file,
           a_header_is_rewritten_without_a_change_of_the_graph,
+          nodes_are_reopened_under_a_guest,
+          a_header_of_a_layer_below_is_rewritten,
           a_served_disk_changes_its_size, the_graph_shows_who_holds_what,
           several_disks_are_snapshotted_at_one_instant,
           a_transaction_that_fails_changes_nothing,

@@ -573,6 +573,13 @@ REFUSED = [
         {**MIRRORS, "replaces": "zz"}, {**MIRRORS, "replaces": "copy"},
         {**MIRRORS, "sync": "foo"}, {**MIRRORS, "copy-mode": "foo"},
     )],
+    *[("blockdev-reopen", bad) for bad in (
+        {}, {"options": [{}]},
+        {"options": [{"driver": "qcow2"}]},
+        {"options": [{"driver": "qcow2", "file": "x"}]},
+        {"options": [{"driver": "qcow2", "node-name": "zz", "file": "x"}]},
+        {"options": [{"driver": "foo", "node-name": "copy", "file": "x"}]},
+    )],
     ("blockdev-mirror", MIRRORS), ("@wait", "ready"),
     ("blockdev-del", {"node-name": "copy"}),
     ("job-finalize", {"id": "j"}), ("job-dismiss", {"id": "j"}),
