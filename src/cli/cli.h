@@ -74,6 +74,7 @@ struct cli_option {
     const char **value; /* takes a value; else NULL */
     bool *flag;
     bool needed;
+    json_t **values; /* may come again: an array that takes all values */
 };
 
 /*
@@ -83,6 +84,9 @@ struct cli_option {
  */
 int cli_parse(struct cli *cli, const struct cli_option *options,
               const char **positional, int wanted, const char *needs);
+/* As cli_parse(), with any number up to @most; needed options are not asked. */
+int cli_parse_up_to(struct cli *cli, const struct cli_option *options,
+                    const char **positional, int most, int *ret_n);
 
 /*
  * A size: bytes, or with a suffix K, M, G, T (1024), KiB ..., kB, MB ... (SI).
@@ -143,6 +147,10 @@ int verb_compare(struct cli *cli);
 int verb_convert(struct cli *cli);
 /* Each in a file of its name. */
 int verb_stream(struct cli *cli);
+int verb_copy(struct cli *cli);
+int verb_mirror(struct cli *cli); /* copy.c */
+int verb_commit(struct cli *cli);
+int verb_snapshot(struct cli *cli);
 int verb_job(struct cli *cli);
 int verb_events(struct cli *cli);
 int verb_serve(struct cli *cli);

@@ -111,5 +111,9 @@ disk_absolute(const char *path)
 {
     auto_free char *here = *path == '/' ? NULL : getcwd(NULL, 0);
 
+    while (!strncmp(path, "./", 2)) {
+        path += 2;
+    }
+
     return here ? xasprintf("%s/%s", here, path) : xstrdup(path);
 }

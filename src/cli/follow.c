@@ -268,7 +268,7 @@ say_done(const struct follow *f)
     if (qmp_number(r, "bytes-cloned")) {
         printf(", shared %s of blocks", shared);
     }
-    if (qmp_number(r, "pause-ns")) {
+    if (f->switches || qmp_number(r, "pause-ns")) {
         printf("; the guest paused for %.3f ms, %lld requests held",
                (double)qmp_number(r, "pause-ns") / 1e6,
                (long long)qmp_number(r, "requests-held"));

@@ -30,6 +30,7 @@ struct follow {
     struct qmp_client *client;
     const char *id, *what; /* the job's id; the bar's and result's word */
     enum at_ready at_ready;
+    bool switches; /* the report tells the pause */
     const char *ready; /* at READY: how it can be ended; NULL: by job verbs */
 
     /* What came of it. */
