@@ -57,7 +57,8 @@ found(const struct cli_option *options, int c)
     return NULL;
 }
 
-static void
+/* False where an array cannot take it: JSON's texts are UTF-8. */
+static bool
 take_value(const struct cli_option *o, const char *value)
 {
     if (o->flag) {
@@ -65,8 +66,9 @@ take_value(const struct cli_option *o, const char *value)
     } else if (o->value) {
         *o->value = value;
     } else {
-        json_array_append_new(*o->values, json_string(value));
+        return !json_array_append_new(*o->values, json_string(value));
     }
+    return true;
 }
 
 int
@@ -90,8 +92,8 @@ cli_parse_up_to(struct cli *cli, const struct cli_option *options,
             return cli_usage(cli, c == ':' ? "the option '%s' needs a value"
                                            : "there is no option '%s'",
                              cli->argv[optind - 1]);
-        } else {
-            take_value(o, optarg);
+        } else if (!take_value(o, optarg)) {
+            return cli_usage(cli, "'%s' is not valid UTF-8", optarg);
         }
     }
     for (; optind < cli->argc; optind++) { /* behind "--" */

@@ -130,6 +130,22 @@ note(struct follow *f, struct progress *p, bool is_so, bool *said,
     *said = is_so;
 }
 
+/* Why, where it wants space, and how it goes on. */
+static char *
+how_to_resume(const struct follow *f)
+{
+    auto_free char *need =
+        cli_format_size((uint64_t)qmp_number(f->report, "space-needed"));
+    auto_free char *have =
+        cli_format_size((uint64_t)qmp_number(f->report, "space-free"));
+
+    return json_object_get(f->report, "space-needed")
+               ? xasprintf("paused: it needs %s of space, and there were %s; "
+                           "'sluice job resume %s' goes on.",
+                           need, have, f->id)
+               : xasprintf("paused; 'sluice job resume %s' goes on.", f->id);
+}
+
 static void
 show_progress(struct follow *f, struct progress *p, const json_t *job)
 {
@@ -193,16 +209,16 @@ look(struct follow *f, struct progress *p, struct ending *ending,
     } else if (!strcmp(status, "concluded")) {
         concluded(f, job);
     } else {
+        show_progress(f, p, job);
+
         bool ready = !strcmp(status, "ready");
-        auto_free char *how = xasprintf(
-            "paused; 'sluice job resume %s' goes on.", f->id);
+        auto_free char *how = how_to_resume(f);
         auto_free char *end =
             f->ready ? xstrdup(f->ready)
                      : xasprintf("ready; 'sluice job complete|stop|cancel %s' "
                                  "ends it.",
                                  f->id);
 
-        show_progress(f, p, job);
         note(f, p, !strcmp(status, "paused"), said_paused, how);
         note(f, p, ready && f->at_ready == READY_WAIT, said_ready, end);
         last = ready && is_ready(f, job);

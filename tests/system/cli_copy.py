@@ -7,12 +7,14 @@ cli_copy.py SLUICED SLUICE
 """
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
 
-from harness import (DEADLINE, Daemon, Nbd, Process, main, mount, nbd_server,
-                     need, run)
+from harness import (DEADLINE, Daemon, Nbd, Process, defer, main, mount,
+                     nbd_server, need, run)
 
 SLUICED, SLUICE = (os.path.abspath(p) for p in sys.argv[1:3])
 (OK, FAILED, USAGE, NOT_FOUND, CONFLICT, NO_SPACE, CANCELLED,
@@ -386,11 +388,19 @@ def cancelled(fmt, stays):
 def the_source_is_deleted():
     with Disk() as d:
         os.mkdir("far")
-        r = d.verb("copy", "e", "./m", "--delete-source", "--dependents-in",
-                   "far", "--dependents-in", os.path.abspath("far"), "-n")
+        os.mkdir("other")
+        r = d.verb("copy", "e", "./m", "--delete-source", "-n")
         assert r["delete-source"] is True, r
-        d.verb("copy", "e", "./m", "--delete-source", "--dependents-in",
-               os.path.abspath("far"))
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "../top", "-F",
+            "qcow2", "far/clone", str(SIZE))
+        before = state(d)
+        ask = ["--delete-source", "--dependents-in", "far", "--dependents-in",
+               "other"]
+        r = d.verb("copy", "e", "./m", *ask, code=FAILED)
+        assert "clone" in r["message"], r
+        untouched(d, before)
+        os.unlink("far/clone")
+        d.verb("copy", "e", "./m", *ask)
         assert not os.path.exists("top") and os.path.exists("mid")
         d.stop()
     judge("m", "qcow2")
@@ -468,6 +478,53 @@ def several_snapshots_are_one():
     run("qemu-img", "check", "-q", "-f", "qcow2", "dir/s2")
 
 
+def a_full_disk_pauses_the_job():
+    mount("tmpfs", "small", "-o", "size=8M")
+    with Disk() as d:
+        p = d.start("copy", "e", "small/m", "--speed", "2M")
+        # Before it begins it would not start.
+        p.until(lambda: 1 // d.q.cmd("query-transfers")[0]["bytes-moved"],
+                ZeroDivisionError, IndexError)
+        with open("small/filler", "wb") as f:
+            try:
+                while True:
+                    f.write(bytes(65536))
+                    f.flush()
+            except OSError:
+                pass
+        d.q.cmd("block-job-set-speed", device="copy-e", speed=0)
+        d.q.wait_event("JOB_STATUS_CHANGE", id="copy-e", status="paused")
+        p.until(lambda: p.errors().index("paused: it needs"), ValueError)
+        os.unlink("small/filler")
+        d.text("job", "resume", "copy-e")
+        assert p.wait() == OK, p.errors()
+        d.stop()
+    judge("small/m", "qcow2")
+
+
+def a_terminal_gets_a_bar():
+    ours, theirs = pty.openpty()
+    defer(os.close, ours)
+    with Disk() as d:
+        p = subprocess.Popen([SLUICE, "copy", "e", "./m", "--speed", "4M",
+                              "--socket", d.socket], stderr=theirs,
+                             stdin=subprocess.DEVNULL,
+                             stdout=subprocess.DEVNULL)
+        os.close(theirs)
+        seen = b""
+        try:
+            while True:
+                assert select.select([ours], [], [], DEADLINE)[0]
+                seen += os.read(ours, 4096)
+        except OSError:  # the terminal's end
+            pass
+        assert p.wait(DEADLINE) == OK
+        for word in (b"\r", b"copy [", b"%", b"s left"):
+            assert word in seen, (word, seen)
+        d.stop()
+    judge("m", "qcow2")
+
+
 def progress_tells_rates():
     with Disk() as d:
         p = d.start("copy", "e", "./m", "--speed", "2M", "--json")
@@ -494,4 +551,5 @@ if __name__ == "__main__":
           ctrl_c_detaches, cancelled("qcow2", False), cancelled("raw", True),
           the_source_is_deleted, commits_layers_in_the_middle,
           commits_the_disk_itself, a_commit_by_hand_waits, snapshots,
-          several_snapshots_are_one, progress_tells_rates])
+          several_snapshots_are_one, a_full_disk_pauses_the_job,
+          a_terminal_gets_a_bar, progress_tells_rates])
