@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /* commit: layers of a daemon's disk go into one below them. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/mem.h"
 #include "cli/cli.h"
@@ -84,8 +85,16 @@ follow(const struct commit *c)
     if (!c->detach) {
         follow_job(&f);
     }
-    return follow_say(&f, json_pack("{s:s, s:s}", "verb", "commit", "disk",
-                                    c->disk));
+    bool done = f.end == FOLLOW_DONE;
+    auto_free char *node = disk_node(c->client, c->disk);
+    int code = follow_say(&f, json_pack("{s:s, s:s, s:s}", "verb", "commit",
+                                        "disk", c->disk, "node", node));
+
+    if (done && !c->cli->json && strcmp(node, c->node)) {
+        printf("The disk is now node '%s'; '%s' is out of use.\n", node,
+               c->node);
+    }
+    return code;
 }
 
 static int

@@ -251,9 +251,8 @@ say_plan(struct copy *c, json_t *plan)
     const struct target *t = &c->target;
     const char *to = t->path ? t->path : t->node;
     auto_free char *what =
-        xasprintf("of '%s' to '%s'%s%s%s (%s), then %s", c->disk, to,
-                  t->format ? " (" : "", t->format ? t->format : "",
-                  t->format ? ")" : "", c->mode,
+        xasprintf("of '%s' to '%s' (%s%s%s), then %s", c->disk, to,
+                  t->format ? t->format : "", t->format ? ", " : "", c->mode,
                   is_mirror(c) ? "keep it in step"
                   : stays(c)   ? "leave it as a copy"
                                : "switch to it");

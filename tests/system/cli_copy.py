@@ -422,6 +422,7 @@ def commits_the_disk_itself():
     with Disk() as d:
         r = d.verb("commit", "e")
         assert r["job"] == "commit-e" and r["bytes-moved"] == 4 * MIB, r
+        assert r["node"] == "base", r
         assert d.node_of_export() == "base" and not d.jobs()
         d.guest_writes(7 * MIB, b"c")
         d.stop()
@@ -438,6 +439,13 @@ def a_commit_by_hand_waits():
         assert d.node_of_export() == "mid"
         d.stop()
     judge("mid", "qcow2", alone=False)
+
+
+def a_commit_says_where_the_disk_is():
+    with Disk() as d:
+        text = d.text("commit", "e", "--base", "mid")
+        assert "The disk is now node 'mid'; 'top' is out of use" in text, text
+        d.stop()
 
 
 def snapshots():
@@ -550,6 +558,7 @@ if __name__ == "__main__":
           by_hand("pre-copy"), by_hand("hybrid"), a_detached_copy_goes_on,
           ctrl_c_detaches, cancelled("qcow2", False), cancelled("raw", True),
           the_source_is_deleted, commits_layers_in_the_middle,
-          commits_the_disk_itself, a_commit_by_hand_waits, snapshots,
+          commits_the_disk_itself, a_commit_by_hand_waits, a_commit_says_where_the_disk_is,
+          snapshots,
           several_snapshots_are_one, a_full_disk_pauses_the_job,
           a_terminal_gets_a_bar, progress_tells_rates])
