@@ -11,6 +11,7 @@
 
 #include "block/graph_internal.h"
 #include "block/quiesce.h"
+#include "block/resize.h"
 
 /* What one edit did, to undo it or to clean up behind it. */
 struct done {
@@ -228,12 +229,29 @@ undo(const struct edit *edits, unsigned n, struct done *done)
     }
 }
 
+/* Its size may change any moment: nothing can take its place as it is. */
+static int
+check_sizes(const struct edit *edits, unsigned n, struct err *err)
+{
+    int r = 0;
+
+    for (unsigned i = 0; i < n && !r; i++) {
+        if (edits[i].kind == EDIT_REPLACE) {
+            r = check_not_resizing(edits[i].node, err);
+        }
+    }
+    return r;
+}
+
 /* All edits, then all checks; undone where one fails.  Does not yield. */
 static int
 swap(const struct edit *edits, unsigned n, struct done *done, struct err *err)
 {
     int r = check_frozen(edits, n, err);
 
+    if (!r) {
+        r = check_sizes(edits, n, err);
+    }
     for (unsigned i = 0; i < n && !r; i++) {
         if (edits[i].kind == EDIT_REPLACE) {
             do_replace(edits[i].node, edits[i].to, &done[i]);

@@ -48,8 +48,9 @@ struct edit_report {
 
 /*
  * Does all edits, in order, or none.  -ETIMEDOUT where the requests in flight
- * did not end in time, -EBUSY where a claim stands against it, -ELOOP where a
- * node would be below itself.  @report may be NULL.  Yields.
+ * did not end in time, -EBUSY where a claim stands against it or a node that is
+ * to be replaced is being resized, -ELOOP where a node would be below itself.
+ * @report may be NULL.  Yields.
  */
 int graph_edit(struct graph *graph, const struct edit *edits, unsigned n,
                const struct edit_options *options, struct edit_report *report,

@@ -54,6 +54,7 @@ struct node {
     /* Opened as a backing file; while it is one, the chain index caches. */
     bool is_layer;
     bool incomplete; /* an unfinished target (design rule 5) */
+    bool resizing;   /* node_resize() of it, or below it, is under way */
     /* Set for good when what is on disk is no longer known (rule 9). */
     int failed;
     struct block_limits limits;
@@ -211,6 +212,11 @@ struct driver {
      */
     int (*set_incomplete)(struct node *node, bool incomplete,
                           struct err *err);
+    /*
+     * The image is of a version that can be marked, or becomes one where that
+     * is allowed; else -ENOTSUP.  NULL: all versions can, or none.
+     */
+    int (*ensure_mark)(struct node *node, bool may_upgrade, struct err *err);
     /*
      * Becomes writable, or read-only, under its readers; nobody writes, and
      * node->read_only is true.  Its file is writable already, or still is.

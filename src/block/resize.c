@@ -103,6 +103,38 @@ resize(const struct quiesce *q, uint64_t size, struct err *err)
 }
 
 int
+check_not_resizing(const struct node *node, struct err *err)
+{
+    return node->resizing
+               ? err_set(err, -EBUSY, "Node '%s' is busy: it is being resized",
+                         node->name)
+               : 0;
+}
+
+/* A job or an edit that came meanwhile would go by the old size. */
+static int
+begin(const struct quiesce *q, struct err *err)
+{
+    int r = 0;
+
+    for (unsigned i = 0; i < q->n_nodes && !r; i++) {
+        r = check_not_resizing(q->nodes[i], err);
+    }
+    for (unsigned i = 0; i < q->n_nodes && !r; i++) {
+        q->nodes[i]->resizing = true;
+    }
+    return r;
+}
+
+static void
+end(const struct quiesce *q)
+{
+    for (unsigned i = 0; i < q->n_nodes; i++) {
+        q->nodes[i]->resizing = false;
+    }
+}
+
+int
 node_resize(struct node *node, uint64_t size, uint64_t deadline_ns,
             struct err *err)
 {
@@ -118,6 +150,11 @@ node_resize(struct node *node, uint64_t size, uint64_t deadline_ns,
     }
     quiesce_init(&q);
     quiesce_add(&q, node);
+    r = begin(&q, err);
+    if (r) {
+        quiesce_fini(&q);
+        return r;
+    }
     r = check_all(&q, size, err);
     if (!r && (size < node->size ||
                min_u64(size, backing_end(node)) > node->size)) {
@@ -126,6 +163,7 @@ node_resize(struct node *node, uint64_t size, uint64_t deadline_ns,
     if (!r) {
         r = resize(&q, size, err);
     }
+    end(&q);
     quiesce_open(&q);
     quiesce_fini(&q);
     return r;

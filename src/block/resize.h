@@ -14,5 +14,10 @@
  */
 int node_resize(struct node *node, uint64_t size, uint64_t deadline_ns,
                 struct err *err);
+/*
+ * -EBUSY while that is under way: for who relies on the size from now on.
+ * Does not yield.
+ */
+int check_not_resizing(const struct node *node, struct err *err);
 
 #endif

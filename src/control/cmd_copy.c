@@ -84,6 +84,7 @@ cmd_block_copy(struct control *ctl, const struct args_block_copy *args,
         .wait_for_verb =
             is_mirror || (args->has_auto_complete && !args->auto_complete),
         .granularity = args->granularity,
+        .upgrade = args->upgrade,
         .on_error = take_on_error(args->has_on_source_error,
                                   args->on_source_error, ON_ERROR_REPORT),
         .on_target_error = take_on_error(args->has_on_target_error,

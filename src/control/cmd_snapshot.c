@@ -6,22 +6,22 @@
  * A snapshot is prepared first: the overlay is created and opened, the node is
  * flushed.  All that are prepared are then done by one graph_edit(), or none
  * of them: what was opened is closed again, and a file that was made is
- * removed.  The checks are made twice, since preparing yields and another
- * session may use the time.
+ * removed.  The checks are made again right before the swap, since preparing
+ * yields and another session may use the time.
  */
 #include <errno.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
-#include "base/bytes.h"
 #include "block/edit.h"
 #include "control/control_internal.h"
+#include "control/new_image.h"
 #include "schema_dispatch.h"
 
 struct snapshot {
     struct node *node, *overlay; /* referred to */
     bool opened; /* the overlay, for this: closed where it comes to nothing */
+    bool created; /* the image, for this: it is as large as the node was */
     char *made;  /* a file that was not there before; else NULL */
 };
 
@@ -30,6 +30,7 @@ struct snapshots {
     struct control *ctl;
     struct snapshot *v;
     unsigned n;
+    struct err *err; /* the commit's */
 };
 
 /* Checks. */
@@ -41,6 +42,27 @@ busy_below(const struct node *node, const struct node *overlay,
     return err_set(err, -EBUSY,
                    "Node '%s' is busy: node is used as backing hd of '%s'",
                    node->name, overlay->name);
+}
+
+/*
+ * A job goes on with the node that it began with, and what it puts in its
+ * place the header of an overlay would not name.
+ */
+static int
+check_jobs(const struct node *node, struct err *err)
+{
+    auto_free struct holder *holders = NULL;
+    size_t n;
+    int r = 0;
+
+    node_holders(node, &holders, &n);
+    for (size_t i = 0; i < n && !r; i++) {
+        if (holders[i].pinned) {
+            r = err_set(err, -EBUSY, "Node '%s' is busy: %s uses it",
+                        node->name, holders[i].owner);
+        }
+    }
+    return r;
 }
 
 /* @n: how many of @all come before this one. */
@@ -61,7 +83,7 @@ check_node(const struct snapshots *all, unsigned n, const struct node *node,
             return busy_below(node, all->v[i].overlay, err);
         }
     }
-    return 0;
+    return check_jobs(node, err);
 }
 
 static int
@@ -135,6 +157,28 @@ snapshots_fini(struct snapshots *all, bool done)
     free(all->v);
 }
 
+/* With nothing in flight: does it all still hold? */
+static int
+check_again(void *arg)
+{
+    const struct snapshots *all = arg;
+    int r = 0;
+
+    for (unsigned i = 0; i < all->n && !r; i++) {
+        const struct snapshot *s = &all->v[i];
+
+        r = check_node(all, i, s->node, all->err);
+        if (!r) {
+            r = check_overlay(all, i, s->node, s->overlay, all->err);
+        }
+        if (!r && s->created && s->overlay->size < s->node->size) {
+            r = err_set(all->err, -EBUSY,
+                        "Node '%s' was resized meanwhile", s->node->name);
+        }
+    }
+    return r;
+}
+
 static int
 snapshots_commit(struct snapshots *all, struct err *err)
 {
@@ -142,18 +186,18 @@ snapshots_commit(struct snapshots *all, struct err *err)
     struct edit_options options = {
         .deadline_ns =
             loop_now(all->ctl->loop) + CONTROL_DRAIN_SECONDS * NS_PER_S,
+        .check = check_again,
+        .arg = all,
     };
-    int r = 0;
+
+    all->err = err;
+    int r = check_again(all);
 
     for (unsigned i = 0; i < all->n && !r; i++) {
         struct snapshot *s = &all->v[i];
 
         edits[i * 2] = (struct edit){EDIT_BACKING, s->overlay, s->node};
         edits[i * 2 + 1] = (struct edit){EDIT_REPLACE, s->node, s->overlay};
-        r = check_node(all, i, s->node, err);
-        if (!r) {
-            r = check_overlay(all, i, s->node, s->overlay, err);
-        }
     }
     if (!r && all->n) {
         r = graph_edit(all->ctl->graph, edits, all->n * 2, &options, NULL,
@@ -204,114 +248,6 @@ prepare_snapshot(struct snapshots *all, json_t *args, struct err *err)
 }
 
 /* blockdev-snapshot-sync. */
-
-/* A disk as the header of an image above it names it. */
-struct named_file {
-    const char *filename, *format;
-};
-
-/*
- * Filters are not in the header: what they stand for is.  A disk without a
- * file, or a part of one, cannot be named.
- */
-static int
-name_of_disk(const struct node *node, struct named_file *ret, struct err *err)
-{
-    const struct node *file;
-    bool window = false;
-
-    for (file = node; file->file; file = file->file->child) {
-        window |= !strcmp(file->drv->name, "raw") &&
-                  (json_object_get(file->options, "offset") ||
-                   json_object_get(file->options, "size"));
-    }
-    if (window || !file->filename ||
-        (strcmp(file->drv->name, "file") &&
-         strcmp(file->drv->name, "host_device"))) {
-        int r = err_set(err, -ENOTSUP,
-                        "Node '%s' is no plain image file that the header of "
-                        "an overlay could name",
-                        node->name);
-
-        err_hint(err, "create the overlay and use blockdev-snapshot");
-        return r;
-    }
-    ret->filename = file->filename;
-    ret->format = control_image_format(node);
-    return 0;
-}
-
-static bool
-is_same_file(const char *a, const char *b)
-{
-    struct stat sa, sb;
-
-    return !strcmp(a, b) || (!stat(a, &sa) && !stat(b, &sb) &&
-                             sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino);
-}
-
-static int
-check_format(const char *format, const struct driver *drv, struct err *err)
-{
-    if (!drv) {
-        return err_set(err, -EINVAL, "Unknown file format '%s'", format);
-    }
-    if (!drv->create && strcmp(format, "raw")) {
-        return err_set(err, -ENOTSUP,
-                       "Format driver '%s' does not support image creation",
-                       format);
-    }
-    if (!drv->set_backing) {
-        return err_set(err, -ENOTSUP,
-                       "Backing file not supported for file format '%s'",
-                       format);
-    }
-    return 0;
-}
-
-/* The image, as large as @node; *ret_made where its file was not there. */
-static int
-create_overlay(struct graph *graph, const struct node *node,
-               const char *format, const char *path, char **ret_made,
-               struct err *err)
-{
-    const struct driver *drv = graph_driver(graph, format);
-    struct named_file backing = {0};
-    int r = check_format(format, drv, err);
-
-    if (!r) {
-        r = name_of_disk(node, &backing, err);
-    }
-    if (!r && is_same_file(path, backing.filename)) {
-        r = err_set(err, -EINVAL,
-                    "Error: Trying to create an image with the same filename "
-                    "as the backing file");
-    }
-    if (r) {
-        return r;
-    }
-    auto_free char *name = backing_name_for(path, backing.filename);
-    json_t *file = json_pack("{s:s, s:i}", "filename", path, "size", 0);
-    json_t *image = json_pack(
-        "{s:{s:s, s:s, s:s}, s:I, s:s, s:s}", "file", "driver", "file",
-        "filename", path, "discard", "unmap", "size",
-        (json_int_t)align_up(node->size, 512), "backing-file", name,
-        "backing-fmt", backing.format);
-    bool fresh = access(path, F_OK) != 0;
-
-    r = file && image ? 0
-                      : err_set(err, -EINVAL, "'%s' is not valid UTF-8", path);
-    if (!r) {
-        r = graph_driver(graph, "file")->create(graph, file, err);
-    }
-    if (!r) {
-        r = drv->create(graph, image, err);
-        *ret_made = fresh ? xstrdup(path) : NULL;
-    }
-    json_decref(file);
-    json_decref(image);
-    return r;
-}
 
 /* Opens it as @node was opened. */
 static int
@@ -374,8 +310,12 @@ prepare_sync(struct snapshots *all, json_t *args, struct err *err)
     node_ref(s.node);
     r = flush(s.node, err);
     if (!r && !(mode && !strcmp(mode, "existing"))) {
-        r = create_overlay(graph, s.node, format,
-                           opt_str(args, "snapshot-file"), &s.made, err);
+        const struct new_image image = {format,
+                                        opt_str(args, "snapshot-file"),
+                                        s.node->size, s.node};
+
+        r = new_image_create(graph, &image, &s.made, err);
+        s.created = true;
     }
     if (!r) {
         r = open_overlay(graph, s.node, args, format, &s.overlay, err);

@@ -177,6 +177,7 @@ cmd_block_transfer(struct control *ctl,
             is_mirror || (args->has_auto_complete && !args->auto_complete),
         .granularity = args->granularity,
         .target_is_zero = args->target_is_zero,
+        .upgrade = args->upgrade,
         .on_error = take_on_error(args->has_on_source_error,
                                   args->on_source_error,
                                   preset == PRESET_STREAM ? ON_ERROR_AUTO

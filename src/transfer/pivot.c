@@ -103,7 +103,18 @@ overlays_source(const struct transfer *t)
 {
     const struct edge *backing = t->copy.target->backing;
 
-    return backing && chain_contains(backing->child, t->copy.source);
+    return t->sync == SYNC_FULL && backing && chain_contains(backing->child, t->copy.source);
+}
+
+/* A name in its header, of what it does not need: nobody shall follow it. */
+static bool
+names_too_much(const struct transfer *t)
+{
+    const struct node *target = t->copy.target;
+
+    return overlays_source(t) ||
+           (t->sync == SYNC_FULL && !t->shadowed && !target->backing &&
+            target->header_backing.filename);
 }
 
 static int
@@ -150,7 +161,7 @@ attempt(struct transfer *t, enum finish finish, struct err *err)
         return err_set_errno(err, r, "Flushing the target '%s' failed",
                              t->copy.target->name);
     }
-    if (overlays_source(t)) {
+    if (names_too_much(t)) {
         r = t->copy.target->drv->set_backing(t->copy.target, NULL, NULL, err);
     }
     if (!r && finish == FINISH_SWITCH) {
@@ -216,7 +227,14 @@ transfer_pivot(struct transfer *t, enum finish finish, struct err *err)
         return departure_end(t, true, err);
     }
     r = node_flush(t->copy.target);
-    return r ? err_set_errno(err, r, "Flushing the target '%s' failed",
-                             t->copy.target->name)
-             : transfer_mark(t, false, err);
+    if (r) {
+        return err_set_errno(err, r, "Flushing the target '%s' failed",
+                             t->copy.target->name);
+    }
+    r = transfer_mark(t, false, err);
+    if (!r && job_cancelled(&t->job)) { /* who cancels gets no copy */
+        transfer_mark(t, true, NULL);
+        r = -ECANCELED;
+    }
+    return r;
 }

@@ -61,6 +61,7 @@ struct transfer_options {
     bool wait_for_verb;   /* becomes ready, and ends when it is told to */
     bool target_is_zero;  /* it reads zero wherever it is not written */
     uint32_t granularity; /* of dirty blocks, bytes; 0: 4 KiB */
+    bool upgrade; /* of a target whose version has no mark */
     /* Of a switch: the source's own file is unlinked, if nobody needs it. */
     bool delete_source;
     bool exclusive;                 /* nobody else is looked for */

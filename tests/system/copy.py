@@ -236,6 +236,74 @@ def a_target_that_stops_does_not_stop_the_guest():
     server.end()
 
 
+def drive_mirror(sync):
+    def test():
+        make_disk()
+        with daemon() as d:
+            qmp, guest = d.qmp(), Guest()
+            qmp.cmd("drive-mirror", job_id="j", device="top", sync=sync,
+                    target="target", node_name="copy")
+            qmp.wait_event("BLOCK_JOB_READY")
+            qmp.cmd("job-complete", id="j")
+            qmp.wait_event("BLOCK_JOB_COMPLETED")
+            try:
+                qmp.cmd("drive-mirror", job_id="j", device="copy", sync=sync,
+                        target="target", node_name="again")
+            except QmpError as e:
+                assert "mirror node into itself" in str(e), e
+            else:
+                raise AssertionError("onto itself")
+            try:
+                qmp.cmd("drive-mirror", job_id="j", device="copy", sync="full",
+                        target="more", node_name="more", granularity=1)
+            except QmpError:
+                assert not os.path.exists("more")
+            else:
+                raise AssertionError("a granularity of 1")
+            guest.stop()
+            d.stop()
+        info = json.loads(run("qemu-img", "info", "--output=json",
+                              "target")[1])
+        below = {"full": None, "top": "base", "none": "top"}[sync]
+        assert info.get("backing-filename") == below, info
+        run("qemu-img", "check", "-q", "target")
+        run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", "target",
+            "model")
+    return f"drive-mirror of {sync}", test
+
+
+def a_target_of_version_2_becomes_3_where_that_is_allowed():
+    make_disk()
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "compat=0.10",
+        "-b", "base", "-F", "raw", "target", str(SIZE))
+    with daemon() as d:
+        qmp, guest = d.qmp(), Guest()
+        qmp.cmd("blockdev-add", driver="qcow2", node_name="target",
+                backing=None, file={"driver": "file", "filename": "target"})
+        try:
+            qmp.cmd("block-copy", job_id="j", device="top", target="target")
+        except QmpError as e:
+            assert "version 2" in str(e), e
+        else:
+            raise AssertionError("a target that cannot be marked")
+        assert "0.10" in run("qemu-img", "info", "-U", "target")[1]
+        qmp.cmd("block-copy", job_id="j", device="top", target="target",
+                upgrade=True, auto_complete=False)
+        qmp.wait_event("BLOCK_JOB_READY")
+        code, text = run("qemu-img", "info", "-U", "target", check=False)
+        assert code and "unfinished copy" in text, text
+        qmp.cmd("job-complete", id="j")
+        end = qmp.wait_event("BLOCK_JOB_COMPLETED")["data"]
+        assert "error" not in end, end
+        guest.stop()
+        d.stop()
+    info = json.loads(run("qemu-img", "info", "--output=json", "target")[1])
+    assert info["format-specific"]["data"]["compat"] == "1.1", info
+    assert "backing-filename" not in info, info
+    run("qemu-img", "check", "-q", "target")
+    run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", "target", "model")
+
+
 def small_target(mib):
     """A target on a file system of its own."""
     mount("tmpfs", "small", "-o", f"size={mib}M")
@@ -329,6 +397,8 @@ if __name__ == "__main__":
           post_copy("qcow2"), post_copy("qed"), hybrid("qcow2"), hybrid("qed"),
           a_stop_leaves_a_copy_as_of_then, an_unfinished_copy_is_refused,
           a_target_that_stops_does_not_stop_the_guest,
+          drive_mirror("full"), drive_mirror("top"), drive_mirror("none"),
+          a_target_of_version_2_becomes_3_where_that_is_allowed,
           a_copy_that_cannot_end_does_not_begin,
           a_full_target_pauses_the_copy_and_not_the_guest,
           what_cannot_be_is_refused])

@@ -291,6 +291,84 @@ name_feature(const struct qcow2 *q, unsigned char *head)
     }
 }
 
+/*
+ * Version 2 to 3 ("Header"): a longer header, with the extensions behind it, a
+ * table that names our mark, and a backing name in sector 0 behind these; the
+ * clusters are as they were.
+ */
+static int
+upgrade(struct qcow2 *q, unsigned char *head, struct err *err)
+{
+    uint64_t name = ld_be64(head + H_BACKING_OFF);
+    uint64_t name_len = name ? ld_be32(head + H_BACKING_LEN) : 0, end;
+    unsigned char old[SECTOR];
+    struct ext ext;
+
+    if (!find_ext(head, q->cluster_size, EXT_END, &ext, &end)) {
+        return err_set(err, -EUCLEAN, "its header extensions are damaged");
+    }
+    uint64_t exts = end - HEADER_V2;
+    uint64_t table = HEADER_OURS + exts;
+    uint64_t new_end = table + 8 + FEATURE_ENTRY + 8, room = new_end;
+
+    if (name && name < new_end) {
+        name = align_up(new_end, 8);
+        room = name + name_len;
+    }
+    if (room > SECTOR) {
+        return err_set(err, -ENOSPC, "its header has no room in sector 0");
+    }
+    memcpy(old, head, SECTOR);
+    memset(head + HEADER_V2, 0, new_end - HEADER_V2);
+    memcpy(head + HEADER_OURS, old + HEADER_V2, exts);
+    st_be32(head + table, EXT_FEATURES);
+    st_be32(head + table + 4, FEATURE_ENTRY);
+    qcow2_put_feature_name(head + table + 8);
+    if (name != ld_be64(old + H_BACKING_OFF)) {
+        memcpy(head + name, old + ld_be64(old + H_BACKING_OFF), name_len);
+        st_be64(head + H_BACKING_OFF, name);
+    }
+    st_be32(head + H_VERSION, 3);
+    st_be32(head + H_REFCOUNT_ORDER, 4);
+    st_be32(head + H_LENGTH, HEADER_OURS);
+    int r = write_sector0(q, head);
+
+    q->version = r ? q->version : 3;
+    return r ? err_set_errno(err, r, "its header cannot be written") : 0;
+}
+
+int
+qcow2_ensure_mark(struct node *node, bool may_upgrade, struct err *err)
+{
+    struct qcow2 *q = qcow2_of(node);
+    auto_err inner = ERR_INIT;
+
+    if (q->version >= 3) {
+        return 0;
+    }
+    if (!may_upgrade) {
+        int r = err_set(err, -ENOTSUP,
+                        "The qcow2 image '%s' is of version 2, which cannot "
+                        "be marked as unfinished",
+                        node->filename);
+
+        err_hint(err, "with 'upgrade' it becomes version 3; or use a new "
+                      "image");
+        return r;
+    }
+    auto_free unsigned char *head = xzalloc(max_u64(q->cluster_size, SECTOR));
+    int r = node_read_buf(node->file->child, 0, head, q->cluster_size);
+
+    r = r ? err_set_errno(&inner, r, "its header cannot be read")
+          : upgrade(q, head, &inner);
+    if (r) {
+        err_prefix(&inner, "Cannot upgrade '%s' to qcow2 version 3",
+                   node->filename);
+        return err_propagate(err, &inner);
+    }
+    return 0;
+}
+
 int
 qcow2_set_incomplete(struct node *node, bool incomplete, struct err *err)
 {
@@ -299,14 +377,7 @@ qcow2_set_incomplete(struct node *node, bool incomplete, struct err *err)
     uint64_t bits = q->incompatible & ~INCOMPAT_UNFINISHED;
 
     if (q->version < 3) {
-        int r = err_set(err, -ENOTSUP,
-                        "The qcow2 image '%s' is of version 2, which cannot "
-                        "be marked as unfinished",
-                        node->filename);
-
-        err_hint(err, "upgrade it with 'qemu-img amend -o compat=1.1', or use "
-                      "a new image");
-        return r;
+        return qcow2_ensure_mark(node, false, err);
     }
     bits |= incomplete ? INCOMPAT_UNFINISHED : 0;
     int r = node_read_buf(node->file->child, 0, head, SECTOR);

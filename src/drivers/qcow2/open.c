@@ -424,6 +424,7 @@ const struct driver driver_qcow2 = {
     .flush = qcow2_flush,
     .truncate = qcow2_truncate,
     .set_backing = qcow2_set_backing,
+    .ensure_mark = qcow2_ensure_mark,
     .set_incomplete = qcow2_set_incomplete,
     .check = qcow2_check,
     .info = qcow2_info,

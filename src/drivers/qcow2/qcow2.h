@@ -195,6 +195,7 @@ struct header_field {
 };
 int qcow2_update_header(struct qcow2 *q, const struct header_field *fields,
                         unsigned n);
+int qcow2_ensure_mark(struct node *node, bool may_upgrade, struct err *err);
 int qcow2_set_incomplete(struct node *node, bool incomplete, struct err *err);
 /* An entry of the feature name table for our bit. */
 void qcow2_put_feature_name(unsigned char *entry);

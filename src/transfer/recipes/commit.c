@@ -20,6 +20,7 @@
 #include <stdlib.h>
 
 #include "block/edit.h"
+#include "block/resize.h"
 #include "transfer/pivot.h"
 #include "transfer/recipes/recipes.h"
 
@@ -184,6 +185,12 @@ commit_start(struct jobs *jobs, const struct transfer_options *o,
 
     if (!r) {
         r = check(o, err);
+    }
+    if (!r) {
+        r = check_source(o->top, err);
+    }
+    if (!r) {
+        r = check_not_resizing(o->base, err);
     }
     if (r) {
         return r;

@@ -203,15 +203,15 @@ hybrid_start(struct jobs *jobs, const struct transfer_options *o,
                     o->target->name);
     }
     if (!r) {
-        r = check_empty(o->target, err);
-    }
-    if (!r) {
         r = mirror_make(jobs, &recipe, o, &t, err);
     }
     if (r) {
         return r;
     }
-    r = transfer_freeze(t, o->device, NULL, err);
+    r = check_empty(o->target, err); /* with both sides claimed */
+    if (!r) {
+        r = transfer_freeze(t, o->device, NULL, err);
+    }
     if (r) {
         transfer_discard(t);
         return r;

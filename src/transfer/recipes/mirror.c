@@ -12,6 +12,7 @@
  */
 #include <errno.h>
 
+#include "block/resize.h"
 #include "transfer/departure.h"
 #include "transfer/engine.h"
 #include "transfer/pivot.h"
@@ -186,6 +187,23 @@ check(const struct transfer_options *o, struct err *err)
 }
 
 int
+check_source(const struct node *source, struct err *err)
+{
+    auto_free struct holder *holders = NULL;
+    size_t n;
+    int r = check_not_resizing(source, err);
+
+    node_holders(source, &holders, &n);
+    for (size_t i = 0; i < n && !r; i++) {
+        if (holders[i].pinned && holders[i].claim == CLAIM_READ) {
+            r = err_set(err, -EBUSY, "Node '%s' is busy: %s copies it",
+                        source->name, holders[i].owner);
+        }
+    }
+    return r;
+}
+
+int
 mirror_make(struct jobs *jobs, const struct transfer_recipe *recipe,
             const struct transfer_options *o, struct transfer **ret,
             struct err *err)
@@ -194,6 +212,12 @@ mirror_make(struct jobs *jobs, const struct transfer_recipe *recipe,
 
     if (!r) {
         r = check(o, err);
+    }
+    if (!r) {
+        r = check_source(o->device, err);
+    }
+    if (!r) {
+        r = check_not_resizing(o->target, err);
     }
     if (r) {
         return r;
@@ -209,6 +233,9 @@ mirror_make(struct jobs *jobs, const struct transfer_recipe *recipe,
                             .flags = REQ_BACKGROUND};
     if (!r) {
         r = departure_check(t, err);
+    }
+    if (!r && o->target->drv->ensure_mark) {
+        r = o->target->drv->ensure_mark(o->target, o->upgrade, err);
     }
     if (!r) {
         r = match_size(o, err);

@@ -171,6 +171,9 @@ post_copy_start(struct jobs *jobs, const struct transfer_options *o,
 {
     int r = job_check_id(jobs, o->job_id, err);
 
+    if (!r) {
+        r = check_source(o->device, err);
+    }
     if (r) {
         return r;
     }
@@ -181,7 +184,11 @@ post_copy_start(struct jobs *jobs, const struct transfer_options *o,
                             .fill = true,
                             .flags = REQ_BACKGROUND};
     t->on_target_error = o->on_target_error;
-    r = transfer_claim(t, o->target, CLAIM_TARGET, &t->root, err);
+    /* Until the switch, it is not resized either. */
+    r = transfer_claim(t, o->device, CLAIM_READ, &t->source_root, err);
+    if (!r) {
+        r = transfer_claim(t, o->target, CLAIM_TARGET, &t->root, err);
+    }
     if (!r) {
         r = check(o, err);
     }
@@ -207,6 +214,7 @@ post_copy_start(struct jobs *jobs, const struct transfer_options *o,
         transfer_discard(t);
         return r;
     }
+    root_free(take_ptr(t->source_root));
     transfer_launch(t, jobs, o);
     return 0;
 }

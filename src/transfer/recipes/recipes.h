@@ -35,6 +35,12 @@ int name_source(struct transfer *t, struct err *err);
  */
 int put_on_top(struct transfer *t, int (*ready)(void *arg), void *arg,
                struct err *err);
+/*
+ * -EBUSY where another job copies the disk from @source: once one of them has
+ * moved the disk, the other would go on with what no guest writes to any more.
+ * Or where it is being resized.  Does not yield.
+ */
+int check_source(const struct node *source, struct err *err);
 /* Grows the target to the source's size; -EINVAL where that cannot be. */
 int match_size(const struct transfer_options *o, struct err *err);
 

@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "block/edit.h"
+#include "block/resize.h"
 #include "transfer/recipes/recipes.h"
 
 int
@@ -128,6 +129,9 @@ stream_start(struct jobs *jobs, const struct transfer_options *o,
 
     if (!r) {
         r = check(o, err);
+    }
+    if (!r) {
+        r = check_not_resizing(o->device, err);
     }
     if (r) {
         return r;
