@@ -111,6 +111,8 @@ add_hint(const struct copy *c, struct err *err)
                  c->id);
     } else if (is_overlaid(c) && strstr(err->msg, "cannot name")) {
         err_hint(err, "take a qcow2 or QED target (-f), or --mode pre-copy");
+    } else if (strstr(err->msg, "of version 2")) {
+        err_hint(err, "--upgrade makes it version 3; or copy into a new image");
     } else if (strstr(err->msg, "different sizes")) {
         err_hint(err, "without --reuse the target is made as large as the "
                       "disk");

@@ -188,6 +188,20 @@ def an_image_may_be_reused():
     judge("old", "qcow2")
 
 
+def an_old_image_is_upgraded_when_that_is_said():
+    with Disk() as d:
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "compat=0.10",
+            "old", str(SIZE))
+        before = state(d)
+        r = d.verb("copy", "e", "./old", "--reuse", code=FAILED)
+        assert "--upgrade" in r["hint"], r
+        untouched(d, before)  # it is not ours to remove
+        d.verb("copy", "e", "./old", "--reuse", "--upgrade")
+        d.stop()
+    judge("old", "qcow2")
+    assert "compat: 1.1" in run("qemu-img", "info", "old")[1]
+
+
 def dry_runs_say_bytes_and_space():
     with Disk() as d:
         before = state(d)
@@ -551,7 +565,8 @@ if __name__ == "__main__":
           copies("raw", "pre-copy"), copies("qcow2", "post-copy"),
           copies("qcow2", "hybrid"), copies("qed", "hybrid"),
           a_copy_says_what_it_moved, a_target_may_be_a_node,
-          an_image_may_be_reused, dry_runs_say_bytes_and_space,
+          an_image_may_be_reused,
+          an_old_image_is_upgraded_when_that_is_said, dry_runs_say_bytes_and_space,
           what_fails_is_taken_away, usage_errors,
           a_mirror_stays_until_it_is_stopped,
           a_mirror_switches_when_it_is_told_to, a_mirror_can_be_waited_for,
