@@ -12,13 +12,19 @@
 
 enum { OPTIONS_MAX = 16 };
 
+static bool
+is_last(const struct cli_option *o)
+{
+    return !o->value && !o->values && !o->flag;
+}
+
 static void
 prepare(const struct cli_option *options, char *shorts, struct option *longs)
 {
     *shorts++ = '-'; /* positional arguments come as option 1 */
     *shorts++ = ':'; /* no messages of getopt's own */
-    for (size_t n = 0; options[n].value || options[n].flag; n++) {
-        bool takes = options[n].value != NULL;
+    for (size_t n = 0; !is_last(&options[n]); n++) {
+        bool takes = !options[n].flag;
 
         if (options[n].letter) {
             *shorts++ = options[n].letter;
@@ -43,7 +49,7 @@ found(const struct cli_option *options, int c)
     if (c >= 0x100) {
         return &options[c - 0x100];
     }
-    for (; options->value || options->flag; options++) {
+    for (; !is_last(options); options++) {
         if (options->letter == c) {
             return options;
         }
@@ -51,9 +57,23 @@ found(const struct cli_option *options, int c)
     return NULL;
 }
 
+/* False where an array cannot take it: JSON's texts are UTF-8. */
+static bool
+take_value(const struct cli_option *o, const char *value)
+{
+    if (o->flag) {
+        *o->flag = true;
+    } else if (o->value) {
+        *o->value = value;
+    } else {
+        return !json_array_append_new(*o->values, json_string(value));
+    }
+    return true;
+}
+
 int
-cli_parse(struct cli *cli, const struct cli_option *options,
-          const char **positional, int wanted, const char *needs)
+cli_parse_up_to(struct cli *cli, const struct cli_option *options,
+                const char **positional, int most, int *ret_n)
 {
     char shorts[2 * OPTIONS_MAX + 3];
     struct option longs[OPTIONS_MAX + 1];
@@ -64,7 +84,7 @@ cli_parse(struct cli *cli, const struct cli_option *options,
     while ((c = getopt_long(cli->argc, cli->argv, shorts, longs, NULL)) != -1) {
         const struct cli_option *o = found(options, c);
 
-        if (c == 1 && n < wanted) {
+        if (c == 1 && n < most) {
             positional[n++] = optarg;
         } else if (c == 1) {
             return cli_usage(cli, "'%s' is one argument too many", optarg);
@@ -72,22 +92,33 @@ cli_parse(struct cli *cli, const struct cli_option *options,
             return cli_usage(cli, c == ':' ? "the option '%s' needs a value"
                                            : "there is no option '%s'",
                              cli->argv[optind - 1]);
-        } else if (o->value) {
-            *o->value = optarg;
-        } else {
-            *o->flag = true;
+        } else if (!take_value(o, optarg)) {
+            return cli_usage(cli, "'%s' is not valid UTF-8", optarg);
         }
     }
     for (; optind < cli->argc; optind++) { /* behind "--" */
-        if (n == wanted) {
+        if (n == most) {
             return cli_usage(cli, "'%s' is one argument too many",
                              cli->argv[optind]);
         }
         positional[n++] = cli->argv[optind];
     }
+    *ret_n = n;
+    return 0;
+}
+
+int
+cli_parse(struct cli *cli, const struct cli_option *options,
+          const char **positional, int wanted, const char *needs)
+{
+    int n, r = cli_parse_up_to(cli, options, positional, wanted, &n);
+
+    if (r) {
+        return r;
+    }
     bool complete = n == wanted;
 
-    for (size_t i = 0; options[i].value || options[i].flag; i++) {
+    for (size_t i = 0; !is_last(&options[i]); i++) {
         complete &= !options[i].needed || *options[i].value;
     }
     return complete ? 0 : cli_usage(cli, "%s needed", needs);

@@ -74,6 +74,7 @@ struct cli_option {
     const char **value; /* takes a value; else NULL */
     bool *flag;
     bool needed;
+    json_t **values; /* may come again: an array that takes all values */
 };
 
 /*
@@ -83,6 +84,9 @@ struct cli_option {
  */
 int cli_parse(struct cli *cli, const struct cli_option *options,
               const char **positional, int wanted, const char *needs);
+/* As cli_parse(), with any number up to @most; needed options are not asked. */
+int cli_parse_up_to(struct cli *cli, const struct cli_option *options,
+                    const char **positional, int most, int *ret_n);
 
 /*
  * A size: bytes, or with a suffix K, M, G, T (1024), KiB ..., kB, MB ... (SI).
@@ -109,11 +113,28 @@ struct progress {
     uint64_t start_ns, last_print_ns;
     uint64_t first; /* bytes that were done at the start */
     bool started, drawn;
+
+    /* Of a transfer: see progress_rates(). */
+    bool has_rates;
+    uint64_t moved, dirtied, at_ns; /* at the last sample */
+    double copy_bps, dirty_bps;
 };
 void progress_update(struct progress *p, uint64_t done, uint64_t total);
+/*
+ * What a transfer has copied and what was dirtied since it began, @at_ns ago:
+ * the bar then shows how fast both go now, not on average.
+ */
+void progress_rates(struct progress *p, uint64_t moved, uint64_t dirtied,
+                    uint64_t at_ns);
 /* Ends the bar's line. */
 void progress_end(struct progress *p);
 uint64_t cli_now_ns(void);
+
+/* From the first on, Ctrl-C only makes the second true. */
+void cli_catch_interrupt(void);
+bool cli_interrupted(void);
+/* Puts Ctrl-C off, for steps that are not to be left half done. */
+void cli_hold_interrupt(bool hold);
 
 /* image.c */
 int verb_create(struct cli *cli);
@@ -124,11 +145,14 @@ int verb_check(struct cli *cli);
 int verb_map(struct cli *cli);
 int verb_compare(struct cli *cli);
 int verb_convert(struct cli *cli);
-/* jobs.c */
+/* Each in a file of its name. */
 int verb_stream(struct cli *cli);
+int verb_copy(struct cli *cli);
+int verb_mirror(struct cli *cli); /* copy.c */
+int verb_commit(struct cli *cli);
+int verb_snapshot(struct cli *cli);
 int verb_job(struct cli *cli);
 int verb_events(struct cli *cli);
-/* serve.c */
 int verb_serve(struct cli *cli);
 
 /* For verbs whose disk is a path: waits for the job with a bar. */

@@ -32,7 +32,25 @@ const struct verb cli_verbs[] = {
      "serve a disk over NBD, in the foreground", verb_serve, false},
     {"stream", "stream DISK|PATH [-f FORMAT] [--base NODE] [--speed RATE] [--detach]",
      "fill a disk from its backing files and drop them", verb_stream, false},
-    {"job", "job list|show|wait|pause|resume|cancel|complete|finalize|dismiss [ID]",
+    {"copy",
+     "copy DISK TARGET [--mode pre-copy|post-copy|hybrid|mirror] "
+     "[--then switch|stay] [-f FORMAT] [--reuse] [--speed RATE] [--job-id ID] "
+     "[--manual] [--delete-source] [--dependents-in DIR]... [--exclusive] "
+     "[--upgrade] [--detach|--wait]",
+     "move a daemon's disk to another image while it is used", verb_copy,
+     false},
+    {"mirror",
+     "mirror DISK TARGET [-f FORMAT] [--reuse] [--speed RATE] [--job-id ID] "
+     "[--upgrade] [--detach|--wait]",
+     "keep a copy of a daemon's disk in step with it", verb_mirror, false},
+    {"commit",
+     "commit DISK [--top NODE] [--base NODE] [--speed RATE] [--job-id ID] "
+     "[--manual] [--detach|--wait]",
+     "move layers of a daemon's disk into one below them", verb_commit, false},
+    {"snapshot", "snapshot DISK FILE | DISK=FILE... [-f FORMAT]",
+     "put new overlays on a daemon's disks, all at one instant", verb_snapshot,
+     false},
+    {"job", "job list|show|wait|pause|resume|complete|stop|cancel|finalize|dismiss [ID]",
      "look after the jobs of a daemon", verb_job, false},
     {"events", "events", "print a daemon's events as they come", verb_events,
      false},

@@ -19,6 +19,7 @@
 #define BAR_INTERVAL_NS 100000000ULL
 #define LINE_INTERVAL_NS 10000000000ULL
 #define JSON_INTERVAL_NS 1000000000ULL
+#define SAMPLE_SECONDS 0.5
 
 static int
 exit_code_of(int code)
@@ -164,6 +165,58 @@ cli_now_ns(void)
     return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
 }
 
+/* A rate that follows the last seconds. */
+static double
+smooth(double rate, uint64_t bytes, double seconds)
+{
+    double now = (double)bytes / seconds;
+
+    return rate > 0 ? 0.7 * rate + 0.3 * now : now;
+}
+
+void
+progress_rates(struct progress *p, uint64_t moved, uint64_t dirtied,
+               uint64_t at_ns)
+{
+    double seconds = ((double)at_ns - (double)p->at_ns) / 1e9;
+
+    if (p->has_rates && seconds < SAMPLE_SECONDS) {
+        return;
+    }
+    if (p->has_rates && seconds > 0) {
+        p->copy_bps = smooth(p->copy_bps, moved - min_u64(p->moved, moved),
+                             seconds);
+        p->dirty_bps = smooth(p->dirty_bps,
+                              dirtied - min_u64(p->dirtied, dirtied), seconds);
+    }
+    p->has_rates = true;
+    p->moved = moved;
+    p->dirtied = dirtied;
+    p->at_ns = at_ns;
+}
+
+static void
+print_json(const struct progress *p, uint64_t done, uint64_t total,
+           uint64_t rate)
+{
+    json_t *o = json_pack("{s:s, s:s, s:I, s:I, s:I}", "type", "progress",
+                          "what", p->what, "done", (json_int_t)done, "total",
+                          (json_int_t)total, "rate", (json_int_t)rate);
+
+    if (p->has_rates) {
+        json_object_set_new(o, "copy-rate",
+                            json_integer((json_int_t)p->copy_bps));
+        json_object_set_new(o, "dirty-rate",
+                            json_integer((json_int_t)p->dirty_bps));
+    }
+    if (rate) {
+        json_object_set_new(
+            o, "seconds-left",
+            json_integer((json_int_t)((total - done) / rate)));
+    }
+    cli_print_json(o);
+}
+
 static void
 print_text(struct progress *p, uint64_t done, uint64_t total, uint64_t rate,
            bool bar)
@@ -171,7 +224,8 @@ print_text(struct progress *p, uint64_t done, uint64_t total, uint64_t rate,
     enum { WIDTH = 30 };
     auto_free char *d = cli_format_size(done);
     auto_free char *t = cli_format_size(total);
-    auto_free char *r = cli_format_size(rate);
+    auto_free char *r =
+        cli_format_size(p->copy_bps > 0 ? (uint64_t)p->copy_bps : rate);
     double part = total ? (double)done / (double)total : 1;
     char cells[WIDTH + 1];
 
@@ -184,6 +238,11 @@ print_text(struct progress *p, uint64_t done, uint64_t total, uint64_t rate,
     } else {
         fprintf(stderr, "%s: %.1f%%, %s of %s, %s/s", p->what, part * 100, d, t,
                 r);
+    }
+    if (p->dirty_bps >= 1) {
+        auto_free char *dirty = cli_format_size((uint64_t)p->dirty_bps);
+
+        fprintf(stderr, "  the guest dirties %s/s", dirty);
     }
     if (rate && done < total) {
         fprintf(stderr, "  %llu s left",
@@ -219,10 +278,7 @@ progress_update(struct progress *p, uint64_t done, uint64_t total)
     uint64_t rate = (uint64_t)((double)(done - min_u64(p->first, done)) / seconds);
 
     if (p->cli->json) {
-        cli_print_json(json_pack("{s:s, s:s, s:I, s:I, s:I}", "type",
-                                 "progress", "what", p->what, "done",
-                                 (json_int_t)done, "total", (json_int_t)total,
-                                 "rate", (json_int_t)rate));
+        print_json(p, done, total, rate);
     } else {
         print_text(p, done, total, rate, tty);
     }

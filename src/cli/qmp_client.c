@@ -142,15 +142,47 @@ class_of(const char *name)
     return ERR_GENERIC;
 }
 
-/* The errno that fits a class: QMP has no finer one. */
+const char *
+qmp_text(const json_t *object, const char *key)
+{
+    const char *s = json_string_value(json_object_get(object, key));
+
+    return s ? s : "";
+}
+
+json_int_t
+qmp_number(const json_t *object, const char *key)
+{
+    return json_integer_value(json_object_get(object, key));
+}
+
+int
+qmp_error_code(const char *text)
+{
+    static const int codes[] = {ENOENT, EACCES, EPERM,  EROFS,
+                                ENOSPC, EEXIST, ECANCELED};
+
+    for (size_t i = 0; i < ARRAY_LEN(codes); i++) {
+        if (strstr(text, err_text(codes[i]))) {
+            return -codes[i];
+        }
+    }
+    if (strstr(text, "not found") || !strncmp(text, "Cannot find", 11)) {
+        return -ENOENT;
+    }
+    if (strstr(text, "its file system has")) {
+        return -ENOSPC;
+    }
+    return strstr(text, "in use") || strstr(text, "is busy") ? -EBUSY : -EIO;
+}
+
+/* A class says more than a text, where there is one. */
 static int
 code_of(enum err_class class, const char *text)
 {
-    if (class == ERR_DEVICE_NOT_FOUND || class == ERR_DEVICE_NOT_ACTIVE ||
-        strstr(text, "not found") || !strncmp(text, "Cannot find", 11)) {
-        return -ENOENT;
-    }
-    return strstr(text, "in use") || strstr(text, "is busy") ? -EBUSY : -EIO;
+    return class == ERR_DEVICE_NOT_FOUND || class == ERR_DEVICE_NOT_ACTIVE
+               ? -ENOENT
+               : qmp_error_code(text);
 }
 
 static int

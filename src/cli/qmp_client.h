@@ -29,4 +29,10 @@ int qmp_client_call(struct qmp_client *c, const char *command, json_t *args,
 int qmp_client_event(struct qmp_client *c, int timeout_ms, json_t **ret,
                      struct err *err);
 
+/* A member of an object; "" and 0 where it is not there. */
+const char *qmp_text(const json_t *object, const char *key);
+json_int_t qmp_number(const json_t *object, const char *key);
+/* The errno that fits a message of the daemon's: QMP tells only texts. */
+int qmp_error_code(const char *text);
+
 #endif

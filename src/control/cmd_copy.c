@@ -56,8 +56,8 @@ cmd_blockdev_mirror(struct control *ctl,
     return r ? r : transfer_start(ctl->jobs, PRESET_MIRROR, &o, err);
 }
 
-static enum transfer_preset
-preset_of(bool given, enum qmp_copy_mode mode)
+enum transfer_preset
+take_copy_preset(bool given, enum qmp_copy_mode mode)
 {
     static const enum transfer_preset presets[] = {
         [QMP_COPY_MODE_PRE_COPY] = PRESET_PRE_COPY,
@@ -73,7 +73,7 @@ int
 cmd_block_copy(struct control *ctl, const struct args_block_copy *args,
                json_t **ret, struct err *err)
 {
-    enum transfer_preset preset = preset_of(args->has_mode, args->mode);
+    enum transfer_preset preset = take_copy_preset(args->has_mode, args->mode);
     bool is_mirror = args->has_mode && args->mode == QMP_COPY_MODE_MIRROR;
     bool stays = args->has_finish ? args->finish == QMP_COPY_FINISH_STAY
                                   : is_mirror;
@@ -112,19 +112,6 @@ cmd_block_copy(struct control *ctl, const struct args_block_copy *args,
     r = r ? r : transfer_start(ctl->jobs, preset, &o, err);
     free((void *)(uintptr_t)o.dependents_in);
     return r;
-}
-
-int
-cmd_query_copy_plan(struct control *ctl,
-                    const struct args_query_copy_plan *args, json_t **ret,
-                    struct err *err)
-{
-    struct transfer_options o = {0};
-    int r = find_pair(ctl, args->device, args->target, &o, err);
-
-    return r ? r
-             : plan_transfer(preset_of(args->has_mode, args->mode), &o,
-                             json_array(), ret, err);
 }
 
 int

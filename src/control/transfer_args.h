@@ -15,6 +15,7 @@ int take_buf_size(int64_t size, struct transfer_options *o, struct err *err);
 enum on_error take_on_error(bool given, enum qmp_blockdev_on_error policy,
                             enum on_error otherwise);
 enum copy_mode take_copy_mode(bool given, enum qmp_mirror_copy_mode mode);
+enum transfer_preset take_copy_preset(bool given, enum qmp_copy_mode mode);
 
 /*
  * What says whether the source may be deleted.  The folders' array is the

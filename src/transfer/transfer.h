@@ -137,6 +137,8 @@ int post_copy_plan(const struct transfer_options *options,
  */
 int hybrid_start(struct jobs *jobs, const struct transfer_options *options,
                  struct err *err);
+int hybrid_plan(const struct transfer_options *options,
+                struct transfer_plan *ret, struct err *err);
 /*
  * block-commit: the layers of @device from @top down to, without, @base sink
  * into @base.  Where @top is @device, the job becomes ready, and ends with the

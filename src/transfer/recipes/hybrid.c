@@ -220,3 +220,15 @@ hybrid_start(struct jobs *jobs, const struct transfer_options *o,
     transfer_launch(t, jobs, o);
     return 0;
 }
+
+int
+hybrid_plan(const struct transfer_options *o, struct transfer_plan *ret,
+            struct err *err)
+{
+    int r = check_overlay_target(o, err);
+
+    if (!r) {
+        r = check_empty(o->target, err);
+    }
+    return r ? r : mirror_plan(o, ret, err);
+}

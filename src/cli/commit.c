@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* commit: layers of a daemon's disk go into one below them. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "cli/cli.h"
+#include "cli/disk.h"
+#include "cli/follow.h"
+#include "cli/plan.h"
+
+struct commit {
+    struct cli *cli;
+    struct qmp_client *client;
+    const char *disk, *top, *base, *job_id;
+    uint64_t speed;
+    bool manual, detach, wait;
+    char *node, *id;
+};
+
+static json_t *
+layers(const struct commit *c)
+{
+    json_t *o = json_pack("{s:s}", "device", c->node);
+
+    if (c->top) {
+        json_object_set_new(o, "top-node", json_string(c->top));
+    }
+    if (c->base) {
+        json_object_set_new(o, "base-node", json_string(c->base));
+    }
+    return o;
+}
+
+static int
+dry_run(const struct commit *c, struct err *err)
+{
+    json_t *plan = NULL;
+    auto_free char *what =
+        xasprintf("of '%s' into %s%s%s", c->disk,
+                  c->base ? "'" : "its lowest layer", c->base ? c->base : "",
+                  c->base ? "'" : "");
+
+    if (qmp_client_call(c->client, "query-commit-plan", layers(c), &plan,
+                        err)) {
+        return cli_error(c->cli, err);
+    }
+    int code = plan_say(c->cli, plan, what,
+                        json_pack("{s:s}", "disk", c->disk));
+
+    json_decref(plan);
+    return code;
+}
+
+static int
+start(const struct commit *c, struct err *err)
+{
+    json_t *args = layers(c);
+
+    json_object_set_new(args, "job-id", json_string(c->id));
+    json_object_set_new(args, "auto-dismiss", json_false());
+    if (c->speed) {
+        json_object_set_new(args, "speed", json_integer((json_int_t)c->speed));
+    }
+    return qmp_client_call(c->client, "block-commit", args, NULL, err);
+}
+
+/* Only a commit of the uppermost layer becomes ready. */
+static int
+follow(const struct commit *c)
+{
+    auto_free char *ready = xasprintf(
+        "ready: 'sluice job complete %s' drops the layers, 'sluice job stop "
+        "%s' leaves them in use.",
+        c->id, c->id);
+    struct follow f = {.cli = c->cli,
+                       .client = c->client,
+                       .id = c->id,
+                       .what = "commit",
+                       .at_ready = !c->manual ? READY_COMPLETE
+                                   : c->wait  ? READY_WAIT
+                                              : READY_RETURN,
+                       .ready = ready};
+
+    if (!c->detach) {
+        follow_job(&f);
+    }
+    bool done = f.end == FOLLOW_DONE;
+    auto_free char *node = disk_node(c->client, c->disk);
+    int code = follow_say(&f, json_pack("{s:s, s:s, s:s}", "verb", "commit",
+                                        "disk", c->disk, "node", node));
+
+    if (done && !c->cli->json && strcmp(node, c->node)) {
+        printf("The disk is now node '%s'; '%s' is out of use.\n", node,
+               c->node);
+    }
+    return code;
+}
+
+static int
+run(struct commit *c)
+{
+    auto_err err = ERR_INIT;
+
+    if (qmp_client_open(c->cli->socket, &c->client, &err)) {
+        return cli_error(c->cli, &err);
+    }
+    c->node = disk_node(c->client, c->disk);
+    c->id = c->job_id ? xstrdup(c->job_id) : xasprintf("commit-%s", c->disk);
+    int code = c->cli->dry_run    ? dry_run(c, &err)
+               : start(c, &err) ? cli_error(c->cli, &err)
+                                : follow(c);
+
+    free(c->node);
+    free(c->id);
+    qmp_client_close(c->client);
+    return code;
+}
+
+int
+verb_commit(struct cli *cli)
+{
+    struct commit c = {.cli = cli};
+    const char *speed = NULL;
+    const struct cli_option options[] = {
+        {0, "top", &c.top, NULL, false},
+        {0, "base", &c.base, NULL, false},
+        {0, "speed", &speed, NULL, false},
+        {0, "job-id", &c.job_id, NULL, false},
+        {0, "manual", NULL, &c.manual, false},
+        {'d', "detach", NULL, &c.detach, false},
+        {0, "wait", NULL, &c.wait, false},
+        {0}};
+    int r = cli_parse(cli, options, &c.disk, 1, "a disk is");
+
+    if (!r && speed && !cli_parse_size(speed, &c.speed)) {
+        r = cli_usage(cli, "'%s' is no rate", speed);
+    }
+    if (!r && c.detach && c.wait) {
+        r = cli_usage(cli, "either --detach or --wait");
+    }
+    return r ? r : run(&c);
+}
