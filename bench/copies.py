@@ -28,8 +28,8 @@ def add_target(ground, server, fs, fmt, size, below="file"):
     return path
 
 
-def mirror(server, **arguments):
-    server.qmp("blockdev-mirror", job_id="j", device="disk", target="target",
+def mirror(server, device="disk", **arguments):
+    server.qmp("blockdev-mirror", job_id="j", device=device, target="target",
                sync="full", auto_dismiss=False, **arguments)
 
 
@@ -155,7 +155,7 @@ def slow_target(bars):
             with guest(ground, server, op="write", block=65536, depth=8,
                        seconds=20):
                 time.sleep(0.1)
-                mirror(server)
+                mirror(server, "guest")
             server.qmp("query-jobs")
             ready = next((e["timestamp"] for e in server.qmp.events
                           if e["event"] == "BLOCK_JOB_READY"), None)
