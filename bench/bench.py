@@ -49,7 +49,7 @@ def figure(value):
     return f"{value:.3g}"
 
 
-SHOWN = ["iops", "ready_s", "ready", "over_least", "write_ms", "pause_ms",
+SHOWN = ["iops", "alone_ms", "ready_s", "ready", "over_least", "write_ms", "pause_ms",
          "longest_ms", "start_ms", "cpu_us", "p99_us", "mib_s", "cpu_s", "guest_kept",
          "busy_p99_us", "stream_mib_s", "clones_s", "kib_each", "open_ms",
          "cold_iops", "private_mib"]
