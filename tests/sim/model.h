@@ -100,13 +100,14 @@ void world_start_guests(struct world *w);
 void world_hold(struct world *w);
 void world_release(struct world *w);
 /*
- * Does @node read as the disk did at some time since @begin, which
- * oracle_read_begin() gave?
+ * Does @node read as the disk, which had @sectors, did at some time since
+ * @begin, which oracle_read_begin() gave?
  */
-void world_compare(struct world *w, struct node *node, uint64_t begin,
-                   const char *what);
+void world_compare(struct world *w, struct node *node, uint64_t sectors,
+                   uint64_t begin, const char *what);
 /* The same of image @i, closed and opened again by itself. */
-void world_compare_file(struct world *w, unsigned i, uint64_t begin);
+void world_compare_file(struct world *w, unsigned i, uint64_t sectors,
+                        uint64_t begin);
 /* Must image @i be refused as unfinished, or untouched? */
 void world_check_unfinished(struct world *w, unsigned i);
 /* After a step: compares the whole disk, closes what is not used any more. */

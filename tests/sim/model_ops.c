@@ -36,6 +36,7 @@ struct op {
     uint64_t start_ns, end_ns; /* when it begins, when the end is asked for */
     bool exact;           /* guests are held when the copy is to be cut off */
     bool holds, ended;
+    uint64_t sectors;     /* of the disk when it began */
     uint64_t since;       /* oracle: the copy is of this time or later; or 0 */
     unsigned verbs;       /* that may still disturb it */
     enum outcome outcome;
@@ -436,8 +437,8 @@ judge_completed(struct op *op, enum leaves leaves)
     struct world *w = op->w;
 
     if (leaves == LEAVES_COPY) {
-        world_compare(w, op->to, op->since, "the copy");
-        world_compare_file(w, op->target, op->since);
+        world_compare(w, op->to, op->sectors, op->since, "the copy");
+        world_compare_file(w, op->target, op->sectors, op->since);
     }
     if (!op->alone) {
         return;
@@ -525,6 +526,7 @@ run(struct op *op)
     } else if (r) {
         world_fail(w, "%s is refused: %s", op->id, err.msg ? err.msg : "");
     } else if (op->kind->is_job) {
+        op->sectors = w->sectors; /* a job's source keeps its size */
         drive(op);
         judge(op);
     } else {
