@@ -51,7 +51,7 @@ world_main(void *arg)
     unsigned steps = STEPS_MIN + sim_random(&rng) % (STEPS_MAX - STEPS_MIN + 1);
 
     w->graph = graph_new(sim_loop(w->sim), &o);
-    w->jobs = jobs_new(sim_loop(w->sim), NULL, NULL);
+    w->jobs = jobs_new(sim_loop(w->sim), ops_on_event, w);
     waitq_init(&w->quiet);
     waitq_init(&w->go);
     world_open_chain(w);

@@ -34,6 +34,7 @@ enum {
     GUESTS_MAX = 3,
     STEPS_MAX = 8,
     LAYERS_MAX = 4,
+    OPS_AT_ONCE = 2,
     IMAGES_MAX = 64, /* that a world makes */
 };
 
@@ -63,6 +64,7 @@ struct world {
     struct jobs *jobs;
     struct root *roots[GUESTS_MAX];
     unsigned n_roots, n_guests, n_running, n_ops;
+    struct op *ops; /* of this step: OPS_AT_ONCE */
     struct oracle *oracle;
     uint64_t sectors; /* of the disk */
     uint64_t next_tag;
@@ -123,6 +125,8 @@ unsigned ops_kinds(void);
 const char *ops_name(unsigned kind);
 /* Which outcomes an operation of that kind can have, as bits. */
 unsigned ops_outcomes(unsigned kind);
+/* For jobs_new(), with the world. */
+void ops_on_event(void *arg, const struct job_event *ev);
 /* One step of one operation or two; counts[kind][outcome] grow. */
 void ops_step(struct world *w, unsigned step, uint64_t (*counts)[OUTCOMES]);
 
