@@ -23,7 +23,8 @@ SLUICED = os.path.abspath(sys.argv[1])
 MIB = 1 << 20
 SIZE_MAX = 12 * MIB
 STEPS = 5
-REFUSED = ("is busy",)
+# The last: a switch makes the source a backing file, and a stream fills it.
+REFUSED = ("is busy", "would be written to while another node")
 
 need("qemu-img", "qemu-io")
 
