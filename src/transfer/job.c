@@ -237,6 +237,8 @@ job_main(void *arg)
         r = job->cancelled ? -ECANCELED : 0;
         if (!r && job->driver->prepare) {
             r = job->driver->prepare(job, &job->err);
+            /* It is done: a cancel that came meanwhile came too late. */
+            job->cancelled = job->cancelled && r;
         }
     }
     if (job->cancelled) {

@@ -22,10 +22,9 @@
 #include "tap.h"
 
 enum {
-    WORLDS_MIN = 400,   /* however short the time: the counts must be met */
+    WORLDS_MIN = 400, /* however short the time: the counts must be met */
     STEPS_MIN = 3,
     FIRST_SEED = 1,
-    SHRINK_SEEDS = 1,
 };
 
 #define ALL_STEPS ((1u << 2 * STEPS_MAX) - 1)
@@ -52,7 +51,7 @@ world_main(void *arg)
     unsigned steps = STEPS_MIN + sim_random(&rng) % (STEPS_MAX - STEPS_MIN + 1);
 
     w->graph = graph_new(sim_loop(w->sim), &o);
-    w->jobs = jobs_new(sim_loop(w->sim), NULL, NULL);
+    w->jobs = jobs_new(sim_loop(w->sim), ops_on_event, w);
     waitq_init(&w->quiet);
     waitq_init(&w->go);
     world_open_chain(w);
@@ -211,9 +210,9 @@ the_world_passes(void)
     CHECK_STR(why ? why : "", "");
 }
 
-/* An assertion of the program: which world was it? */
+/* An assertion of the program, or worse: which world was it? */
 static void
-on_abort(int signal)
+on_crash(int signal)
 {
     print_plan(&running);
     fflush(stdout);
@@ -225,7 +224,8 @@ main(int argc, char **argv)
 {
     /* What nobody wrote must not look right by chance. */
     mallopt(M_PERTURB, 0xa5);
-    signal(SIGABRT, on_abort);
+    signal(SIGABRT, on_crash);
+    signal(SIGSEGV, on_crash);
     one = whole;
     for (int i = 1; i + 1 < argc; i += 2) {
         uint64_t n = strtoull(argv[i + 1], NULL, 0);

@@ -34,6 +34,7 @@ enum {
     GUESTS_MAX = 3,
     STEPS_MAX = 8,
     LAYERS_MAX = 4,
+    OPS_AT_ONCE = 2,
     IMAGES_MAX = 64, /* that a world makes */
 };
 
@@ -63,6 +64,7 @@ struct world {
     struct jobs *jobs;
     struct root *roots[GUESTS_MAX];
     unsigned n_roots, n_guests, n_running, n_ops;
+    struct op *ops; /* of this step: OPS_AT_ONCE */
     struct oracle *oracle;
     uint64_t sectors; /* of the disk */
     uint64_t next_tag;
@@ -100,13 +102,14 @@ void world_start_guests(struct world *w);
 void world_hold(struct world *w);
 void world_release(struct world *w);
 /*
- * Does @node read as the disk did at some time since @begin, which
- * oracle_read_begin() gave?
+ * Does @node read as the disk, which had @sectors, did at some time since
+ * @begin, which oracle_read_begin() gave?
  */
-void world_compare(struct world *w, struct node *node, uint64_t begin,
-                   const char *what);
+void world_compare(struct world *w, struct node *node, uint64_t sectors,
+                   uint64_t begin, const char *what);
 /* The same of image @i, closed and opened again by itself. */
-void world_compare_file(struct world *w, unsigned i, uint64_t begin);
+void world_compare_file(struct world *w, unsigned i, uint64_t sectors,
+                        uint64_t begin);
 /* Must image @i be refused as unfinished, or untouched? */
 void world_check_unfinished(struct world *w, unsigned i);
 /* After a step: compares the whole disk, closes what is not used any more. */
@@ -122,6 +125,8 @@ unsigned ops_kinds(void);
 const char *ops_name(unsigned kind);
 /* Which outcomes an operation of that kind can have, as bits. */
 unsigned ops_outcomes(unsigned kind);
+/* For jobs_new(), with the world. */
+void ops_on_event(void *arg, const struct job_event *ev);
 /* One step of one operation or two; counts[kind][outcome] grow. */
 void ops_step(struct world *w, unsigned step, uint64_t (*counts)[OUTCOMES]);
 

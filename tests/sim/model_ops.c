@@ -36,8 +36,10 @@ struct op {
     uint64_t start_ns, end_ns; /* when it begins, when the end is asked for */
     bool exact;           /* guests are held when the copy is to be cut off */
     bool holds, ended;
+    uint64_t sectors;     /* of the disk when it began */
     uint64_t since;       /* oracle: the copy is of this time or later; or 0 */
     unsigned verbs;       /* that may still disturb it */
+    bool cancelled;       /* so the job says */
     enum outcome outcome;
 };
 
@@ -51,7 +53,8 @@ struct kind {
     enum leaves leaves;
     unsigned outcomes; /* bits */
     bool is_job;
-    bool waits; /* for job-complete, or at random */
+    bool waits; /* for job-complete */
+    bool moves_first; /* the disk is on the target before the job ends */
 };
 
 static uint64_t
@@ -339,17 +342,20 @@ start_resize(struct op *op, struct transfer_options *o, struct err *err)
 #define AT_ONCE (BIT(COMPLETED) | BIT(REFUSED))
 
 static const struct kind kinds[] = {
-    {"stream", start_stream, LEAVES_FILLED, JOB_OUTCOMES, true, false},
-    {"pre-copy", start_switch, LEAVES_SWITCHED, JOB_OUTCOMES, true, false},
-    {"copy", start_stay, LEAVES_COPY, JOB_OUTCOMES, true, false},
-    {"mirror", start_mirror, LEAVES_SWITCHED, JOB_OUTCOMES, true, true},
-    {"hybrid", start_hybrid, LEAVES_SWITCHED, JOB_OUTCOMES, true, true},
-    {"post-copy", start_post_copy, LEAVES_SWITCHED, JOB_OUTCOMES, true, false},
-    {"commit", start_commit, LEAVES_SWITCHED, JOB_OUTCOMES, true, false},
-    {"commit-below", start_commit_below, LEAVES_FILLED, JOB_OUTCOMES, true,
+    {"stream", start_stream, LEAVES_FILLED, JOB_OUTCOMES, true, false,
      false},
-    {"snapshot", start_snapshot, LEAVES_NOTHING, AT_ONCE, false, false},
-    {"resize", start_resize, LEAVES_NOTHING, AT_ONCE, false, false},
+    {"pre-copy", start_switch, LEAVES_SWITCHED, JOB_OUTCOMES, true, false,
+     false},
+    {"copy", start_stay, LEAVES_COPY, JOB_OUTCOMES, true, false, false},
+    {"mirror", start_mirror, LEAVES_SWITCHED, JOB_OUTCOMES, true, true, false},
+    {"hybrid", start_hybrid, LEAVES_SWITCHED, JOB_OUTCOMES, true, true, true},
+    {"post-copy", start_post_copy, LEAVES_SWITCHED, JOB_OUTCOMES, true, false,
+     true},
+    {"commit", start_commit, LEAVES_SWITCHED, JOB_OUTCOMES, true, false, false},
+    {"commit-below", start_commit_below, LEAVES_FILLED, JOB_OUTCOMES, true,
+     false, false},
+    {"snapshot", start_snapshot, LEAVES_NOTHING, AT_ONCE, false, false, false},
+    {"resize", start_resize, LEAVES_NOTHING, AT_ONCE, false, false, false},
 };
 
 unsigned
@@ -492,8 +498,8 @@ judge_completed(struct op *op, enum leaves leaves)
     struct world *w = op->w;
 
     if (leaves == LEAVES_COPY) {
-        world_compare(w, op->to, op->since, "the copy");
-        world_compare_file(w, op->target, op->since);
+        world_compare(w, op->to, op->sectors, op->since, "the copy");
+        world_compare_file(w, op->target, op->sectors, op->since);
     }
     if (!op->alone) {
         return;
@@ -518,8 +524,14 @@ judge_cancelled(struct op *op)
 {
     struct world *w = op->w;
 
-    if (op->to && !chain_contains(world_head(w), op->to)) {
+    if (op->kind->start == start_commit) { /* its target was there before */
+        if (world_head(w) == op->to) {
+            world_fail(w, "%s was cancelled, but the disk has moved", op->id);
+        }
+    } else if (op->to && !chain_contains(world_head(w), op->to)) {
         world_check_unfinished(w, op->target);
+    } else if (op->to && !op->kind->moves_first) {
+        world_fail(w, "%s was cancelled, but the disk has moved", op->id);
     }
 }
 
@@ -532,7 +544,7 @@ judge(struct op *op)
     auto_free char *msg = xstrdup(job->err.msg ? job->err.msg : "");
     enum leaves leaves = op->kind->leaves;
 
-    if (job->cancelled) {
+    if (op->cancelled) {
         op->outcome = CANCELLED;
     } else if (!code) {
         op->outcome = COMPLETED;
@@ -583,6 +595,7 @@ run(struct op *op)
     } else if (r) {
         world_fail(w, "%s is refused: %s", op->id, err.msg ? err.msg : "");
     } else if (op->kind->is_job) {
+        op->sectors = w->sectors; /* a job's source keeps its size */
         drive(op);
         judge(op);
     } else {
@@ -599,6 +612,19 @@ run(struct op *op)
         world_release(w);
     }
     free(op->device_name);
+}
+
+void
+ops_on_event(void *arg, const struct job_event *ev)
+{
+    struct world *w = arg;
+
+    for (unsigned i = 0; i < OPS_AT_ONCE; i++) {
+        if (ev->kind == JOB_EVENT_CANCELLED &&
+            !strcmp(w->ops[i].id, ev->job->id)) {
+            w->ops[i].cancelled = true;
+        }
+    }
 }
 
 static void
@@ -634,10 +660,11 @@ init_op(struct op *op, struct world *w, unsigned step, unsigned which)
 void
 ops_step(struct world *w, unsigned step, uint64_t (*counts)[OUTCOMES])
 {
-    struct op ops[2];
+    struct op ops[OPS_AT_ONCE];
     uint64_t rng = w->plan->seed * 7919 + step;
     unsigned wanted = w->plan->steps >> (2 * step) & 3;
 
+    w->ops = ops;
     init_op(&ops[0], w, step, 0);
     init_op(&ops[1], w, step, 1);
     if (sim_random(&rng) % 5 < 3) {

@@ -187,7 +187,7 @@ commit_start(struct jobs *jobs, const struct transfer_options *o,
         r = check(o, err);
     }
     if (!r) {
-        r = check_source(o->top, err);
+        r = check_other_jobs(o->top, CLAIM_READ, err);
     }
     if (!r) {
         r = check_not_resizing(o->base, err);

@@ -68,6 +68,36 @@ drop_all_stale(struct transfer *t)
     return r;
 }
 
+/*
+ * From the frontier on the target is to hold nothing.  The frontier can lie in
+ * a cluster of which only the first part was copied; a piece that a guest's
+ * read brought forward can be a part of its clusters, too; and what the guest
+ * writes there from now on goes to the source alone.
+ */
+static int
+drop_rest(struct transfer *t)
+{
+    struct node *target = t->copy.target;
+    uint64_t at = t->track.frontier;
+    int r = 0;
+
+    if (at < target->size) {
+        at = align_down(at, target->cluster_size);
+    }
+    while (!r && at < target->size) {
+        struct extent ext;
+
+        r = node_status(target, at, target->size - at, false, &ext);
+        if (!r && ext.kind != EXTENT_UNALLOCATED) {
+            ext.len = min_u64(ext.len, t->piece);
+            r = drop_stale(t, at, ext.len);
+        }
+        at = r ? at : at + ext.len;
+        coro_relax();
+    }
+    return r;
+}
+
 struct attempt {
     struct transfer *t;
     uint64_t broken;
@@ -92,8 +122,11 @@ attempt(struct transfer *t, struct err *err)
 {
     struct track *track = &t->track;
     struct attempt a = {t, track->broken};
-    int r = drop_all_stale(t);
+    int r = drop_rest(t);
 
+    if (!r) {
+        r = drop_all_stale(t);
+    }
     if (!r) {
         r = node_flush(t->copy.target);
     }
@@ -208,7 +241,8 @@ hybrid_start(struct jobs *jobs, const struct transfer_options *o,
     if (r) {
         return r;
     }
-    r = check_empty(o->target, err); /* with both sides claimed */
+    /* Yields: another job could have moved the disk, were it not claimed. */
+    r = check_empty(o->target, err);
     if (!r) {
         r = transfer_freeze(t, o->device, NULL, err);
     }

@@ -187,17 +187,18 @@ check(const struct transfer_options *o, struct err *err)
 }
 
 int
-check_source(const struct node *source, struct err *err)
+check_other_jobs(const struct node *node, enum claim claim, struct err *err)
 {
     auto_free struct holder *holders = NULL;
     size_t n;
-    int r = check_not_resizing(source, err);
+    int r = check_not_resizing(node, err);
 
-    node_holders(source, &holders, &n);
+    node_holders(node, &holders, &n);
     for (size_t i = 0; i < n && !r; i++) {
-        if (holders[i].pinned && holders[i].claim == CLAIM_READ) {
-            r = err_set(err, -EBUSY, "Node '%s' is busy: %s copies it",
-                        source->name, holders[i].owner);
+        if (holders[i].pinned && holders[i].claim == claim) {
+            r = err_set(err, -EBUSY, "Node '%s' is busy: %s %s it", node->name,
+                        holders[i].owner,
+                        claim == CLAIM_READ ? "copies" : "fills");
         }
     }
     return r;
@@ -214,7 +215,7 @@ mirror_make(struct jobs *jobs, const struct transfer_recipe *recipe,
         r = check(o, err);
     }
     if (!r) {
-        r = check_source(o->device, err);
+        r = check_other_jobs(o->device, CLAIM_READ, err);
     }
     if (!r) {
         r = check_not_resizing(o->target, err);

@@ -172,7 +172,7 @@ post_copy_start(struct jobs *jobs, const struct transfer_options *o,
     int r = job_check_id(jobs, o->job_id, err);
 
     if (!r) {
-        r = check_source(o->device, err);
+        r = check_other_jobs(o->device, CLAIM_READ, err);
     }
     if (r) {
         return r;

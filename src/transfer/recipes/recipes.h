@@ -36,11 +36,15 @@ int name_source(struct transfer *t, struct err *err);
 int put_on_top(struct transfer *t, int (*ready)(void *arg), void *arg,
                struct err *err);
 /*
- * -EBUSY where another job copies the disk from @source: once one of them has
- * moved the disk, the other would go on with what no guest writes to any more.
- * Or where it is being resized.  Does not yield.
+ * -EBUSY where another job holds @node with that claim, or where it is being
+ * resized.  Does not yield.
+ *   CLAIM_READ   it copies the disk from there: once one of them has moved the
+ *                disk, the other would copy what no guest writes to any more
+ *   CLAIM_FILL   it fills it: the first to end drops the layers below, which
+ *                the other still reads
  */
-int check_source(const struct node *source, struct err *err);
+int check_other_jobs(const struct node *node, enum claim claim,
+                     struct err *err);
 /* Grows the target to the source's size; -EINVAL where that cannot be. */
 int match_size(const struct transfer_options *o, struct err *err);
 

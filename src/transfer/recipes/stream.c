@@ -17,7 +17,6 @@
 #include <string.h>
 
 #include "block/edit.h"
-#include "block/resize.h"
 #include "transfer/recipes/recipes.h"
 
 int
@@ -131,7 +130,7 @@ stream_start(struct jobs *jobs, const struct transfer_options *o,
         r = check(o, err);
     }
     if (!r) {
-        r = check_not_resizing(o->device, err);
+        r = check_other_jobs(o->device, CLAIM_FILL, err);
     }
     if (r) {
         return r;
