@@ -154,6 +154,9 @@ check_claims(struct node *node, struct err *err)
     {
         c.n[container_of(it, struct root, link)->claim]++;
     }
+    if (node->inactive) {
+        return node_check_active(node, err);
+    }
     if (node->read_only &&
         (c.n[CLAIM_WRITE] || c.n[CLAIM_ALONE] || c.n[CLAIM_TARGET])) {
         return err_set(err, -EACCES, "Node '%s' is read-only", node->name);

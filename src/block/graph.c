@@ -64,7 +64,7 @@ graph_end(struct graph *graph, bool all)
     {
         struct node *node = container_of(it, struct node, link);
 
-        if (node->drv && node->drv->let_go && (all || !is_written(node))) {
+        if (node->drv && node->drv->let_go && !node->inactive && (all || !is_written(node))) {
             node->drv->let_go(node, true);
         }
     }
@@ -76,7 +76,7 @@ chain_let_go(struct node *top)
 {
     for (struct node *n = top; n; n = n->backing ? n->backing->child : NULL) {
         for (struct node *f = n; f; f = f->file ? f->file->child : NULL) {
-            if (f->drv->let_go) {
+            if (f->drv->let_go && !f->inactive) {
                 f->drv->let_go(f, false);
             }
         }
@@ -266,7 +266,7 @@ node_close(struct node *node)
 
     node->visible = false; /* closing yields: nobody may find it */
     chain_index_drop(node);
-    if (node->drv && node->drv->close) {
+    if (node->drv && node->drv->close && !node->inactive) {
         node->drv->close(node);
     }
     if (node->backing) {
@@ -510,6 +510,9 @@ claim_check(struct node *node, enum claim claim, const char *owner,
     const struct node *unfinished =
         claim_uses(claim) ? find_unfinished(node) : NULL;
 
+    if (claim != CLAIM_NONE && node_check_active(node, err)) {
+        return -EPERM;
+    }
     if (claim_writes(claim) && claim != CLAIM_SINK && node->read_only) {
         return err_set(err, -EACCES, "Block node is read-only");
     }
@@ -558,6 +561,9 @@ static int
 check_edge(struct node *parent, struct node *child, enum edge_role role,
            enum claim claim, struct err *err)
 {
+    if (node_check_active(child, err)) {
+        return -EPERM;
+    }
     if (role == EDGE_BACKING && !parent->users) {
         return 0;
     }

@@ -54,6 +54,7 @@ struct node {
     /* Opened as a backing file; while it is one, the chain index caches. */
     bool is_layer;
     bool incomplete; /* an unfinished target (design rule 5) */
+    bool inactive;   /* handed over: no driver's state (block/activate.c) */
     bool resizing;   /* node_resize() of it, or below it, is under way */
     /* Set for good when what is on disk is no longer known (rule 9). */
     int failed;
@@ -377,6 +378,13 @@ int claim_check(struct node *node, enum claim claim, const char *owner,
  */
 int node_reopen(struct node *node, bool read_only, struct err *err);
 
+/*
+ * Hands the node's file over to another program, or takes it back, with what is
+ * below it and used by nobody else.  -EBUSY where it is in use.  Yields.
+ */
+int node_set_active(struct node *node, bool active, struct err *err);
+/* -EPERM where it is handed over.  Does not yield. */
+int node_check_active(const struct node *node, struct err *err);
 /* The node of the regular file that @node is in, or NULL.  Does not yield. */
 const struct node *node_local_file(const struct node *node);
 struct switch_intent;

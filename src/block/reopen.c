@@ -105,6 +105,9 @@ to_read_only(struct node *node, struct err *err)
 int
 node_reopen(struct node *node, bool read_only, struct err *err)
 {
+    if (node_check_active(node, err)) {
+        return -EPERM;
+    }
     if (node->read_only == read_only) {
         return 0;
     }

@@ -131,3 +131,45 @@ cmd_block_resize(struct control *ctl, const struct args_block_resize *args,
     node_unref(node);
     return r;
 }
+
+/* All of them: those that nobody is above first, or last. */
+static int
+set_all_active(struct control *ctl, bool active, struct err *err)
+{
+    struct node **nodes;
+    size_t n;
+    int r = 0;
+
+    graph_hold_all(ctl->graph, &nodes, &n);
+    for (size_t i = 0; i < n && !r; i++) {
+        bool is_top = list_empty(&nodes[i]->parents);
+
+        r = is_top ? node_set_active(nodes[i], active, err) : 0;
+    }
+    for (size_t i = 0; i < n; i++) {
+        node_unref(nodes[i]);
+    }
+    free(nodes);
+    return r;
+}
+
+int
+cmd_blockdev_set_active(struct control *ctl,
+                        const struct args_blockdev_set_active *args,
+                        json_t **ret, struct err *err)
+{
+    struct node *node;
+
+    if (!args->node_name) {
+        return set_all_active(ctl, args->active, err);
+    }
+    int r = control_find_node(ctl, args->node_name, false, &node, err);
+
+    if (r) {
+        return r;
+    }
+    node_ref(node);
+    r = node_set_active(node, args->active, err);
+    node_unref(node);
+    return r;
+}

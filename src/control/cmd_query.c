@@ -110,7 +110,7 @@ image_info(struct node *node)
          n = n->file ? n->file->child : NULL) {
         json_t *size, *file = json_object();
 
-        if (n->drv->info) {
+        if (n->drv->info && !n->inactive) {
             n->drv->info(n, file);
         }
         size = json_object_get(file, "actual-size");
@@ -119,7 +119,7 @@ image_info(struct node *node)
         }
         json_decref(file);
     }
-    if (node->drv->info) {
+    if (node->drv->info && !node->inactive) {
         node->drv->info(node, image);
     }
     if (node->incomplete) {
@@ -225,7 +225,7 @@ node_info(struct entry *e, bool flat)
     json_t *info = json_pack(
         "{s:o, s:s, s:b, s:s, s:b, s:b, s:s, s:O, s:o, s:o}", "file",
         text(text_or_empty(node->filename)), "node-name", node->name, "ro",
-        is_read_only(node), "drv", node->drv->name, "active", 1, "encrypted",
+        is_read_only(node), "drv", node->drv->name, "active", !node->inactive, "encrypted",
         0, "detect_zeroes", zeroes ? zeroes : "off", "image", e->image,
         "cache", cache_info(node), "children", children(node));
 

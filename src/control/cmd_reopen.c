@@ -117,7 +117,11 @@ prepare(struct control *ctl, json_t *options, struct reopening *r,
     }
     r->node = node_ref(node);
     r->was_read_only = node->read_only;
-    int code = check_fixed(node, options, err);
+    int code = node_check_active(node, err);
+
+    if (!code) {
+        code = check_fixed(node, options, err);
+    }
 
     if (!code) {
         code = find_backing(ctl, r, err);

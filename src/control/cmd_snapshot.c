@@ -70,6 +70,9 @@ static int
 check_node(const struct snapshots *all, unsigned n, const struct node *node,
            struct err *err)
 {
+    if (node_check_active(node, err)) {
+        return -EPERM;
+    }
     list_for_each(it, &node->parents)
     {
         const struct edge *edge = container_of(it, struct edge, link);
@@ -91,6 +94,10 @@ check_overlay(const struct snapshots *all, unsigned n, const struct node *node,
               const struct node *overlay, struct err *err)
 {
     bool taken = overlay->backing != NULL;
+
+    if (node_check_active(overlay, err)) {
+        return -EPERM;
+    }
 
     for (unsigned i = 0; i < n; i++) {
         taken |= all->v[i].overlay == overlay;

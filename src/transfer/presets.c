@@ -46,12 +46,26 @@ let_go(const struct transfer_options *o)
     }
 }
 
+static int
+check_active(const struct transfer_options *o, struct err *err)
+{
+    const struct node *nodes[] = {o->device, o->top, o->base, o->target};
+    int r = 0;
+
+    for (size_t i = 0; i < ARRAY_LEN(nodes) && !r; i++) {
+        r = nodes[i] ? node_check_active(nodes[i], err) : 0;
+    }
+    return r;
+}
+
 int
 transfer_start(struct jobs *jobs, enum transfer_preset preset,
                const struct transfer_options *options, struct err *err)
 {
     hold(options);
-    int r = presets[preset].start(jobs, options, err);
+    int r = check_active(options, err);
+
+    r = r ? r : presets[preset].start(jobs, options, err);
 
     let_go(options);
     return r;
@@ -63,7 +77,9 @@ transfer_plan(enum transfer_preset preset,
               struct transfer_plan *ret, struct err *err)
 {
     hold(options);
-    int r = presets[preset].plan(options, ret, err);
+    int r = check_active(options, err);
+
+    r = r ? r : presets[preset].plan(options, ret, err);
 
     let_go(options);
     return r;

@@ -33,6 +33,11 @@ def export(q, node, name=None):
           name=name or node, writable=True)
 
 
+def unexport(q, node):
+    q.cmd("block-export-del", id="e-" + node, mode="hard")
+    q.wait_event("BLOCK_EXPORT_DELETED")
+
+
 def refused(q, text, command, /, **arguments):
     try:
         q.cmd(command, **arguments)
@@ -221,6 +226,61 @@ def a_header_of_a_layer_below_is_rewritten():
               backing_file="alias")
         assert d.stop() == 0
     assert info("mid.qcow2")["backing-filename"] == "alias"
+
+
+def a_node_is_handed_over_and_taken_back():
+    image("base.qcow2")
+    image("a.qcow2", "-b", "base.qcow2", "-F", "qcow2")
+    with Daemon(SLUICED, *nbd_server()) as d:
+        q = d.qmp()
+        add(q, "a", "a.qcow2", discard="unmap")
+        export(q, "a")
+        with Nbd("nbd.sock", "a") as nbd:
+            nbd.write(0, bytes([5]) * 65536)
+            refused(q, "uses it", "blockdev-set-active", node_name="a",
+                    active=False)
+        unexport(q, "a")
+        q.cmd("blockdev-set-active", node_name="a", active=False)
+        assert not nodes(q)["a"]["active"]
+        # Another program finds all of it, may write, and grows it.
+        run("qemu-img", "check", "-q", "a.qcow2")
+        run("qemu-io", "-f", "qcow2", "-c", "read -P 5 0 64k", "-c",
+            "write -P 6 64k 64k", "a.qcow2")
+        run("qemu-img", "resize", "-q", "a.qcow2", "8M")
+        for name, arguments in (
+                ("block-export-add", {"type": "nbd", "id": "e",
+                                      "node_name": "a"}),
+                ("block-stream", {"device": "a", "job_id": "j"}),
+                ("query-stream-plan", {"device": "a"}),
+                ("block_resize", {"node_name": "a", "size": 1 << 20}),
+                ("blockdev-snapshot-sync", {
+                    "node_name": "a", "snapshot_file": "s.qcow2",
+                    "snapshot_node_name": "s"}),
+                ("change-backing-file", {
+                    "device": "a", "image_node_name": "a",
+                    "backing_file": "x"})):
+            refused(q, "is inactive", name, **arguments)
+        q.cmd("query-named-block-nodes")
+        q.cmd("blockdev-set-active", active=True)
+        export(q, "a")
+        with Nbd("nbd.sock", "a") as nbd:
+            assert nbd.size == 8 << 20
+            assert nbd.read(0, 512) == bytes([5]) * 512
+            assert nbd.read(65536, 512) == bytes([6]) * 512
+            nbd.write(1 << 20, bytes([7]) * 512)
+        unexport(q, "a")
+        # What cannot be opened any more stays inactive, and says why.
+        q.cmd("blockdev-set-active", active=False)
+        os.rename("a.qcow2", "b.qcow2")
+        refused(q, "Could not open", "blockdev-set-active", node_name="a",
+                active=True)
+        os.rename("b.qcow2", "a.qcow2")
+        q.cmd("blockdev-set-active", node_name="a", active=True)
+        q.cmd("blockdev-set-active", node_name="a", active=False)
+        q.cmd("blockdev-del", node_name="a")
+        assert d.stop() == 0
+    run("qemu-img", "check", "-q", "a.qcow2")
+    run("qemu-io", "-f", "qcow2", "-c", "read -P 7 1M 512", "a.qcow2")
 
 
 def a_served_disk_changes_its_size():
@@ -412,6 +472,7 @@ if __name__ == "__main__":
           a_header_is_rewritten_without_a_change_of_the_graph,
           nodes_are_reopened_under_a_guest,
           a_header_of_a_layer_below_is_rewritten,
+          a_node_is_handed_over_and_taken_back,
           a_served_disk_changes_its_size, the_graph_shows_who_holds_what,
           several_disks_are_snapshotted_at_one_instant,
           a_transaction_that_fails_changes_nothing,
