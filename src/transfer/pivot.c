@@ -4,10 +4,11 @@
 
 #include <errno.h>
 
+#include "base/log.h"
 #include "block/edit.h"
 #include "transfer/departure.h"
 
-enum { DRAIN_DEADLINE_MS = 5000, RETRY_MS = 20 };
+enum { DRAIN_DEADLINE_MS = 5000, RETRY_MS = 20, MARK_TRIES = 3 };
 
 /*
  * A file that failed once is never written again (rule 9), but for this: that
@@ -27,6 +28,26 @@ mark_even_if_failed(struct node *target, struct err *err)
     return r;
 }
 
+/*
+ * While it is not there, the target passes for the disk, though it may miss
+ * something: one error is not the last word.
+ */
+static int
+put_mark(struct node *target, struct err *err)
+{
+    int r = -EIO;
+
+    for (unsigned i = 0; i < MARK_TRIES && r; i++) {
+        r = mark_even_if_failed(target, i + 1 < MARK_TRIES ? NULL : err);
+    }
+    if (r) {
+        log_error("'%s' may miss writes, and cannot be marked as unfinished: "
+                  "it is not the disk",
+                  target->filename ? target->filename : target->name);
+    }
+    return r;
+}
+
 int
 transfer_mark(struct transfer *t, bool incomplete, struct err *err)
 {
@@ -39,7 +60,7 @@ transfer_mark(struct transfer *t, bool incomplete, struct err *err)
         target->incomplete != incomplete) {
         /* Where taking it away fails, nobody knows whether it is there. */
         target->incomplete = false;
-        r = incomplete ? mark_even_if_failed(target, err)
+        r = incomplete ? put_mark(target, err)
                        : target->drv->set_incomplete(target, false, err);
         target->incomplete = incomplete && !r;
     }
@@ -149,12 +170,20 @@ swap(struct transfer *t, enum finish finish, struct attempt *a,
     return r;
 }
 
-/* One attempt; -EAGAIN where the target fell behind. */
+/*
+ * One attempt, while the track pivots; -EAGAIN where the target fell behind.
+ */
 static int
 attempt(struct transfer *t, enum finish finish, struct err *err)
 {
     struct track *track = &t->track;
     struct attempt a = {.t = t, .broken = track->broken};
+
+    /* What began before is over then; what begins from here on is counted. */
+    grace_wait(&t->copy.source->changes);
+    if (track->missing.n_dirty || track->late) {
+        return -EAGAIN;
+    }
     int r = node_flush(t->copy.target);
 
     if (r) {

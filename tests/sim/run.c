@@ -232,9 +232,11 @@ judge_sectors(struct judge *j, struct node *top)
     for (uint64_t i = 0; i < sectors && !r; i++) {
         if (!sector_tag(buf + i * SECTOR, &tag) ||
             !oracle_allows_crash(s->oracle, i, tag)) {
-            sweep_fail(s, "after %s sector %llu reads %#llx, allowed: %s",
-                       j->what, (unsigned long long)i, (unsigned long long)tag,
-                       oracle_explain(s->oracle, i));
+            sweep_fail(s, "after %s sector %llu of '%s' reads %#llx, allowed: "
+                          "%s",
+                       j->what, (unsigned long long)i,
+                       top->filename ? top->filename : top->name,
+                       (unsigned long long)tag, oracle_explain(s->oracle, i));
         }
     }
     free(buf);

@@ -122,6 +122,13 @@ attempt(struct transfer *t, struct err *err)
 {
     struct track *track = &t->track;
     struct attempt a = {t, track->broken};
+
+    /*
+     * What began before is over then, and its blocks are dirty; what begins
+     * from here on is forwarded, or counted.
+     */
+    grace_wait(&t->copy.source->changes);
+    track->went_stale = false;
     int r = drop_rest(t);
 
     if (!r) {
@@ -164,13 +171,10 @@ switch_now(struct transfer *t, struct err *err)
     track->forwarding = true;
     track->reads_through = true;
     track->withdraw = transfer_withdraw;
-    /* What began before it could be forwarded makes its blocks dirty. */
-    grace_wait(&t->copy.source->changes);
     do {
         while (track->late) {
             job_sleep(&t->job, RETRY_MS * NS_PER_MS);
         }
-        track->went_stale = false;
         track->pivoting = true;
         r = attempt(t, err);
         track->pivoting = false;
