@@ -337,6 +337,7 @@ struct change {
     uint64_t off, len;
     struct sg sg; /* of a write */
     bool quiet; /* fires no tap */
+    bool background; /* a transfer's: also in a layer above, or elsewhere */
     bool below; /* others read through the node */
     struct range_hold own, *hold;
     struct forward *forwards;
@@ -410,7 +411,7 @@ static int
 change_end(struct change *c, int r, unsigned flags)
 {
     c->node->write_gen++;
-    if (!c->quiet) {
+    if (!c->background) {
         c->node->users_gen = c->node->write_gen;
     }
     if (!c->below && c->node->n_overlays) {
@@ -501,7 +502,8 @@ node_write(struct node *node, uint64_t off, struct sg sg, unsigned flags,
                        .off = off,
                        .len = sg.len,
                        .sg = sg,
-                       .quiet = flags & (REQ_BACKGROUND | REQ_QUIET)};
+                       .quiet = flags & (REQ_BACKGROUND | REQ_QUIET),
+                       .background = flags & REQ_BACKGROUND};
 
     if (node->detect_zeroes && node->drv->zero && sg_is_zero(sg)) {
         if (node->detect_zeroes == DETECT_ZEROES_UNMAP) {
@@ -535,7 +537,8 @@ node_clone(struct node *node, uint64_t off, struct node *from,
                        .op = TAP_OP_WRITE,
                        .off = off,
                        .len = len,
-                       .quiet = flags & (REQ_BACKGROUND | REQ_QUIET)};
+                       .quiet = flags & (REQ_BACKGROUND | REQ_QUIET),
+                       .background = flags & REQ_BACKGROUND};
     bool whole = is_aligned(off, node->cluster_size) &&
                  (is_aligned(len, node->cluster_size) ||
                   off + len == node->size);
@@ -598,7 +601,8 @@ node_zero(struct node *node, uint64_t off, uint64_t len, unsigned flags,
                        .op = TAP_OP_ZERO,
                        .off = off,
                        .len = len,
-                       .quiet = flags & (REQ_BACKGROUND | REQ_QUIET)};
+                       .quiet = flags & (REQ_BACKGROUND | REQ_QUIET),
+                       .background = flags & REQ_BACKGROUND};
     unsigned inner = flags & ~(unsigned)REQ_FUA;
     uint64_t unit = max_u64(node->cluster_size, node->limits.min_align);
     uint64_t end = off + len;
@@ -659,7 +663,11 @@ int
 node_unallocate(struct node *node, uint64_t off, uint64_t len,
                 struct range_hold *hold)
 {
-    struct change c = {.node = node, .off = off, .len = len, .quiet = true};
+    struct change c = {.node = node,
+                       .off = off,
+                       .len = len,
+                       .quiet = true,
+                       .background = true};
     int r = node->drv->unallocate ? change_begin(&c, hold) : -ENOTSUP;
 
     if (r) {
