@@ -124,7 +124,8 @@ overlays_source(const struct transfer *t)
 {
     const struct edge *backing = t->copy.target->backing;
 
-    return t->sync == SYNC_FULL && backing && chain_contains(backing->child, t->copy.source);
+    return t->sync == SYNC_FULL && backing &&
+           chain_contains(backing->child, t->copy.source);
 }
 
 /* A name in its header, of what it does not need: nobody shall follow it. */
@@ -209,19 +210,6 @@ attempt(struct transfer *t, enum finish finish, struct err *err)
     return r;
 }
 
-/* Nothing is missing, and nothing on its way that is not forwarded. */
-static int
-come_in_step(struct transfer *t)
-{
-    int r = transfer_converge(t);
-
-    if (!r) {
-        grace_wait(&t->copy.source->changes);
-        r = transfer_converge(t);
-    }
-    return r;
-}
-
 int
 transfer_pivot(struct transfer *t, enum finish finish, struct err *err)
 {
@@ -232,7 +220,7 @@ transfer_pivot(struct transfer *t, enum finish finish, struct err *err)
     track->forwarding = true;
     track->withdraw = finish == FINISH_SWITCH ? transfer_withdraw : NULL;
     for (;;) {
-        r = come_in_step(t);
+        r = transfer_converge(t);
         if (r) {
             if (r != -ECANCELED) {
                 err_set_errno(err, r, "Copying to '%s' failed",
@@ -260,10 +248,5 @@ transfer_pivot(struct transfer *t, enum finish finish, struct err *err)
         return err_set_errno(err, r, "Flushing the target '%s' failed",
                              t->copy.target->name);
     }
-    r = transfer_mark(t, false, err);
-    if (!r && job_cancelled(&t->job)) { /* who cancels gets no copy */
-        transfer_mark(t, true, NULL);
-        r = -ECANCELED;
-    }
-    return r;
+    return transfer_mark(t, false, err);
 }

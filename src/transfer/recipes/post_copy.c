@@ -178,6 +178,7 @@ post_copy_start(struct jobs *jobs, const struct transfer_options *o,
         return r;
     }
     struct transfer *t = transfer_new(&recipe, o);
+    uint64_t start_ns = loop_now(jobs_loop(jobs));
 
     t->copy = (struct copy){.source = o->device,
                             .target = o->target,
@@ -215,6 +216,7 @@ post_copy_start(struct jobs *jobs, const struct transfer_options *o,
         return r;
     }
     root_free(take_ptr(t->source_root));
+    t->start_ns = start_ns; /* its checks are made */
     transfer_launch(t, jobs, o);
     return 0;
 }
