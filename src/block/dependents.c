@@ -89,11 +89,19 @@ format_of(const unsigned char magic[4])
                                         : NULL;
 }
 
-/* *ret NULL: no image that could name another. */
-static int
-probe(struct loop *loop, const char *path, const struct node *ours,
-      const char **ret)
+static bool
+shows(const struct node *node, const struct file *f)
 {
+    const struct node *file = node ? node_local_file(node) : NULL;
+
+    return file && f->dev == file->file_id.dev && f->ino == file->file_id.ino;
+}
+
+/* *ret NULL: no image that could name another, or one that does not count. */
+static int
+probe(const struct search *s, const char *path, const char **ret)
+{
+    struct loop *loop = s->what->node->graph->loop;
     unsigned char magic[4];
     struct file *f;
     int r = file_open(loop, path, 0, &f);
@@ -105,7 +113,7 @@ probe(struct loop *loop, const char *path, const struct node *ours,
     if (r) {
         return r;
     }
-    if (f->dev != ours->file_id.dev || f->ino != ours->file_id.ino) {
+    if (!shows(s->file, f) && !shows(s->what->except, f)) {
         r = file_read_buf(f, 0, magic, sizeof(magic));
         *ret = r ? NULL : format_of(magic);
     }
@@ -120,7 +128,7 @@ is_file(struct loop *loop, const char *path, const struct node *ours)
     bool same = false;
 
     if (!file_open(loop, path, 0, &f)) {
-        same = f->dev == ours->file_id.dev && f->ino == ours->file_id.ino;
+        same = shows(ours, f);
         file_close(f);
     }
     return same;
@@ -149,7 +157,7 @@ look_at(struct search *s, const char *path, struct err *err)
     struct graph *graph = s->what->node->graph;
     struct node *image;
     const char *format;
-    int r = probe(graph->loop, path, s->file, &format);
+    int r = probe(s, path, &format);
 
     s->looked_at++;
     if (r) {
@@ -170,18 +178,10 @@ look_at(struct search *s, const char *path, struct err *err)
         return refuse(s, "this image cannot be opened, and could need it: ",
                       path, err);
     }
-    bool found = image != s->what->except && names_ours(s, image);
+    bool found = names_ours(s, image);
 
     node_unref(image);
     return found ? refuse(s, "it is the backing file of ", path, err) : 0;
-}
-
-static bool
-is_file_of(struct loop *loop, const struct node *node, const char *path)
-{
-    const struct node *file = node ? node_local_file(node) : NULL;
-
-    return file && is_file(loop, path, file);
 }
 
 /* @in: a path in the folder. */
@@ -198,9 +198,7 @@ look_in(struct search *s, const char *in, struct err *err)
                              in);
     }
     for (size_t i = 0; i < n && !r; i++) {
-        if (!is_file_of(loop, s->what->except, names[i])) {
-            r = look_at(s, names[i], err);
-        }
+        r = look_at(s, names[i], err);
     }
     names_free(names, n);
     return r;

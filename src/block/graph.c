@@ -216,6 +216,21 @@ node_holders(const struct node *node, struct holder **ret, size_t *ret_n)
     }
 }
 
+int
+node_check_no_job(const struct node *node, struct err *err)
+{
+    list_for_each(it, &node->roots)
+    {
+        const struct root *root = container_of(it, struct root, link);
+
+        if (root->pinned) {
+            return err_set(err, -EBUSY, "Node '%s' is busy: %s uses it",
+                           node->name, root->owner);
+        }
+    }
+    return 0;
+}
+
 /* Nodes. */
 
 struct node *

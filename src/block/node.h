@@ -292,6 +292,8 @@ struct holder {
 };
 /* The roots of @node, in an array that the caller frees.  Does not yield. */
 void node_holders(const struct node *node, struct holder **ret, size_t *ret_n);
+/* -EBUSY where a job holds @node, with its name.  Does not yield. */
+int node_check_no_job(const struct node *node, struct err *err);
 /* Requests that were parked (-ERESTART) try again; does not yield. */
 void graph_unpark(struct graph *graph);
 
@@ -342,6 +344,8 @@ void chain_let_go(struct node *top);
 bool chain_contains(const struct node *top, const struct node *node);
 /* The last layer of the chain from @top down.  Does not yield. */
 struct node *chain_bottom(struct node *top);
+/* The format under which a header names the disk that @node shows. */
+const char *node_image_format(const struct node *node);
 /*
  * @backing as the header of the image @path should name it: by its last part
  * where both lie in one folder, else absolutely.  The caller frees it.

@@ -282,6 +282,17 @@ node_set_file(struct node *node, struct file_id id, struct err *err)
     return 0;
 }
 
+const char *
+node_image_format(const struct node *node)
+{
+    /* A filter is in no header: what it stands for is. */
+    while (node->drv->is_filter && node->file &&
+           strcmp(node->drv->name, "raw")) {
+        node = node->file->child;
+    }
+    return node->drv->is_protocol ? "raw" : node->drv->name;
+}
+
 char *
 backing_name_for(const char *path, const char *backing)
 {

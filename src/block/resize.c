@@ -32,14 +32,8 @@ check(const struct quiesce *q, unsigned i, uint64_t size, struct err *err)
     uint64_t old = q->nodes[0]->size;
     int r = claim_check(node, CLAIM_WRITE, "block_resize", err);
 
-    list_for_each(it, &node->roots)
-    {
-        const struct root *root = container_of(it, struct root, link);
-
-        if (!r && root->pinned) {
-            r = err_set(err, -EBUSY, "Node '%s' is busy: %s uses it",
-                        node->name, root->owner);
-        }
+    if (!r) {
+        r = node_check_no_job(node, err);
     }
     if (!r && i && size < old &&
         (is_window(node) || node->size < old - size)) {

@@ -37,12 +37,8 @@ cmd_blockdev_mirror(struct control *ctl,
     };
     int r = find_pair(ctl, args->device, args->target, &o, err);
 
-    if (!r && args->replaces) {
-        o.replaces = graph_find(ctl->graph, args->replaces);
-        r = o.replaces ? 0
-                       : err_set(err, -ENOENT,
-                                 "Failed to find node with node-name='%s'",
-                                 args->replaces);
+    if (!r) {
+        r = take_replaces(ctl, args->replaces, &o, err);
     }
     if (!r) {
         r = take_sync(args->sync, &o, err);

@@ -78,12 +78,8 @@ take_options(struct control *ctl, const struct args_drive_mirror *args,
                     "'node-name' is needed: there is no device here that "
                     "would hold the target");
     }
-    if (!r && args->replaces) {
-        o->replaces = graph_find(ctl->graph, args->replaces);
-        r = o->replaces ? 0
-                        : err_set(err, -ENOENT,
-                                  "Failed to find node with node-name='%s'",
-                                  args->replaces);
+    if (!r) {
+        r = take_replaces(ctl, args->replaces, o, err);
     }
     if (!r) {
         r = take_sync(args->sync, o, err);
@@ -101,7 +97,7 @@ mirror(struct control *ctl, const struct args_drive_mirror *args,
 {
     auto_free char *made = NULL;
     const char *format =
-        args->format ? args->format : control_image_format(o->device);
+        args->format ? args->format : node_image_format(o->device);
     int r = create(ctl, args, o, format, &made, err);
 
     if (!r) {

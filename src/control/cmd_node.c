@@ -11,25 +11,6 @@
 #include "control/control_internal.h"
 #include "schema_dispatch.h"
 
-/* -EBUSY where a job holds @node: what it does at its end would be undone. */
-static int
-check_no_job(const struct node *node, struct err *err)
-{
-    struct holder *holders;
-    size_t n;
-    int r = 0;
-
-    node_holders(node, &holders, &n);
-    for (size_t i = 0; i < n && !r; i++) {
-        if (holders[i].pinned) {
-            r = err_set(err, -EBUSY, "Node '%s' is busy: %s uses it",
-                        node->name, holders[i].owner);
-        }
-    }
-    free(holders);
-    return r;
-}
-
 /* change-backing-file: the checks are QEMU's, in its order. */
 
 static int
@@ -57,7 +38,7 @@ find_image(struct control *ctl, const struct args_change_backing_file *args,
     }
     for (struct node *n = top; !r && n; n = n->backing ? n->backing->child
                                                        : NULL) {
-        r = check_no_job(n, err);
+        r = node_check_no_job(n, err); /* its end would undo this */
     }
     if (!r) {
         *ret = image;
@@ -79,7 +60,7 @@ set_backing(struct node *image, const char *filename, struct err *err)
     if (!r) {
         r = image->drv->set_backing(
             image, *filename ? filename : NULL,
-            *filename ? control_image_format(image->backing->child) : NULL,
+            *filename ? node_image_format(image->backing->child) : NULL,
             err);
     }
     if (was_read_only) {

@@ -45,27 +45,10 @@ busy_below(const struct node *node, const struct node *overlay,
 }
 
 /*
- * A job goes on with the node that it began with, and what it puts in its
- * place the header of an overlay would not name.
+ * @n: how many of @all come before this one.  A job goes on with the node that
+ * it began with, and what it puts in its place the header of an overlay would
+ * not name.
  */
-static int
-check_jobs(const struct node *node, struct err *err)
-{
-    auto_free struct holder *holders = NULL;
-    size_t n;
-    int r = 0;
-
-    node_holders(node, &holders, &n);
-    for (size_t i = 0; i < n && !r; i++) {
-        if (holders[i].pinned) {
-            r = err_set(err, -EBUSY, "Node '%s' is busy: %s uses it",
-                        node->name, holders[i].owner);
-        }
-    }
-    return r;
-}
-
-/* @n: how many of @all come before this one. */
 static int
 check_node(const struct snapshots *all, unsigned n, const struct node *node,
            struct err *err)
@@ -86,7 +69,7 @@ check_node(const struct snapshots *all, unsigned n, const struct node *node,
             return busy_below(node, all->v[i].overlay, err);
         }
     }
-    return check_jobs(node, err);
+    return node_check_no_job(node, err);
 }
 
 static int

@@ -20,6 +20,17 @@ take_speed(int64_t speed, struct transfer_options *o, struct err *err)
 }
 
 int
+take_replaces(struct control *ctl, const char *name,
+              struct transfer_options *o, struct err *err)
+{
+    o->replaces = name ? graph_find(ctl->graph, name) : NULL;
+    return !name || o->replaces
+               ? 0
+               : err_set(err, -ENOENT,
+                         "Failed to find node with node-name='%s'", name);
+}
+
+int
 take_buf_size(int64_t size, struct transfer_options *o, struct err *err)
 {
     if (size < 0) {

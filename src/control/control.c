@@ -112,17 +112,6 @@ control_find_named(struct control *ctl, const char *device, const char *name,
     return 0;
 }
 
-const char *
-control_image_format(const struct node *node)
-{
-    /* A filter is in no header: what it stands for is. */
-    while (node->drv->is_filter && node->file &&
-           strcmp(node->drv->name, "raw")) {
-        node = node->file->child;
-    }
-    return node->drv->is_protocol ? "raw" : node->drv->name;
-}
-
 int
 control_find_node(struct control *ctl, const char *name, bool device,
                   struct node **ret, struct err *err)

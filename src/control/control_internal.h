@@ -69,8 +69,6 @@ int control_find_node(struct control *ctl, const char *name, bool device,
  */
 int control_find_named(struct control *ctl, const char *device,
                        const char *name, struct node **ret, struct err *err);
-/* The format under which a header names the disk that @node shows. */
-const char *control_image_format(const struct node *node);
 
 /* QEMU's rule for identifiers: a letter, then letters, digits and "-._". */
 bool control_id_ok(const char *id);

@@ -42,7 +42,7 @@ name_of_disk(const struct node *node, struct named_file *ret, struct err *err)
         return r;
     }
     ret->filename = file->filename;
-    ret->format = control_image_format(node);
+    ret->format = node_image_format(node);
     return 0;
 }
 

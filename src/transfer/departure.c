@@ -3,7 +3,6 @@
 #include "transfer/departure.h"
 
 #include <errno.h>
-#include <string.h>
 
 #include "base/log.h"
 #include "block/dependents.h"
@@ -23,17 +22,6 @@ departure_check(struct transfer *t, struct err *err)
     return t->delete_source ? dependents_check(&search, err) : 0;
 }
 
-/* The format that the target is to be opened with: filters are none. */
-static const char *
-format_of(const struct node *node)
-{
-    while (node->drv->is_filter && strcmp(node->drv->name, "raw") &&
-           node->file) {
-        node = node->file->child;
-    }
-    return node->drv->is_protocol ? "raw" : node->drv->name;
-}
-
 static int
 prepare(struct transfer *t, bool delete_source, struct err *err)
 {
@@ -48,7 +36,7 @@ prepare(struct transfer *t, bool delete_source, struct err *err)
                    source->file_id.ino},
         .target = {target->filename, target->file_id.dev,
                    target->file_id.ino},
-        .target_format = (char *)(uintptr_t)format_of(t->copy.target),
+        .target_format = (char *)(uintptr_t)node_image_format(t->copy.target),
         .delete_source = delete_source,
     };
 

@@ -50,6 +50,23 @@ cases_failures(void)
     }
 }
 
+/* The two that only sweeps of an operation make, over all that cases_run() got. */
+static inline void
+cases_failures_and_crashes(void)
+{
+    for (size_t i = 0; i < cases_n; i++) {
+        CHECK_INT(sweep_failures_and_crashes(&cases_setups[i], 1 + i), 0);
+    }
+}
+
+static inline void
+cases_switches(void)
+{
+    for (size_t i = 0; i < cases_n; i++) {
+        CHECK_INT(sweep_switches(&cases_setups[i], 1 + i), 0);
+    }
+}
+
 /*
  * Runs the common cases over the setups that are not special, each plainly
  * @plain_runs times.  With "--script FILE" only that script, and exits.

@@ -248,29 +248,13 @@ static const struct sweep_setup setups[] = {
      COMMON},
 };
 
-static void
-a_crash_after_a_failure_leaves_a_right_disk(void)
-{
-    for (size_t i = 0; i < ARRAY_LEN(setups); i++) {
-        CHECK_INT(sweep_failures_and_crashes(&setups[i], 1 + i), 0);
-    }
-}
-
-static void
-a_cancel_or_pause_at_any_moment_leaves_a_right_disk(void)
-{
-    for (size_t i = 0; i < ARRAY_LEN(setups); i++) {
-        CHECK_INT(sweep_switches(&setups[i], 1 + i), 0);
-    }
-}
-
 int
 main(int argc, char **argv)
 {
     cases_run(argc, argv, setups, ARRAY_LEN(setups), 300);
     tap_run("a crash after a failure leaves a right disk",
-            a_crash_after_a_failure_leaves_a_right_disk);
+            cases_failures_and_crashes);
     tap_run("a cancel or pause at any moment leaves a right disk",
-            a_cancel_or_pause_at_any_moment_leaves_a_right_disk);
+            cases_switches);
     return tap_done();
 }
