@@ -62,12 +62,13 @@ def connect(path):
 
 
 class Qmp:
-    """One client; events are kept in self.events."""
+    """One client. Events wait in self.events; self.history keeps them all."""
 
     def __init__(self, path, negotiate=True):
         self.sock = connect(path)
         self.file = self.sock.makefile("rb")
         self.events = []
+        self.history = []
         self.greeting = self.receive()
         assert "QMP" in self.greeting, self.greeting
         if negotiate:
@@ -77,7 +78,10 @@ class Qmp:
         line = self.file.readline()
         if not line:
             raise EOFError("the control socket was closed")
-        return json.loads(line)
+        message = json.loads(line)
+        if "event" in message:
+            self.history.append(message)
+        return message
 
     def send(self, name, arguments=None):
         request = {"execute": name}
@@ -89,9 +93,10 @@ class Qmp:
         """The whole answer, whatever it is."""
         while True:
             answer = self.receive()
-            if "event" not in answer:
+            if "event" in answer:
+                self.events.append(answer)
+            elif "QMP" not in answer:  # qemu-storage-daemon may greet twice
                 return answer
-            self.events.append(answer)
 
     def raw(self, name, arguments=None):
         self.send(name, arguments)
@@ -367,6 +372,6 @@ def main(tests, memory=False):
         except Exception:
             failed += 1
             for line in traceback.format_exc().splitlines():
-                print("# " + line)
+                print("# " + line, flush=True)
             print(f"not ok {i} - {name}", flush=True)
     sys.exit(1 if failed else 0)
