@@ -30,8 +30,9 @@ static int
 refuse(const struct search *s, const char *why, const char *who,
        struct err *err)
 {
-    int r = err_set(err, -EBUSY, "'%s' may not be deleted: %s%s",
-                    s->file->filename, why, who);
+    int r = err_set(err, -EBUSY, "'%s' may not %s: %s%s", s->file->filename,
+                    s->what->stays ? "lose what it holds" : "be deleted", why,
+                    who);
 
     err_hint(err, "looked at %u files in its folder and %zu others; with "
                   "'exclusive' nobody else is looked for",
@@ -223,12 +224,15 @@ dependents_check(const struct dependents_search *what, struct err *err)
     const struct node *file = node_local_file(what->node);
     struct search s = {what, file, 0};
 
+    if (!file && what->stays) {
+        return 0;
+    }
     if (!file) {
         return err_set(err, -ENOTSUP,
                        "Node '%s' is no regular file that could be deleted",
                        what->node->name);
     }
-    if (what->node->read_only) {
+    if (what->node->read_only && !what->stays) {
         return err_set(err, -EACCES,
                        "'%s' may not be deleted: node '%s' is read-only",
                        file->filename, what->node->name);

@@ -10,14 +10,16 @@ struct dependents_search {
     const struct node *except; /* an overlay that will not need it; or NULL */
     const char *const *folders; /* to be searched beside its own */
     size_t n_folders;
+    bool stays;     /* its data goes, not its file */
     bool exclusive; /* the operator says that nobody outside uses it */
 };
 
 /*
  * 0 where nobody uses the image's file: no other node here, no other program
  * by QEMU's locks, no image in the folders as its backing file.  -EBUSY with
- * what was searched and found, -EACCES where it is read-only, -ENOTSUP where
- * it is no regular file.  Yields.
+ * what was searched and found; where the file is to go, -EACCES where it is
+ * read-only, -ENOTSUP where it is no regular file.  What is no regular file
+ * has no folder that could be searched.  Yields.
  */
 int dependents_check(const struct dependents_search *search, struct err *err);
 

@@ -269,20 +269,6 @@ took_part(const struct forward *forwards, const struct tap *tap)
     return forwards != NULL;
 }
 
-static void
-fire_after(struct node *node, enum tap_op op, uint64_t off, uint64_t len,
-           const struct forward *forwards, int r)
-{
-    list_for_each_safe(it, &node->taps)
-    {
-        struct tap *tap = container_of(it, struct tap, link);
-
-        if (tap->after && !took_part(forwards, tap)) {
-            tap->after(tap, op, off, len, r);
-        }
-    }
-}
-
 static bool
 is_forwarded(struct node *node, enum tap_op op, uint64_t off, uint64_t len)
 {
@@ -341,8 +327,70 @@ struct change {
     bool below; /* others read through the node */
     struct range_hold own, *hold;
     struct forward *forwards;
+    struct tap *diverter; /* takes parts of it elsewhere; NULL: nobody */
+    unsigned n_own; /* parts that the node itself took, then */
     unsigned token; /* in node->changes, unless quiet */
 };
+
+static void
+fire_after(const struct change *c, int r)
+{
+    list_for_each_safe(it, &c->node->taps)
+    {
+        struct tap *tap = container_of(it, struct tap, link);
+
+        if (tap->after && tap != c->diverter && !took_part(c->forwards, tap)) {
+            tap->after(tap, c->op, c->off, c->len, r);
+        }
+    }
+}
+
+/*
+ * A part of it was made here.  It must be heard of before the next one: that
+ * can let go of the range.
+ */
+static void
+own_part_made(const struct change *c, uint64_t off, uint64_t len, int r)
+{
+    struct tap *tap = c->diverter;
+
+    if (tap->after) {
+        tap->after(tap, c->op, off, len, r);
+    }
+}
+
+static struct tap *
+find_diverter(const struct change *c)
+{
+    list_for_each(it, &c->node->taps)
+    {
+        struct tap *tap = container_of(it, struct tap, link);
+
+        if (tap->divert && !took_part(c->forwards, tap)) {
+            return tap;
+        }
+    }
+    return NULL;
+}
+
+/* Who takes the first bytes of what is left of a change. */
+static int
+next_part(struct change *c, uint64_t off, uint64_t len, struct node **ret,
+          uint64_t *ret_len)
+{
+    struct tap *tap = c->diverter;
+
+    *ret = c->node;
+    *ret_len = len;
+    int r = tap->divert(tap, off, len, ret, ret_len);
+
+    if (!r && *ret == c->node) {
+        c->n_own++;
+        tap->own_begun++;
+        tap->own_busy++;
+    }
+    return r;
+}
 
 /*
  * Takes the change's own hold.  Where it is forwarded, alone, and as wide as
@@ -399,6 +447,7 @@ change_begin(struct change *c, struct range_hold *hold)
     if (!r && !c->quiet && c->hold->mode == RANGE_EXCLUSIVE) {
         c->forwards = forward_begin(c->node, c->op, c->off, c->len, &c->sg);
     }
+    c->diverter = !r && !c->quiet ? find_diverter(c) : NULL;
     c->below = !r && c->node->n_overlays;
     if (c->below) {
         chain_index_change_begin(c->node, c->off, c->len);
@@ -423,7 +472,10 @@ change_end(struct change *c, int r, unsigned flags)
         chain_index_change_end(c->node);
     }
     if (!c->quiet) {
-        fire_after(c->node, c->op, c->off, c->len, c->forwards, r);
+        fire_after(c, r);
+        if (c->diverter) {
+            c->diverter->own_busy -= c->n_own;
+        }
         grace_leave(&c->node->changes, c->token);
     }
     /* With the range still held: the next one to it comes after both. */
@@ -493,6 +545,34 @@ driver_write(struct node *node, uint64_t off, struct sg sg, unsigned flags,
                : write_bounced(node, off, sg, flags, hold);
 }
 
+static int
+write_parts(struct change *c, uint64_t off, struct sg sg, unsigned flags)
+{
+    int r = 0;
+
+    if (!c->diverter) {
+        return driver_write(c->node, off, sg, flags, c->hold);
+    }
+    while (sg.len && !r) {
+        struct node *to;
+        uint64_t len;
+
+        r = next_part(c, off, sg.len, &to, &len);
+        if (r) {
+            break;
+        }
+        if (to == c->node) {
+            r = driver_write(to, off, sg_slice(sg, 0, len), flags, c->hold);
+            own_part_made(c, off, len, r);
+        } else {
+            r = node_write(to, off, sg_slice(sg, 0, len), flags, NULL);
+        }
+        off += len;
+        sg = sg_slice(sg, len, sg.len - len);
+    }
+    return r;
+}
+
 int
 node_write(struct node *node, uint64_t off, struct sg sg, unsigned flags,
            struct range_hold *hold)
@@ -516,7 +596,7 @@ node_write(struct node *node, uint64_t off, struct sg sg, unsigned flags,
     if (r) {
         return r;
     }
-    r = driver_write(node, off, c.sg, flags & ~(unsigned)REQ_FUA, c.hold);
+    r = write_parts(&c, off, c.sg, flags & ~(unsigned)REQ_FUA);
     return change_end(&c, r, flags);
 }
 
@@ -593,6 +673,71 @@ zero_clusters(struct node *node, uint64_t off, uint64_t len, unsigned flags,
     return r;
 }
 
+/* Whole clusters as such, what is left and right of them by writing. */
+static int
+zero_range(struct node *node, uint64_t off, uint64_t len, unsigned flags,
+           struct range_hold *hold)
+{
+    uint64_t unit = max_u64(node->cluster_size, node->limits.min_align);
+    uint64_t end = off + len;
+    uint64_t body = align_up(off, unit);
+    /* The last cluster is whole where the disk ends in it. */
+    uint64_t tail = end == node->size ? end : align_down(end, unit);
+
+    if (!node->unmap) {
+        flags &= ~(unsigned)REQ_MAY_UNMAP;
+    }
+    if (body > tail) {
+        return write_zeroes(node, off, len, flags, hold);
+    }
+    int r = write_zeroes(node, off, body - off, flags, hold);
+
+    if (!r) {
+        r = zero_clusters(node, body, tail - body, flags, hold);
+    }
+    return r ? r : write_zeroes(node, tail, end - tail, flags, hold);
+}
+
+/* So much of a range is less than a cluster, or whole clusters. */
+static uint64_t
+alike_length(const struct node *node, uint64_t off, uint64_t len)
+{
+    uint64_t unit = max_u64(node->cluster_size, node->limits.min_align);
+    uint64_t whole = align_down(len, unit);
+
+    return is_aligned(off, unit) ? (whole ? whole : len)
+                                 : min_u64(len, align_up(off, unit) - off);
+}
+
+static int
+zero_parts(struct change *c, unsigned flags)
+{
+    uint64_t off = c->off, end = c->off + c->len;
+    int r = 0;
+
+    if (!c->diverter) {
+        return zero_range(c->node, off, c->len, flags, c->hold);
+    }
+    while (off < end && !r) {
+        struct node *to;
+        uint64_t len;
+
+        r = next_part(c, off, end - off, &to, &len);
+        if (r) {
+            break;
+        }
+        if (to == c->node) {
+            len = alike_length(c->node, off, len);
+            r = zero_range(to, off, len, flags, c->hold);
+            own_part_made(c, off, len, r);
+        } else {
+            r = node_zero(to, off, len, flags, NULL);
+        }
+        off += len;
+    }
+    return r;
+}
+
 int
 node_zero(struct node *node, uint64_t off, uint64_t len, unsigned flags,
           struct range_hold *hold)
@@ -603,33 +748,44 @@ node_zero(struct node *node, uint64_t off, uint64_t len, unsigned flags,
                        .len = len,
                        .quiet = flags & (REQ_BACKGROUND | REQ_QUIET),
                        .background = flags & REQ_BACKGROUND};
-    unsigned inner = flags & ~(unsigned)REQ_FUA;
-    uint64_t unit = max_u64(node->cluster_size, node->limits.min_align);
-    uint64_t end = off + len;
     int r = change_begin(&c, hold);
 
     if (r) {
         return r;
     }
-    if (!node->unmap) {
-        inner &= ~(unsigned)REQ_MAY_UNMAP;
-    }
-    uint64_t body = align_up(off, unit);
-    /* The last cluster is whole where the disk ends in it. */
-    uint64_t tail = end == node->size ? end : align_down(end, unit);
-
-    if (body > tail) {
-        r = write_zeroes(node, off, len, inner, c.hold);
-    } else {
-        r = write_zeroes(node, off, body - off, inner, c.hold);
-        if (!r) {
-            r = zero_clusters(node, body, tail - body, inner, c.hold);
-        }
-        if (!r) {
-            r = write_zeroes(node, tail, end - tail, inner, c.hold);
-        }
-    }
+    r = zero_parts(&c, flags & ~(unsigned)REQ_FUA);
     return change_end(&c, r, flags);
+}
+
+static int
+discard_parts(struct change *c)
+{
+    struct node *node = c->node;
+    uint64_t off = c->off, end = c->off + c->len;
+    int r = 0;
+
+    if (!c->diverter) {
+        return node->drv->discard(node, off, c->len, c->hold);
+    }
+    while (off < end && !r) {
+        struct node *to;
+        uint64_t len;
+
+        r = next_part(c, off, end - off, &to, &len);
+        if (r) {
+            break;
+        }
+        if (to != node) {
+            r = node_discard(to, off, len);
+        } else if (is_aligned(off, node->cluster_size) &&
+                   (is_aligned(len, node->cluster_size) ||
+                    off + len == node->size)) {
+            r = node->drv->discard(node, off, len, c->hold);
+            own_part_made(c, off, len, r);
+        } /* else less than a cluster: what is there may stay */
+        off += len;
+    }
+    return r;
 }
 
 int
@@ -655,7 +811,7 @@ node_discard(struct node *node, uint64_t off, uint64_t len)
     if (r) {
         return r;
     }
-    r = node->drv->discard(node, off, end - off, c.hold);
+    r = discard_parts(&c);
     return change_end(&c, r == -ENOTSUP ? 0 : r, 0);
 }
 

@@ -135,6 +135,16 @@ struct tap {
      */
     void (*after)(struct tap *tap, enum tap_op op, uint64_t off, uint64_t len,
                   int result);
+    /*
+     * Who takes the first *ret_len bytes of a change in place of the node: *ret
+     * is the node as it comes.  With the range held, where begin() stayed out;
+     * such a tap's after() then hears of each part that the node itself took.
+     * Yields; NULL: the node takes all.
+     */
+    int (*divert)(struct tap *tap, uint64_t off, uint64_t len,
+                  struct node **ret, uint64_t *ret_len);
+    uint64_t own_begun; /* parts that the node itself took, in all */
+    unsigned own_busy;  /* and those under way */
     /* A read is about to be done; must not yield.  May be NULL. */
     void (*on_read)(struct tap *tap, uint64_t off, uint64_t len);
 };

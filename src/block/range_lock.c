@@ -42,9 +42,9 @@ range_lock_init(struct range_lock *lock)
     list_init(&lock->holds);
 }
 
-static void
-enqueue(struct range_lock *lock, struct range_hold *hold, uint64_t start,
-        uint64_t end, enum range_mode mode)
+void
+range_lock_queue(struct range_lock *lock, struct range_hold *hold,
+                 uint64_t start, uint64_t end, enum range_mode mode)
 {
     *hold = (struct range_hold){
         .co = coro_self(), .start = start, .end = end, .mode = mode};
@@ -53,20 +53,26 @@ enqueue(struct range_lock *lock, struct range_hold *hold, uint64_t start,
 }
 
 void
-range_lock_take(struct range_lock *lock, struct range_hold *hold,
-                uint64_t start, uint64_t end, enum range_mode mode)
+range_lock_wait(struct range_hold *hold)
 {
-    enqueue(lock, hold, start, end, mode);
     while (!hold->held) {
         coro_yield();
     }
+}
+
+void
+range_lock_take(struct range_lock *lock, struct range_hold *hold,
+                uint64_t start, uint64_t end, enum range_mode mode)
+{
+    range_lock_queue(lock, hold, start, end, mode);
+    range_lock_wait(hold);
 }
 
 bool
 range_lock_try(struct range_lock *lock, struct range_hold *hold, uint64_t start,
                uint64_t end, enum range_mode mode)
 {
-    enqueue(lock, hold, start, end, mode);
+    range_lock_queue(lock, hold, start, end, mode);
     if (!hold->held) {
         list_remove(&hold->link);
     }

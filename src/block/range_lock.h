@@ -38,6 +38,14 @@ void range_lock_init(struct range_lock *lock);
 /* Takes [start, end); yields while somebody stands against it. */
 void range_lock_take(struct range_lock *lock, struct range_hold *hold,
                      uint64_t start, uint64_t end, enum range_mode mode);
+/*
+ * Both halves of it, for who needs several ranges at once: first all are
+ * queued, without a yield between them, then each is waited for.  Who takes one
+ * after the other can wait for ever, for someone between them in the order.
+ */
+void range_lock_queue(struct range_lock *lock, struct range_hold *hold,
+                      uint64_t start, uint64_t end, enum range_mode mode);
+void range_lock_wait(struct range_hold *hold);
 /* As range_lock_take(), but false, with nothing taken, where it would wait. */
 bool range_lock_try(struct range_lock *lock, struct range_hold *hold,
                     uint64_t start, uint64_t end, enum range_mode mode);

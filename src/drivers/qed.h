@@ -68,6 +68,7 @@ struct qed {
     /* qed_alloc.c */
     uint64_t end;       /* from here on the file was never handed out */
     struct ranges free; /* below `end`, durably named by nothing */
+    bool punch_freed;   /* the file gives back what is freed */
 };
 
 static inline struct qed *

@@ -92,7 +92,12 @@ qed_give_back(struct qed *q, uint64_t off, uint64_t len)
 void
 qed_freed(struct node *node, uint64_t off, uint64_t len)
 {
-    qed_give_back(qed_of(node), off, len);
+    struct qed *q = qed_of(node);
+
+    if (q->punch_freed) { /* before somebody can take it */
+        node_discard(qed_file(q), off, len);
+    }
+    qed_give_back(q, off, len);
 }
 
 int

@@ -276,6 +276,7 @@ qed_unallocate(struct node *node, uint64_t off, uint64_t len,
 {
     struct qed *q = qed_of(node);
 
+    q->punch_freed = true;
     widen(q, hold, off, len);
     while (len) {
         struct extent ext;

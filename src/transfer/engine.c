@@ -241,10 +241,29 @@ flush_main(void *arg)
 }
 
 static void
+release_main(void *arg)
+{
+    struct transfer *t = arg;
+
+    release_epoch(t, t->closing);
+    t->flushing = false;
+    waitq_wake_all(&t->worker_done);
+}
+
+static void
 close_epoch(struct transfer *t)
 {
     uint64_t now = loop_now(loop_of(t));
 
+    if (t->release.side) {
+        if (!t->flushing && release_is_due(t, t->passed)) {
+            t->flushing = true;
+            t->closing = t->passed;
+            t->release.handed_out = 0;
+            coro_start(loop_of(t), release_main, t);
+        }
+        return;
+    }
     if (t->flushing || !t->epoch_bytes ||
         (t->epoch_bytes < EPOCH_BYTES && now - t->epoch_start_ns < EPOCH_NS)) {
         return;
@@ -276,7 +295,8 @@ wait_for_room(struct transfer *t, uint64_t len)
 
     while (!job_cancelled(&t->job)) {
         uint64_t now = loop_now(loop_of(t));
-        bool fits = !t->workers || t->in_flight + len <= t->max_in_flight;
+        bool fits = (!t->workers || t->in_flight + len <= t->max_in_flight) &&
+                    (!t->release.side || release_has_room(t));
 
         node_guest_stats(t->guest, &guests);
         governor_update(&t->governor, now, &guests, t->workers);
@@ -285,7 +305,7 @@ wait_for_room(struct transfer *t, uint64_t len)
         if (fits && allowed) {
             return;
         }
-        if (t->workers || t->job.pauses) {
+        if (t->workers || t->job.pauses || !fits) {
             wait_for_worker(t);
         } else {
             job_sleep(&t->job, again > now ? again - now : 0);
@@ -338,8 +358,8 @@ saw_read(struct tap *tap, uint64_t off, uint64_t len)
     }
 }
 
-static bool
-is_active(const struct transfer *t, uint64_t off, uint64_t len)
+bool
+transfer_is_active(const struct transfer *t, uint64_t off, uint64_t len)
 {
     list_for_each(it, &t->active)
     {
@@ -362,7 +382,7 @@ next_hot(struct transfer *t, struct missing *ret)
 
         t->hot_head = (t->hot_head + 1) % HOT_MAX;
         t->hot_n--;
-        if (off < t->copy.target->size && !is_active(t, off, t->piece)) {
+        if (off < t->copy.target->size && !transfer_is_active(t, off, t->piece)) {
             int r = t->recipe->next(t, off, t->piece, ret);
 
             if (r) {
@@ -416,7 +436,8 @@ is_broken_off(const struct transfer *t)
 static void
 move_frontier(struct transfer *t, uint64_t pos)
 {
-    if (t->tracked && t->hybrid) {
+    t->passed = pos;
+    if (t->tracked && (t->hybrid || t->sinks)) {
         t->track.frontier = pos;
     }
 }
@@ -460,6 +481,7 @@ dispatch(struct transfer *t)
         }
         move_frontier(t, pos);
         start_worker(t, &m, hot, false);
+        t->release.handed_out += m.len;
         close_epoch(t);
     }
     return t->error;
@@ -503,7 +525,7 @@ next_window(struct transfer *t, struct missing *ret)
         }
         off = align_down(off, t->piece);
         at = off + t->piece;
-        if (!is_active(t, off, t->piece)) {
+        if (!transfer_is_active(t, off, t->piece)) {
             *ret = (struct missing){
                 off, min_u64(t->piece, missing->size - off), false};
             t->window = at;
@@ -583,6 +605,13 @@ follow(struct transfer *t)
 }
 
 void
+transfer_copy_dirty(struct transfer *t, uint64_t off, uint64_t len)
+{
+    start_worker(t, &(struct missing){off, len, false}, false, true);
+    t->job.total += len;
+}
+
+void
 transfer_cancelled(struct job *job)
 {
     struct transfer *t = transfer_of(job);
@@ -602,10 +631,14 @@ start_taps(struct transfer *t)
     t->tap = (struct tap){.order = TAP_AFTER, .on_read = saw_read};
     tap_attach(t->guest, &t->tap);
     if (t->tracked) {
+        t->track.sinks = t->sinks;
         track_start(&t->track, t->copy.source, t->copy.target,
                     t->granularity, saw_something_missing, t);
         t->track.forwarding = t->copy_mode == COPY_MODE_FORWARD;
-        t->track.frontier = t->hybrid ? 0 : UINT64_MAX;
+        t->track.frontier = t->hybrid || t->sinks ? 0 : UINT64_MAX;
+        if (t->sinks) { /* what began before this is not diverted */
+            grace_wait(&t->copy.source->changes);
+        }
     }
 }
 
@@ -625,6 +658,9 @@ transfer_work(struct transfer *t)
     }
     int r = dispatch(t);
 
+    if (!r && t->release.side) {
+        r = release_rest(t);
+    }
     if (!r && t->tracked) {
         r = follow(t);
     }
@@ -636,7 +672,7 @@ transfer_work(struct transfer *t)
 static int
 begin(struct transfer *t, struct err *err)
 {
-    bool may_switch = t->tracked && (t->finish == FINISH_SWITCH ||
+    bool may_switch = t->tracked && !t->sinks && (t->finish == FINISH_SWITCH ||
                                      t->wait_for_verb);
     int r = transfer_check_space(t, err);
 
@@ -692,6 +728,7 @@ transfer_new(const struct transfer_recipe *recipe,
     t->max_in_flight =
         options->max_in_flight ? options->max_in_flight : DEFAULT_IN_FLIGHT;
     t->piece = options->piece ? options->piece : DEFAULT_PIECE;
+    t->release.max_extra = options->max_extra;
     t->delete_source = options->delete_source;
     t->exclusive = options->exclusive;
     t->folders = xzalloc((options->n_dependents_in + 1) * sizeof(char *));
@@ -717,6 +754,18 @@ transfer_claim(struct transfer *t, struct node *node, enum claim claim,
     if (!r) {
         root_pin(*ret);
     }
+    return r;
+}
+
+int
+transfer_claim_more(struct transfer *t, struct node *node, enum claim claim,
+                    struct err *err)
+{
+    t->between = xrealloc(t->between,
+                          (t->n_between + 1) * sizeof(*t->between));
+    int r = transfer_claim(t, node, claim, &t->between[t->n_between], err);
+
+    t->n_between += !r;
     return r;
 }
 
@@ -753,34 +802,39 @@ transfer_thaw(struct transfer *t)
 int
 transfer_make_writable(struct transfer *t, struct node *node, struct err *err)
 {
-    unsigned i = t->writable[0] ? 1 : 0;
-
     if (!node->read_only) {
         return 0;
     }
-    t->writable[i] = node_ref(node);
+    node_ref(node); /* it yields */
     int r = node_reopen(node, false, err);
 
     if (r) {
-        unref(&t->writable[i]);
+        node_unref(node);
+        return r;
     }
-    return r;
+    t->writable = xrealloc(t->writable,
+                           (t->n_writable + 1) * sizeof(struct node *));
+    t->writable[t->n_writable++] = node;
+    return 0;
 }
 
 void
 transfer_keep_writable(struct transfer *t)
 {
-    unref(&t->writable[0]);
-    unref(&t->writable[1]);
+    while (t->n_writable) {
+        node_unref(t->writable[--t->n_writable]);
+    }
 }
 
 /* Where a guest writes to it by now, it stays writable. */
 static void
-make_read_only(struct node **node)
+make_read_only(struct transfer *t)
 {
-    if (*node) {
-        node_reopen(*node, true, NULL);
-        unref(node);
+    while (t->n_writable) {
+        struct node *node = t->writable[--t->n_writable];
+
+        node_reopen(node, true, NULL);
+        node_unref(node);
     }
 }
 
@@ -801,8 +855,8 @@ let_go(struct transfer *t)
     while (t->n_between) {
         root_free(t->between[--t->n_between]);
     }
-    make_read_only(&t->writable[1]);
-    make_read_only(&t->writable[0]);
+    make_read_only(t);
+    release_fini(&t->release);
     unref(&t->base);
     unref(&t->overlay);
     unref(&t->replaces);
@@ -818,6 +872,7 @@ transfer_free(struct job *job)
 
     free(t->backing_file);
     free(t->between);
+    free(t->writable);
     names_free(t->folders, t->n_folders);
     free(t->owner);
     free(t);
@@ -868,6 +923,7 @@ transfer_report(const struct job *job, struct transfer_report *ret)
     *ret = t->report;
     ret->bytes_dirtied = t->track.bytes_dirtied;
     ret->bytes_forwarded = t->track.bytes_forwarded;
+    ret->bytes_sunk = t->track.bytes_sunk;
     if (!ns && t->start_ns) {
         ret->elapsed_ns = ns = loop_now(loop_of(t)) - t->start_ns;
     }

@@ -17,6 +17,7 @@
 #include "base/bytes.h"
 #include "block/copy.h"
 #include "transfer/governor.h"
+#include "transfer/release.h"
 #include "transfer/track.h"
 #include "transfer/transfer.h"
 
@@ -43,7 +44,7 @@ struct transfer_recipe {
     int (*begin)(struct transfer *t, struct err *err);
 };
 
-enum { HOT_MAX = 64 };
+enum { HOT_MAX = 32 };
 
 struct transfer {
     struct job job;
@@ -55,7 +56,8 @@ struct transfer {
     struct node *overlay; /* commit below the disk: what is above its top */
     char *owner;          /* "job 'x'", as others are told */
     struct node *frozen;  /* from here down, edges stay where they are */
-    struct node *writable[2]; /* read-only again in the end */
+    struct node **writable; /* read-only again in the end */
+    unsigned n_writable;
     struct node *held[2]; /* source and target, whatever leaves the graph */
     /*
      * The target lies below the source, which hides what is written to it: so
@@ -65,13 +67,17 @@ struct transfer {
     char *backing_file;
     struct root *root; /* the claim on the target */
     struct root *source_root; /* and on the source, where it has none */
-    struct root **between;    /* and on the layers between them */
+    struct root **between;    /* and on the layers that leave the chain */
     unsigned n_between;
     struct node *guest; /* what the guest uses */
     struct node *replaces; /* what the target is to replace; NULL: nothing */
     bool tracked; /* the guest writes to the source */
+    bool sinks;   /* and what it does not hold goes to the target */
     bool hybrid;  /* the pass may be broken off: the job is ready at once */
     struct track track;
+    struct release release;
+    uint64_t passed; /* what lies before was handed to workers */
+    uint64_t closing; /* where the epoch ends that is being closed */
     uint32_t granularity; /* of dirty blocks, bytes */
     bool ending; /* the pivot is under way */
     bool measuring;
@@ -116,6 +122,12 @@ struct transfer {
  * forwards, that is a matter of time.  0, -ECANCELED or the job's error.
  */
 int transfer_converge(struct transfer *t);
+/*
+ * For release.c: is a piece of the range being copied (no yield)?  And a worker
+ * for the dirty blocks of a range, at most a piece.
+ */
+bool transfer_is_active(const struct transfer *t, uint64_t off, uint64_t len);
+void transfer_copy_dirty(struct transfer *t, uint64_t off, uint64_t len);
 /* Allocates; the recipe fills in the rest and calls transfer_launch(). */
 struct transfer *transfer_new(const struct transfer_recipe *recipe,
                               const struct transfer_options *options);
@@ -129,6 +141,9 @@ void transfer_discard(struct transfer *t);
  */
 int transfer_claim(struct transfer *t, struct node *node, enum claim claim,
                    struct root **ret, struct err *err);
+/* As transfer_claim(), of one more layer that leaves the chain. */
+int transfer_claim_more(struct transfer *t, struct node *node,
+                        enum claim claim, struct err *err);
 int transfer_freeze(struct transfer *t, struct node *top, struct node *bottom,
                     struct err *err);
 void transfer_thaw(struct transfer *t);

@@ -81,12 +81,8 @@ struct attempt {
     bool detach;
 };
 
-/*
- * The guests' claims on the target come beside the job's; where it lies below
- * the source, nobody reads through to it any more.
- */
-static void
-claim_to_switch(struct transfer *t, bool switching)
+void
+transfer_claim_to_switch(struct transfer *t, bool switching)
 {
     enum claim before = t->shadowed ? CLAIM_SINK : CLAIM_TARGET;
 
@@ -113,7 +109,7 @@ check(void *arg)
     if (a->detach) {
         track_detach(track);
     } else {
-        claim_to_switch(a->t, true);
+        transfer_claim_to_switch(a->t, true);
     }
     return 0;
 }
@@ -163,7 +159,7 @@ swap(struct transfer *t, enum finish finish, struct attempt *a,
                        &options, &report, err);
 
     if (r && finish == FINISH_SWITCH) {
-        claim_to_switch(t, false);
+        transfer_claim_to_switch(t, false);
     }
 
     t->report.pause_ns = report.pause_ns;

@@ -33,4 +33,11 @@ int transfer_mark(struct transfer *t, bool incomplete, struct err *err);
 /* The target is neither complete nor the disk; for track.withdraw.  Yields. */
 void transfer_withdraw(void *transfer);
 
+/*
+ * The guests' claims on the target come beside the job's; where it lies below
+ * the source, nobody reads through to it any more.  For the check of a graph
+ * edit; does not yield.
+ */
+void transfer_claim_to_switch(struct transfer *t, bool switching);
+
 #endif

@@ -17,6 +17,7 @@ static const struct {
     [PRESET_HYBRID] = {hybrid_start, hybrid_plan},
     [PRESET_MIRROR] = {mirror_start, mirror_plan},
     [PRESET_COMMIT] = {commit_start, commit_plan},
+    [PRESET_MERGE] = {merge_start, merge_plan},
 };
 
 /* Who starts or plans yields: the nodes must be there when it goes on. */

@@ -127,7 +127,7 @@ forwards(struct tap *tap, enum tap_op op, uint64_t off, uint64_t len)
         return t->pivoting;
     }
     return t->forwarding && !t->late && op != TAP_OP_DISCARD &&
-           off < t->missing.size && len <= t->frontier &&
+           off >= t->released && off < t->missing.size && len <= t->frontier &&
            off <= t->frontier - len && !dirty_set_any(&t->missing, off, len);
 }
 
@@ -234,12 +234,34 @@ saw_change(struct tap *tap, enum tap_op op, uint64_t off, uint64_t len,
     mark(container_of(tap, struct track, tap), off, len);
 }
 
+/* What no layer above the target holds is the target's. */
+static int
+divert(struct tap *tap, uint64_t off, uint64_t len, struct node **ret,
+       uint64_t *ret_len)
+{
+    struct track *t = container_of(tap, struct track, tap);
+    struct extent ext;
+    struct node *layer;
+    int r = chain_status(t->source, t->target, off, len, false, &ext, &layer);
+
+    if (r) {
+        return r;
+    }
+    *ret_len = ext.len;
+    if (!layer) {
+        *ret = t->target;
+        t->bytes_sunk += ext.len;
+    }
+    return 0;
+}
+
 void
 track_start(struct track *t, struct node *source, struct node *target,
             uint32_t granularity, void (*changed)(void *arg), void *arg)
 {
     *t = (struct track){.source = source,
                         .target = target,
+                        .sinks = t->sinks,
                         .frontier = UINT64_MAX,
                         .changed = changed,
                         .arg = arg,
@@ -248,6 +270,7 @@ track_start(struct track *t, struct node *source, struct node *target,
                                 .forwards = forwards,
                                 .begin = begin,
                                 .end = end,
+                                .divert = t->sinks ? divert : NULL,
                                 .after = saw_change}};
     dirty_set_init(&t->missing, source->size, granularity);
     waitq_init(&t->idle);
@@ -268,6 +291,9 @@ void
 track_stop(struct track *t)
 {
     track_detach(t);
+    if (t->sinks) {
+        grace_wait(&t->source->changes); /* which the target may take */
+    }
     while (t->in_flight) {
         waitq_wait(&t->idle);
     }

@@ -16,6 +16,9 @@
  * would be, or that failed on the target, first withdraws the target's claim
  * to be the disk (rule 6).
  *
+ * A merge knows a third way, `sink`: what no layer above the target holds goes
+ * to the target alone (docs/design/merge.md).
+ *
  * A forward holds the target's range until both sides are written, a piece
  * holds it while it reads the source and writes the target (copy.lock_first).
  * Whichever is first, the target ends with what the source has.
@@ -38,6 +41,12 @@ struct track {
      * may be broken off has not reached them.  UINT64_MAX: none are.
      */
     uint64_t frontier;
+    /*
+     * A merge: what is not held above the target goes there alone, and what
+     * lies before @released is no longer forwarded.
+     */
+    bool sinks;
+    uint64_t released;
     bool reads_through; /* the target does, where something is missing */
     bool went_stale; /* a block became missing that was not */
     uint64_t broken; /* what the target has missed while it pivots, in all */
@@ -49,10 +58,10 @@ struct track {
     /* The target does not count as the disk when this returns.  Yields. */
     void (*withdraw)(void *arg);
     void *arg;
-    uint64_t bytes_forwarded, bytes_dirtied;
+    uint64_t bytes_forwarded, bytes_dirtied, bytes_sunk;
 };
 
-/* Begins to watch @source.  Does not yield. */
+/* Begins to watch @source, with @sinks as it is.  Does not yield. */
 void track_start(struct track *t, struct node *source, struct node *target,
                  uint32_t granularity, void (*changed)(void *arg), void *arg);
 /* Watches no more; forwards under way end by themselves.  Does not yield. */

@@ -21,6 +21,7 @@ enum transfer_preset {
     PRESET_HYBRID,
     PRESET_MIRROR,
     PRESET_COMMIT,
+    PRESET_MERGE,
 };
 
 /* What a guest's write does while the guest is on the source (design §2). */
@@ -41,6 +42,13 @@ enum sync_mode {
 enum finish {
     FINISH_SWITCH, /* it goes on on the target */
     FINISH_STAY,   /* on the source: the target is a copy as of that time */
+};
+
+/* Which image survives a merge. */
+enum merge_into {
+    MERGE_INTO_AUTO, /* whatever moves fewer bytes */
+    MERGE_INTO_SNAPSHOT,
+    MERGE_INTO_OVERLAY,
 };
 
 struct transfer_options {
@@ -67,6 +75,9 @@ struct transfer_options {
     bool exclusive;                 /* nobody else is looked for */
     const char *const *dependents_in; /* folders that are searched, too */
     size_t n_dependents_in;
+    enum merge_into into;
+    bool release;       /* the sources give their blocks back as they land */
+    uint64_t max_extra; /* bytes, with @release; 0: 4 MiB */
     bool auto_finalize, auto_dismiss;
     uint64_t max_in_flight; /* bytes; 0: the default, 64 MiB */
     uint64_t piece; /* bytes of one copy, a power of two; 0: 1 MiB */
@@ -148,6 +159,14 @@ int commit_start(struct jobs *jobs, const struct transfer_options *options,
                  struct err *err);
 int commit_plan(const struct transfer_options *options,
                 struct transfer_plan *ret, struct err *err);
+/*
+ * block-merge (S5): @device, the layers between and @base become one image,
+ * while the guest writes; the others are empty in the end.  Yields.
+ */
+int merge_start(struct jobs *jobs, const struct transfer_options *options,
+                struct err *err);
+int merge_plan(const struct transfer_options *options,
+               struct transfer_plan *ret, struct err *err);
 /* -EINVAL where the job is no mirror.  Does not yield. */
 int mirror_set_copy_mode(struct job *job, enum copy_mode mode,
                          struct err *err);
@@ -160,6 +179,8 @@ struct transfer_report {
     uint64_t bytes_skipped; /* filled by the guest meanwhile */
     uint64_t bytes_dirtied; /* by the guest, where they are missing again */
     uint64_t bytes_forwarded; /* by the guest, to both sides */
+    uint64_t bytes_sunk;      /* by the guest, to a merge's target alone */
+    uint64_t bytes_released;  /* unallocated in, or punched from, the sources */
     uint64_t pause_ns, held; /* of the switch */
     uint64_t space_needed, space_free; /* when it last ran out of space */
     uint64_t rate_bps; /* over the last seconds */

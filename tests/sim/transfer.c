@@ -44,6 +44,10 @@ start(struct sweep *s, struct jobs *jobs, const struct sweep_transfer *plan)
                                  .copy_mode = plan->mode,
                                  .wait_for_verb = plan->wait_for_verb,
                                  .delete_source = plan->delete_source,
+                                 .into = plan->into,
+                                 .release = plan->release,
+                                 .max_extra = 8192,
+                                 .exclusive = true,
                                  .auto_finalize = true};
     int r = plan->target ? open_target(s, plan->target, &o.target, &err) : 0;
 

@@ -15,6 +15,8 @@ struct sweep_transfer {
     enum copy_mode mode;
     bool wait_for_verb;
     bool delete_source;
+    enum merge_into into;
+    bool release;
     bool at_any_time; /* the verb comes when it pleases */
     uint64_t speed;   /* so slow that the guests are ahead; 0: no limit */
 };

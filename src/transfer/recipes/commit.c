@@ -37,9 +37,8 @@ active_prepare(struct job *job, struct err *err)
     return r;
 }
 
-/* The base is durable; now the layer above the top is to name it. */
-static int
-drop_layers(struct job *job, struct err *err)
+int
+sink_drop_layers(struct job *job, struct err *err)
 {
     struct transfer *t = transfer_of(job);
     struct node *overlay = t->overlay, *base = t->copy.target;
@@ -77,7 +76,7 @@ drop_layers(struct job *job, struct err *err)
     }
 
 static const struct transfer_recipe active = RECIPE(true, active_prepare);
-static const struct transfer_recipe below = RECIPE(false, drop_layers);
+static const struct transfer_recipe below = RECIPE(false, sink_drop_layers);
 
 /* The layer above the top; NULL where the top is the disk. */
 static struct node *
@@ -122,9 +121,8 @@ check(const struct transfer_options *o, struct err *err)
     return 0;
 }
 
-/* Nobody else reads what is neither the old content nor the new. */
-static int
-claim_layers(struct transfer *t, const struct transfer_options *o,
+int
+sink_claim(struct transfer *t, const struct transfer_options *o,
              struct err *err)
 {
     /* First its own, so that its layers have one user more, or that one. */
@@ -136,17 +134,13 @@ claim_layers(struct transfer *t, const struct transfer_options *o,
     }
     for (struct node *n = o->top->backing->child; n != o->base && !r;
          n = n->backing->child) {
-        t->between = xrealloc(t->between,
-                              (t->n_between + 1) * sizeof(*t->between));
-        r = transfer_claim(t, n, CLAIM_SINK, &t->between[t->n_between], err);
-        t->n_between += !r;
+        r = transfer_claim_more(t, n, CLAIM_SINK, err);
     }
     return r;
 }
 
-/* The base holds all that the top reads as, and shows nothing new by that. */
-static int
-match_base(const struct transfer_options *o, struct err *err)
+int
+sink_match_size(const struct transfer_options *o, struct err *err)
 {
     struct node *top = o->top, *base = o->base;
 
@@ -166,7 +160,7 @@ match_base(const struct transfer_options *o, struct err *err)
 static int
 prepare(struct transfer *t, const struct transfer_options *o, struct err *err)
 {
-    int r = claim_layers(t, o, err);
+    int r = sink_claim(t, o, err);
 
     if (!r) {
         r = transfer_freeze(t, t->overlay ? t->overlay : o->top, o->base, err);
@@ -174,7 +168,7 @@ prepare(struct transfer *t, const struct transfer_options *o, struct err *err)
     if (!r) {
         r = transfer_make_writable(t, o->base, err);
     }
-    return r ? r : match_base(o, err);
+    return r ? r : sink_match_size(o, err);
 }
 
 int
@@ -219,14 +213,22 @@ commit_start(struct jobs *jobs, const struct transfer_options *o,
 }
 
 int
-commit_plan(const struct transfer_options *o, struct transfer_plan *ret,
-            struct err *err)
+sink_measure(const struct transfer_options *o, struct transfer_plan *ret,
+             struct err *err)
 {
     struct transfer t = {.copy.source = o->top,
                          .copy.target = o->base,
                          .shadowed = true,
                          .sync = SYNC_TOP};
+
+    return transfer_measure(&t, mirror_next, ret, err);
+}
+
+int
+commit_plan(const struct transfer_options *o, struct transfer_plan *ret,
+            struct err *err)
+{
     int r = check(o, err);
 
-    return r ? r : transfer_measure(&t, mirror_next, ret, err);
+    return r ? r : sink_measure(o, ret, err);
 }

@@ -20,6 +20,33 @@ int mirror_make(struct jobs *jobs, const struct transfer_recipe *recipe,
                 const struct transfer_options *o, struct transfer **ret,
                 struct err *err);
 /*
+ * Sinking (commit, merge).  Claims the top, the base, and the layers between
+ * so that nobody else reads what is neither the old content nor the new.  Does
+ * not yield.
+ */
+int sink_claim(struct transfer *t, const struct transfer_options *o,
+               struct err *err);
+/* The base holds all that the top reads as, and shows nothing new by that. */
+int sink_match_size(const struct transfer_options *o, struct err *err);
+/* What sinks from o->top down to o->base.  Yields. */
+int sink_measure(const struct transfer_options *o, struct transfer_plan *ret,
+                 struct err *err);
+/* The base is durable; now the layer above the top is to name it. */
+int sink_drop_layers(struct job *job, struct err *err);
+/*
+ * dependents_check() of every layer below @top down to, without, @bottom: each
+ * is to lose data that the one above it hides or holds.  Yields.
+ */
+int check_dependents(struct node *top, struct node *bottom,
+                     const struct transfer_options *o, struct err *err);
+/*
+ * Stream: checks the options, claims the device; the job is not launched.  With
+ * `release` the layers below are claimed, too, and give back what is hidden.
+ */
+int stream_make(struct jobs *jobs, const struct transfer_recipe *recipe,
+                const struct transfer_options *o, struct transfer **ret,
+                struct err *err);
+/*
  * Post-copy: checks a target that is to get the source as its backing file,
  * all but that it is empty.
  */

@@ -120,9 +120,37 @@ check(const struct transfer_options *o, struct err *err)
     return 0;
 }
 
+/* They lose what the device hides: nobody else may read them. */
+static int
+claim_below(struct transfer *t, const struct transfer_options *o,
+            struct err *err)
+{
+    const struct edge *e = o->device->backing;
+    int r = 0;
+
+    for (; e && e->child != o->base && !r; e = e->child->backing) {
+        r = transfer_claim_more(t, e->child, CLAIM_SINK, err);
+    }
+    return r;
+}
+
+static int
+make_writable(struct transfer *t, const struct transfer_options *o,
+              struct err *err)
+{
+    int r = transfer_make_writable(t, o->device, err);
+
+    for (struct edge *e = o->device->backing;
+         o->release && e && e->child != o->base && !r; e = e->child->backing) {
+        r = transfer_make_writable(t, e->child, err);
+    }
+    return r;
+}
+
 int
-stream_start(struct jobs *jobs, const struct transfer_options *o,
-             struct err *err)
+stream_make(struct jobs *jobs, const struct transfer_recipe *as,
+            const struct transfer_options *o, struct transfer **ret,
+            struct err *err)
 {
     int r = job_check_id(jobs, o->job_id, err);
 
@@ -135,15 +163,21 @@ stream_start(struct jobs *jobs, const struct transfer_options *o,
     if (r) {
         return r;
     }
-    struct transfer *t = transfer_new(&recipe, o);
+    struct transfer *t = transfer_new(as, o);
 
     t->base = o->base ? node_ref(o->base) : NULL;
     r = transfer_claim(t, o->device, CLAIM_FILL, &t->root, err);
+    if (!r && o->release) {
+        r = claim_below(t, o, err);
+    }
     if (!r) {
         r = transfer_freeze(t, o->device, o->base, err);
     }
+    if (!r && o->release) {
+        r = check_dependents(o->device, o->base, o, err);
+    }
     if (!r) {
-        r = transfer_make_writable(t, o->device, err);
+        r = make_writable(t, o, err);
     }
     if (r) {
         transfer_discard(t);
@@ -156,8 +190,24 @@ stream_start(struct jobs *jobs, const struct transfer_options *o,
                             .fill = true,
                             .flags = REQ_BACKGROUND};
     t->backing_file = o->backing_file ? xstrdup(o->backing_file) : NULL;
-    transfer_launch(t, jobs, o);
+    if (o->release && backing) {
+        release_init(t, RELEASE_BELOW, backing->child, o->base);
+    }
+    *ret = t;
     return 0;
+}
+
+int
+stream_start(struct jobs *jobs, const struct transfer_options *o,
+             struct err *err)
+{
+    struct transfer *t;
+    int r = stream_make(jobs, &recipe, o, &t, err);
+
+    if (!r) {
+        transfer_launch(t, jobs, o);
+    }
+    return r;
 }
 
 int

@@ -1,0 +1,426 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * merge (S5): a disk's top, the layers below it and a snapshot become one.
+ *
+ * into the snapshot (docs/design/merge.md):
+ *   source   the top, with the layers between it and the snapshot
+ *   target   the snapshot, which these layers hide wherever it is written
+ *   missing  what they hold
+ *   on_write sink: the snapshot alone where they hold nothing, both where it
+ *            was copied and is not given back yet, else the top
+ *   switch   none is needed: in the end both read alike
+ *   finish   the disk goes on on the snapshot; what is above it is empty
+ *
+ * into the overlay: a stream down to what lies below the snapshot.
+ *
+ * Either way the sources give back what has landed, epoch by epoch, and a chain
+ * that was left half merged is an ordinary one.
+ */
+#include <errno.h>
+
+#include "block/dependents.h"
+#include "block/edit.h"
+#include "block/resize.h"
+#include "transfer/pivot.h"
+#include "transfer/recipes/recipes.h"
+
+enum { RETRY_MS = 5 };
+
+int
+check_dependents(struct node *top, struct node *bottom,
+                 const struct transfer_options *o, struct err *err)
+{
+    int r = 0;
+
+    for (struct node *above = top;
+         above->backing && above->backing->child != bottom && !r;
+         above = above->backing->child) {
+        const struct dependents_search search = {
+            .node = above->backing->child,
+            .except = above,
+            .folders = o->dependents_in,
+            .n_folders = o->n_dependents_in,
+            .stays = true,
+            .exclusive = o->exclusive,
+        };
+
+        r = dependents_check(&search, err);
+    }
+    return r;
+}
+
+/* Asked right before the swap: is all of the disk in the snapshot? */
+static int
+ready_to_drop(void *arg)
+{
+    struct transfer *t = arg;
+
+    if (!release_is_complete(t) || t->track.missing.n_dirty) {
+        return -EAGAIN;
+    }
+    transfer_claim_to_switch(t, true);
+    return 0;
+}
+
+/* A longer snapshot is as long as the disk before it is the disk. */
+static int
+cut_snapshot(struct transfer *t, struct err *err)
+{
+    struct node *base = t->copy.target;
+    uint64_t size = t->copy.source->size;
+
+    return base->size > size ? node_truncate(base, size, err) : 0;
+}
+
+static int
+drop_top(struct transfer *t, struct err *err)
+{
+    struct node *top = t->copy.source, *base = t->copy.target;
+    const struct edit edit = {EDIT_REPLACE, top, base};
+    const struct edit_options options = {
+        .alike = true, .check = ready_to_drop, .arg = t};
+    struct edit_report report = {0};
+    int r = release_rest(t);
+
+    if (!r) {
+        r = transfer_converge(t); /* what is held no more */
+    }
+    if (!r) {
+        r = node_flush(base);
+    }
+    if (r) {
+        return r == -ECANCELED
+                   ? r
+                   : err_set_errno(err, r, "Writing '%s' failed", base->name);
+    }
+    r = graph_edit(top->graph, &edit, 1, &options, &report, err);
+    if (r) {
+        transfer_claim_to_switch(t, false);
+    }
+    t->report.pause_ns = report.pause_ns;
+    t->report.held += report.held;
+    return r;
+}
+
+static int
+snapshot_prepare(struct job *job, struct err *err)
+{
+    struct transfer *t = transfer_of(job);
+    int r = cut_snapshot(t, err);
+
+    if (r) {
+        return r;
+    }
+    if (t->overlay) {
+        r = node_flush(t->copy.target);
+        return r ? err_set_errno(err, r, "Flushing '%s' failed",
+                                 t->copy.target->name)
+                 : sink_drop_layers(job, err);
+    }
+    t->ending = true;
+    while ((r = drop_top(t, err)) == -EAGAIN) {
+        job_sleep(job, RETRY_MS * NS_PER_MS);
+    }
+    if (!r) {
+        transfer_keep_writable(t);
+    }
+    return r;
+}
+
+#define RECIPE(find, end)                                                      \
+    {                                                                          \
+        .driver = {.type = "merge",                                            \
+                   .is_block_job = true,                                       \
+                   .run = transfer_run,                                        \
+                   .prepare = end,                                             \
+                   .clean = transfer_clean,                                    \
+                   .cancelled = transfer_cancelled},                           \
+        .next = find,                                                          \
+    }
+
+static const struct transfer_recipe into_snapshot =
+    RECIPE(mirror_next, snapshot_prepare);
+static const struct transfer_recipe into_overlay =
+    RECIPE(stream_next, stream_prepare);
+
+/* The image in use that has @node as its backing file, or NULL. */
+static struct node *
+find_overlay(struct node *node)
+{
+    list_for_each(it, &node->parents)
+    {
+        const struct edge *e = container_of(it, struct edge, link);
+
+        if (e->role == EDGE_BACKING && edge_claim(e) != CLAIM_NONE) {
+            return e->parent;
+        }
+    }
+    return NULL;
+}
+
+/* What grows must read zero there, through what lies below it. */
+static int
+check_sizes(const struct transfer_options *o, struct err *err)
+{
+    const struct node *base = o->base;
+    uint64_t size = o->device->size;
+
+    for (const struct node *n = o->device->backing->child; n != base;
+         n = n->backing->child) {
+        if (n->size < size && n->size < base->size) {
+            return err_set(err, -ENOTSUP,
+                           "Node '%s' is shorter than the layers above and "
+                           "below it",
+                           n->name);
+        }
+    }
+    if (base->size > size && !base->drv->is_filter) {
+        return err_set(err, -ENOTSUP,
+                       "The snapshot '%s' is longer than the disk '%s', and "
+                       "its format '%s' cannot shrink",
+                       base->name, o->device->name, base->drv->name);
+    }
+    return 0;
+}
+
+static int
+check(const struct transfer_options *o, struct err *err)
+{
+    if (!o->device->backing) {
+        return err_set(err, -EINVAL, "Node '%s' has no backing file to merge",
+                       o->device->name);
+    }
+    if (o->base == o->device || !chain_contains(o->device, o->base)) {
+        return err_set(err, -EINVAL, "Node '%s' is not a backing image of '%s'",
+                       o->base->name, o->device->name);
+    }
+    return 0;
+}
+
+static int
+check_into_snapshot(const struct transfer_options *o, struct err *err)
+{
+    const struct node *overlay = find_overlay(o->device);
+
+    for (const struct node *n = o->device; n != o->base;
+         n = n->backing->child) {
+        if (!n->drv->unallocate) {
+            return err_set(err, -ENOTSUP,
+                           "The format '%s' of node '%s' cannot give back "
+                           "what it holds",
+                           n->drv->name, n->name);
+        }
+    }
+    if (overlay && !overlay->drv->set_backing) {
+        return err_set(err, -ENOTSUP,
+                       "Driver '%s' of node '%s' does not support changing "
+                       "its backing file",
+                       overlay->drv->name, overlay->name);
+    }
+    return check_sizes(o, err);
+}
+
+static int
+make_writable(struct transfer *t, const struct transfer_options *o,
+              struct err *err)
+{
+    int r = 0;
+
+    for (struct node *n = o->device; !r; n = n->backing->child) {
+        r = transfer_make_writable(t, n, err);
+        if (n == o->base) {
+            break;
+        }
+    }
+    return r;
+}
+
+/* Lowest first: what is longer than the layer below it shows nothing new. */
+static int
+match_sizes(const struct transfer_options *o, struct err *err)
+{
+    uint64_t size = o->device->size;
+    int r = sink_match_size(o, err);
+
+    for (struct node *n = o->device->backing->child; n != o->base && !r;
+         n = n->backing->child) {
+        r = n->size < size ? node_truncate(n, size, err) : 0;
+    }
+    return r;
+}
+
+/* What a map in memory says from here on, the file says, too. */
+static int
+flush_layers(const struct transfer_options *o, struct err *err)
+{
+    int r = 0;
+
+    for (struct node *n = o->device; n != o->base && !r;
+         n = n->backing->child) {
+        r = node_flush(n);
+        if (r) {
+            err_set_errno(err, r, "Flushing '%s' failed", n->name);
+        }
+    }
+    return r;
+}
+
+/* In this order: what is claimed stays while the rest yields. */
+static int
+prepare(struct transfer *t, const struct transfer_options *o, struct err *err)
+{
+    int r = sink_claim(t, o, err);
+
+    if (!r) {
+        r = transfer_claim_more(t, o->device, CLAIM_FILL, err);
+    }
+    if (!r) {
+        r = transfer_freeze(t, t->overlay ? t->overlay : o->device, o->base,
+                            err);
+    }
+    if (!r) {
+        r = check_dependents(o->device, o->base->backing
+                                            ? o->base->backing->child
+                                            : NULL,
+                             o, err);
+    }
+    if (!r) {
+        r = make_writable(t, o, err);
+    }
+    if (!r) {
+        r = match_sizes(o, err);
+    }
+    return r ? r : flush_layers(o, err);
+}
+
+static int
+start_into_snapshot(struct jobs *jobs, const struct transfer_options *given,
+                    struct err *err)
+{
+    struct transfer_options o = *given;
+    struct node *overlay = find_overlay(o.device);
+    int r = check_into_snapshot(&o, err);
+
+    if (!r) {
+        r = check_other_jobs(o.device, CLAIM_READ, err);
+    }
+    if (!r) {
+        r = check_other_jobs(o.device, CLAIM_FILL, err);
+    }
+    if (!r) {
+        r = check_not_resizing(o.base, err);
+    }
+    if (r) {
+        return r;
+    }
+    struct transfer *t = transfer_new(&into_snapshot, &o);
+
+    o.top = o.device;
+    t->overlay = overlay ? node_ref(overlay) : NULL;
+    r = prepare(t, &o, err);
+    if (r) {
+        transfer_discard(t);
+        return r;
+    }
+    t->copy = (struct copy){
+        .source = o.device, .target = o.base, .flags = REQ_BACKGROUND};
+    t->shadowed = true;
+    t->guest = o.device;
+    t->sync = SYNC_TOP;
+    t->tracked = t->sinks = true;
+    t->copy_mode = COPY_MODE_FORWARD;
+    release_init(t, RELEASE_ABOVE, o.device, o.base);
+    transfer_launch(t, jobs, &o);
+    return 0;
+}
+
+static int
+start_into_overlay(struct jobs *jobs, const struct transfer_options *given,
+                   struct err *err)
+{
+    struct transfer_options o = *given;
+    struct transfer *t;
+
+    o.base = o.base->backing ? o.base->backing->child : NULL;
+    o.release = true;
+    int r = stream_make(jobs, &into_overlay, &o, &t, err);
+
+    if (!r) {
+        transfer_launch(t, jobs, &o);
+    }
+    return r;
+}
+
+/* The plan of either direction. */
+static int
+plan_into(const struct transfer_options *o, enum merge_into into,
+          struct transfer_plan *ret, struct err *err)
+{
+    struct transfer_options plan = *o;
+
+    if (into == MERGE_INTO_SNAPSHOT) {
+        int r = check_into_snapshot(o, err);
+
+        plan.top = o->device;
+        return r ? r : sink_measure(&plan, ret, err);
+    }
+    plan.base = o->base->backing ? o->base->backing->child : NULL;
+    return stream_plan(&plan, ret, err);
+}
+
+/* Where one direction cannot be gone, it is the other. */
+static int
+choose(const struct transfer_options *o, enum merge_into *ret,
+       struct transfer_plan *ret_plan, struct err *err)
+{
+    struct transfer_plan down, up;
+    auto_err no = ERR_INIT;
+
+    *ret = o->into;
+    if (o->into != MERGE_INTO_AUTO) {
+        return ret_plan ? plan_into(o, o->into, ret_plan, err) : 0;
+    }
+    int r = plan_into(o, MERGE_INTO_OVERLAY, &up, err);
+
+    if (r) {
+        return r;
+    }
+    bool sinks = !plan_into(o, MERGE_INTO_SNAPSHOT, &down, &no) &&
+                 down.bytes_to_copy <= up.bytes_to_copy;
+
+    *ret = sinks ? MERGE_INTO_SNAPSHOT : MERGE_INTO_OVERLAY;
+    if (ret_plan) {
+        *ret_plan = sinks ? down : up;
+    }
+    return 0;
+}
+
+int
+merge_start(struct jobs *jobs, const struct transfer_options *o,
+            struct err *err)
+{
+    enum merge_into into;
+    int r = job_check_id(jobs, o->job_id, err);
+
+    if (!r) {
+        r = check(o, err);
+    }
+    if (!r) {
+        r = choose(o, &into, NULL, err);
+    }
+    if (r) {
+        return r;
+    }
+    return into == MERGE_INTO_SNAPSHOT ? start_into_snapshot(jobs, o, err)
+                                       : start_into_overlay(jobs, o, err);
+}
+
+int
+merge_plan(const struct transfer_options *o, struct transfer_plan *ret,
+           struct err *err)
+{
+    enum merge_into into;
+    int r = check(o, err);
+
+    return r ? r : choose(o, &into, ret, err);
+}

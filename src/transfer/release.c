@@ -1,0 +1,408 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* See release.h, and docs/design/merge.md for why in this order. */
+#include "transfer/release.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "block/edit.h"
+#include "transfer/engine.h"
+
+#define DEFAULT_MAX_EXTRA (4 * MIB)
+
+/* Parts of the window that a layer above the target holds, and their locks. */
+struct runs {
+    struct run {
+        uint64_t off, len;
+        struct range_hold hold;
+    } *run;
+    size_t n, room;
+};
+
+void
+release_init(struct transfer *t, enum release_side side, struct node *top,
+             struct node *bottom)
+{
+    struct release *rel = &t->release;
+    unsigned n = 0;
+
+    rel->side = side;
+    rel->max_extra = rel->max_extra ? rel->max_extra : DEFAULT_MAX_EXTRA;
+    rel->unit = 1;
+    for (struct node *l = top; l && l != bottom;
+         l = l->backing ? l->backing->child : NULL) {
+        n++;
+    }
+    rel->layers = xzalloc((n + 1) * sizeof(*rel->layers));
+    rel->n_layers = n;
+    for (struct node *l = top; n; l = l->backing ? l->backing->child : NULL) {
+        rel->layers[--n] = node_ref(l);
+        /* Whatever `discard` says: this was asked for. */
+        l->unmap = true;
+        if (l->file) {
+            l->file->child->unmap = true;
+        }
+        rel->unit = max_u64(rel->unit, l->cluster_size);
+    }
+    t->piece = max_u64(min_u64(t->piece, rel->max_extra / 4), 4096);
+}
+
+void
+release_fini(struct release *rel)
+{
+    while (rel->n_layers) {
+        node_unref(rel->layers[--rel->n_layers]);
+    }
+    free(take_ptr(rel->layers));
+}
+
+static uint64_t
+epoch_bytes(const struct release *rel)
+{
+    return max_u64(rel->max_extra / 2, rel->unit);
+}
+
+bool
+release_has_room(const struct transfer *t)
+{
+    return !t->flushing || t->release.handed_out < epoch_bytes(&t->release);
+}
+
+bool
+release_is_due(const struct transfer *t, uint64_t passed)
+{
+    const struct release *rel = &t->release;
+
+    return rel->handed_out >= epoch_bytes(rel) &&
+           align_down(passed, rel->unit) > rel->upto;
+}
+
+static bool
+is_over(const struct transfer *t)
+{
+    return t->error || job_cancelled(&t->job);
+}
+
+/* The runs. */
+
+static void
+add_run(struct runs *runs, uint64_t off, uint64_t len)
+{
+    struct run *last = runs->n ? &runs->run[runs->n - 1] : NULL;
+
+    if (last && last->off + last->len == off) {
+        last->len += len;
+        return;
+    }
+    if (runs->n == runs->room) {
+        runs->room = runs->room * 2 + 16;
+        runs->run = xrealloc(runs->run, runs->room * sizeof(*runs->run));
+    }
+    runs->run[runs->n++] = (struct run){.off = off, .len = len};
+}
+
+/* What layers above the target hold of [off, end): whole clusters of theirs. */
+static int
+find_held(struct transfer *t, uint64_t off, uint64_t end, uint64_t most,
+          struct runs *ret)
+{
+    uint64_t found = 0;
+
+    while (off < end && found < most) {
+        struct extent ext;
+        struct node *layer;
+        int r = chain_status(t->copy.source, t->copy.target, off,
+                             min_u64(end - off, GIB), false, &ext, &layer);
+
+        if (r) {
+            return r;
+        }
+        if (layer) {
+            add_run(ret, off, ext.len);
+            found += ext.len;
+        }
+        off += ext.len;
+        coro_relax();
+    }
+    return 0;
+}
+
+static void
+lock_runs(struct transfer *t, struct runs *runs)
+{
+    for (size_t i = 0; i < runs->n; i++) {
+        struct run *run = &runs->run[i];
+
+        range_lock_queue(&t->copy.source->ranges, &run->hold, run->off,
+                         run->off + run->len, RANGE_EXCLUSIVE);
+    }
+    for (size_t i = 0; i < runs->n; i++) {
+        range_lock_wait(&runs->run[i].hold);
+    }
+}
+
+static void
+unlock_runs(struct transfer *t, struct runs *runs)
+{
+    for (size_t i = 0; i < runs->n; i++) {
+        range_lock_release(&t->copy.source->ranges, &runs->run[i].hold);
+    }
+}
+
+/*
+ * Takes what @layer holds of the run away from it.  *ret_changed: it held
+ * something.
+ */
+static int
+unallocate(struct transfer *t, struct node *layer, struct run *run,
+           bool *ret_changed)
+{
+    uint64_t off = run->off, end = min_u64(run->off + run->len, layer->size);
+
+    while (off < end) {
+        struct extent ext;
+        int r = node_status(layer, off, end - off, false, &ext);
+
+        if (!r && ext.kind != EXTENT_UNALLOCATED) {
+            r = node_unallocate(layer, off, ext.len,
+                                layer == t->copy.source ? &run->hold : NULL);
+            t->report.bytes_released += r ? 0 : ext.len;
+            *ret_changed = true;
+        }
+        if (r) {
+            return r;
+        }
+        off += ext.len;
+    }
+    return 0;
+}
+
+/* The lowest layer first; each is durable before the next. */
+static int
+unallocate_runs(struct transfer *t, struct runs *runs)
+{
+    int r = 0;
+
+    for (unsigned i = 0; i < t->release.n_layers && !r; i++) {
+        struct node *layer = t->release.layers[i];
+        bool changed = false;
+
+        for (size_t k = 0; k < runs->n && !r; k++) {
+            r = unallocate(t, layer, &runs->run[k], &changed);
+        }
+        if (!r && changed) {
+            r = node_flush(layer);
+        }
+    }
+    return r;
+}
+
+/* The workers of a range are done, and nothing in it is dirty. */
+static int
+settle(struct transfer *t, uint64_t off, uint64_t end)
+{
+    while (!is_over(t)) {
+        uint64_t at, len;
+        bool dirty = t->tracked && dirty_set_next(&t->track.missing, off, end,
+                                                  &at, &len);
+
+        if (transfer_is_active(t, off, end - off)) {
+            waitq_wait(&t->worker_done);
+        } else if (!dirty) {
+            return 0;
+        } else if (t->track.late) {
+            waitq_wait(&t->worker_done);
+        } else {
+            transfer_copy_dirty(t, at, min_u64(len, t->piece));
+        }
+    }
+    return t->error ? t->error : -ECANCELED;
+}
+
+/* The window is [off, end): nothing in it is missing from the target. */
+static int
+release_above(struct transfer *t, uint64_t off, uint64_t end)
+{
+    struct runs runs = {0};
+    bool clean = false;
+    int r = 0;
+
+    while (!r && !clean) {
+        r = settle(t, off, end);
+        if (!r) {
+            r = node_flush(t->copy.target);
+        }
+        runs.n = 0;
+        if (!r) {
+            r = find_held(t, off, end, UINT64_MAX, &runs);
+        }
+        if (r) {
+            break;
+        }
+        lock_runs(t, &runs);
+        clean = !dirty_set_any(&t->track.missing, off, end - off) &&
+                !t->track.late;
+        if (clean) {
+            r = unallocate_runs(t, &runs);
+        }
+        unlock_runs(t, &runs);
+    }
+    free(runs.run);
+    return r;
+}
+
+/* Of a layer below: the clusters of [off, end) that the target hides. */
+static int
+release_layer_below(struct transfer *t, struct node *layer, uint64_t off,
+                    uint64_t end)
+{
+    uint64_t unit = max_u64(layer->cluster_size, layer->limits.min_align);
+
+    end = min_u64(end, layer->size);
+    while (off < end) {
+        struct extent hides, ext;
+        int r = node_status(t->copy.target, off, end - off, false, &hides);
+
+        if (!r) {
+            r = node_status(layer, off, hides.len, true, &ext);
+        }
+        if (r) {
+            return r;
+        }
+        uint64_t from = align_up(off, unit);
+        uint64_t to = off + ext.len == layer->size
+                          ? layer->size
+                          : align_down(off + ext.len, unit);
+
+        if (hides.kind != EXTENT_UNALLOCATED && from < to &&
+            ext.kind != EXTENT_UNALLOCATED) {
+            r = layer->drv->unallocate
+                    ? node_unallocate(layer, from, to - from, NULL)
+                    : node_discard(layer, from, to - from);
+            t->report.bytes_released += r ? 0 : to - from;
+        }
+        if (r) {
+            return r;
+        }
+        off += ext.len;
+    }
+    return 0;
+}
+
+/* A read that began while the target did not hold it goes on downwards. */
+static int
+wait_for_readers(struct transfer *t)
+{
+    struct node *target = t->copy.target;
+    const struct edit edit = {EDIT_NOTHING, target, NULL};
+    const struct edit_options options = {.alike = true};
+
+    return graph_edit(target->graph, &edit, 1, &options, NULL, NULL);
+}
+
+static int
+release_below(struct transfer *t, uint64_t off, uint64_t end)
+{
+    int r = settle(t, off, end);
+
+    if (!r) {
+        r = node_flush(t->copy.target);
+    }
+    if (!r) {
+        r = wait_for_readers(t);
+    }
+    for (unsigned i = 0; i < t->release.n_layers && !r; i++) {
+        r = release_layer_below(t, t->release.layers[i], off, end);
+    }
+    return r;
+}
+
+static void
+fail(struct transfer *t, int r)
+{
+    if (r && r != -ECANCELED && !t->error) {
+        t->error = r;
+    }
+}
+
+void
+release_epoch(struct transfer *t, uint64_t passed)
+{
+    struct release *rel = &t->release;
+    uint64_t size = t->copy.target->size;
+    uint64_t end = passed >= size ? size : align_down(passed, rel->unit);
+    int r = rel->side == RELEASE_ABOVE ? release_above(t, rel->upto, end)
+                                       : release_below(t, rel->upto, end);
+
+    if (!r) {
+        rel->upto = end;
+        t->track.released = end;
+    }
+    fail(t, r);
+}
+
+/*
+ * Behind the window something can be held again, or still: a write that was
+ * under way when the window passed.  Such a part is a window of its own.
+ */
+static int
+release_left_over(struct transfer *t, struct run *run)
+{
+    uint64_t off = align_down(run->off, t->release.unit);
+    uint64_t end = align_up(run->off + run->len, t->release.unit);
+
+    t->track.released = off;
+    t->track.frontier = end;
+    int r = release_above(t, off, end);
+
+    t->track.released = t->track.frontier = UINT64_MAX;
+    return r;
+}
+
+/* *ret: nothing is held, and nothing can be that was not seen. */
+static int
+look_for_held(struct transfer *t, bool *ret)
+{
+    struct runs runs = {0};
+
+    /* The window is shut; who wrote through it, or earlier, is waited for. */
+    grace_wait(&t->copy.source->changes);
+    uint64_t own = t->track.tap.own_begun;
+    int r = find_held(t, 0, t->copy.source->size, epoch_bytes(&t->release),
+                      &runs);
+
+    *ret = !r && !runs.n && own == t->track.tap.own_begun &&
+           !t->track.tap.own_busy;
+    t->release.own_seen = own;
+    for (size_t i = 0; i < runs.n && !r; i++) {
+        r = release_left_over(t, &runs.run[i]);
+    }
+    free(runs.run);
+    return r;
+}
+
+int
+release_rest(struct transfer *t)
+{
+    bool none = t->release.side != RELEASE_ABOVE;
+    int r = 0;
+
+    while (t->flushing && !is_over(t)) {
+        waitq_wait(&t->worker_done);
+    }
+    if (!is_over(t) && t->release.upto < t->copy.target->size) {
+        release_epoch(t, t->copy.target->size);
+    }
+    while (!is_over(t) && !none) {
+        r = look_for_held(t, &none);
+        fail(t, r);
+    }
+    return t->error ? t->error : job_cancelled(&t->job) ? -ECANCELED : 0;
+}
+
+bool
+release_is_complete(const struct transfer *t)
+{
+    return t->track.tap.own_begun == t->release.own_seen &&
+           !t->track.tap.own_busy;
+}

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * The sweeps over block-merge under guests that write: into the snapshot and
+ * into the overlay, with clusters of all sizes above and below.  At every
+ * moment the disk's top reads right as an ordinary chain; once the merge is
+ * over, the survivor does, too; and a merge that a crash has cut goes on.
+ */
+#include <errno.h>
+
+#include "base/bytes.h"
+#include "sim/cases.h"
+#include "sim/transfer.h"
+
+enum { SIZE = 40 * 1024 };
+
+#define IMAGE(driver, file)                                                    \
+    "{\"driver\":\"" driver "\",\"node-name\":\"top\",\"discard\":\"unmap\","  \
+    "\"file\":{\"driver\":\"file\",\"filename\":\"" file "\"}}"
+#define TOP(format, cluster, below, below_format)                              \
+    "create " format " top " cluster " backing-file=" below                    \
+    " backing-fmt=" below_format " size=40960\n"                               \
+    "fill " format " top 20 30 2001\n"                                         \
+    "fill " format " top 70 3 3001\n"
+#define QCOW2_TOP(cluster, below)                                              \
+    TOP("qcow2", "cluster-size=" cluster, "base", below)
+#define QCOW2_BASE(cluster)                                                    \
+    "create qcow2 base cluster-size=" cluster " size=40960\n"                  \
+    "fill qcow2 base 5 60 1\n"
+#define QED_BASE                                                               \
+    "create qed base size=40960\n"                                             \
+    "fill qed base 5 60 1\n"
+/* Shorter than the disk: it grows. */
+#define RAW_BASE                                                               \
+    "create file base size=30720\n"                                            \
+    "fill raw base 5 50 1\n"
+/* Below the snapshot there is one more. */
+#define BELOW                                                                  \
+    "create qcow2 root cluster-size=2048 size=40960\n"                         \
+    "fill qcow2 root 0 80 501\n"
+#define BASE_ON_ROOT                                                           \
+    "create qcow2 base cluster-size=1024 backing-file=root "                   \
+    "backing-fmt=qcow2 size=40960\n"                                           \
+    "fill qcow2 base 5 40 1\n"
+/* Three layers that become one: middle <- other <- top above the base. */
+#define THREE                                                                  \
+    "create qcow2 middle cluster-size=512 backing-file=base "                  \
+    "backing-fmt=qcow2 size=40960\n"                                           \
+    "fill qcow2 middle 10 17 1001\n"                                           \
+    "create qcow2 other cluster-size=4096 backing-file=middle "                \
+    "backing-fmt=qcow2 size=40960\n"                                           \
+    "fill qcow2 other 26 3 1501\n"                                             \
+    TOP("qcow2", "cluster-size=1024", "other", "qcow2")
+
+static void
+merge(struct sweep *s, const struct sweep_transfer *plan)
+{
+    struct node *base = sweep_layer(s, plan->base);
+
+    sweep_run_transfer(s, plan);
+    if (s->done && plan->into == MERGE_INTO_SNAPSHOT &&
+        root_node(s->root) != base) {
+        sweep_fail(s, "the merge ended, but the disk is where it was");
+    }
+    if (s->done && plan->into == MERGE_INTO_OVERLAY && s->top->backing &&
+        chain_contains(s->top, base)) {
+        sweep_fail(s, "the merge ended, but the chain is as it was");
+    }
+}
+
+static void
+sink(struct sweep *s)
+{
+    merge(s, &(struct sweep_transfer){.preset = PRESET_MERGE,
+                                      .into = MERGE_INTO_SNAPSHOT,
+                                      .base = 1});
+}
+
+static void
+sink_three(struct sweep *s)
+{
+    merge(s, &(struct sweep_transfer){.preset = PRESET_MERGE,
+                                      .into = MERGE_INTO_SNAPSHOT,
+                                      .base = 3});
+}
+
+static void
+rise(struct sweep *s)
+{
+    merge(s, &(struct sweep_transfer){.preset = PRESET_MERGE,
+                                      .into = MERGE_INTO_OVERLAY,
+                                      .base = 1});
+}
+
+static void
+rise_three(struct sweep *s)
+{
+    merge(s, &(struct sweep_transfer){.preset = PRESET_MERGE,
+                                      .into = MERGE_INTO_OVERLAY,
+                                      .base = 3});
+}
+
+static void
+stream_with_release(struct sweep *s)
+{
+    merge(s, &(struct sweep_transfer){.preset = PRESET_STREAM,
+                                      .release = true});
+}
+
+/* What a crash has left half merged is merged, then judged. */
+static void
+merge_again(struct graph *graph, struct node *top)
+{
+    struct jobs *jobs = jobs_new(graph_loop(graph), NULL, NULL);
+    const struct transfer_options o = {
+        .job_id = "again",
+        .device = top,
+        .base = top->backing ? top->backing->child : NULL,
+        .into = MERGE_INTO_SNAPSHOT,
+        .max_extra = 8192,
+        .exclusive = true,
+        .auto_finalize = true};
+
+    if (o.base && !transfer_start(jobs, PRESET_MERGE, &o, NULL)) {
+        struct job *job = jobs_find(jobs, "again");
+
+        while (job->status != JOB_CONCLUDED) {
+            waitq_wait(&job->changed);
+        }
+    }
+    jobs_free(jobs);
+}
+
+#define COMMON                                                                 \
+    .size = SIZE, .guests = 2, .ops = 20, .max_states = 12,                    \
+    .think_ns = 2 * NS_PER_MS, .disturb = sweep_cancel_job
+#define DISK .options = IMAGE("qcow2", "top")
+#define QED_DISK .options = IMAGE("qed", "top")
+
+static const struct sweep_setup setups[] = {
+    {.name = "merge",
+     .image = QCOW2_BASE("1024") QCOW2_TOP("1024", "qcow2"),
+     .operation = sink,
+     DISK,
+     COMMON},
+    {.name = "merge-survivor",
+     .image = QCOW2_BASE("1024") QCOW2_TOP("1024", "qcow2"),
+     .judge_moved = IMAGE("qcow2", "base"),
+     .operation = sink,
+     DISK,
+     COMMON},
+    {.name = "merge-again",
+     .image = QCOW2_BASE("1024") QCOW2_TOP("1024", "qcow2"),
+     .operation = sink,
+     .recover = merge_again,
+     DISK,
+     COMMON},
+    {.name = "merge-small-on-big",
+     .image = QCOW2_BASE("4096") QCOW2_TOP("512", "qcow2"),
+     .operation = sink,
+     DISK,
+     COMMON},
+    {.name = "merge-big-on-small",
+     .image = QCOW2_BASE("512") QCOW2_TOP("4096", "qcow2"),
+     .operation = sink,
+     DISK,
+     COMMON},
+    {.name = "merge-into-raw",
+     .image = RAW_BASE QCOW2_TOP("1024", "raw"),
+     .judge_moved = IMAGE("raw", "base"),
+     .operation = sink,
+     DISK,
+     COMMON},
+    {.name = "merge-into-qed",
+     .image = QED_BASE QCOW2_TOP("1024", "qed"),
+     .judge_moved = IMAGE("qed", "base"),
+     .operation = sink,
+     DISK,
+     COMMON},
+    {.name = "merge-of-qed",
+     .image = QCOW2_BASE("1024") TOP("qed", "", "base", "qcow2"),
+     .operation = sink,
+     QED_DISK,
+     COMMON},
+    {.name = "merge-on-root",
+     .image = BELOW BASE_ON_ROOT QCOW2_TOP("1024", "qcow2"),
+     .operation = sink,
+     DISK,
+     COMMON},
+    {.name = "merge-three",
+     .image = BELOW BASE_ON_ROOT THREE,
+     .operation = sink_three,
+     DISK,
+     COMMON},
+    {.name = "merge-up",
+     .image = BELOW BASE_ON_ROOT QCOW2_TOP("1024", "qcow2"),
+     .operation = rise,
+     DISK,
+     COMMON},
+    {.name = "merge-up-raw",
+     .image = RAW_BASE QCOW2_TOP("4096", "raw"),
+     .operation = rise,
+     DISK,
+     COMMON},
+    {.name = "merge-up-qed",
+     .image = QED_BASE TOP("qed", "", "base", "qed"),
+     .operation = rise,
+     QED_DISK,
+     COMMON},
+    {.name = "merge-up-three",
+     .image = BELOW BASE_ON_ROOT THREE,
+     .operation = rise_three,
+     DISK,
+     COMMON},
+    {.name = "stream-release",
+     .image = BELOW BASE_ON_ROOT THREE,
+     .operation = stream_with_release,
+     DISK,
+     COMMON},
+};
+
+int
+main(int argc, char **argv)
+{
+    cases_run(argc, argv, setups, ARRAY_LEN(setups), 300);
+    tap_run("a crash after a failure leaves a right disk",
+            cases_failures_and_crashes);
+    tap_run("a cancel at any moment leaves a right disk",
+            cases_switches);
+    return tap_done();
+}
