@@ -58,21 +58,6 @@ stays(const struct copy *c)
 
 /* As the daemon finds them. */
 static json_t *
-absolute_folders(const struct copy *c)
-{
-    json_t *list = json_array(), *folder;
-    size_t i;
-
-    json_array_foreach(c->folders, i, folder)
-    {
-        auto_free char *path = disk_absolute(json_string_value(folder));
-
-        json_array_append_new(list, json_string(path));
-    }
-    return list;
-}
-
-static json_t *
 block_copy_arguments(const struct copy *c)
 {
     json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:s, s:b}", "job-id", c->id,
@@ -96,7 +81,7 @@ block_copy_arguments(const struct copy *c)
         json_object_set_new(o, "upgrade", json_true());
     }
     if (json_array_size(c->folders)) {
-        json_object_set_new(o, "dependents-in", absolute_folders(c));
+        json_object_set_new(o, "dependents-in", disk_absolute_list(c->folders));
     }
     return o;
 }

@@ -117,3 +117,18 @@ disk_absolute(const char *path)
 
     return here ? xasprintf("%s/%s", here, path) : xstrdup(path);
 }
+
+json_t *
+disk_absolute_list(json_t *paths)
+{
+    json_t *list = json_array(), *path;
+    size_t i;
+
+    json_array_foreach(paths, i, path)
+    {
+        auto_free char *full = disk_absolute(json_string_value(path));
+
+        json_array_append_new(list, json_string(full));
+    }
+    return list;
+}

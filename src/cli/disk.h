@@ -25,5 +25,7 @@ int disk_info(struct qmp_client *c, const char *node, json_t **ret,
 char *disk_free_name(struct qmp_client *c, const char *wish, struct err *err);
 /* The path as the daemon, which runs elsewhere, finds it; the caller's. */
 char *disk_absolute(const char *path);
+/* The same of an array of strings (borrowed). */
+json_t *disk_absolute_list(json_t *paths);
 
 #endif

@@ -47,6 +47,12 @@ const struct verb cli_verbs[] = {
      "commit DISK [--top NODE] [--base NODE] [--speed RATE] [--job-id ID] "
      "[--manual] [--detach|--wait]",
      "move layers of a daemon's disk into one below them", verb_commit, false},
+    {"merge",
+     "merge DISK [--snapshot NODE] [--into snapshot|overlay|auto] [--delete] "
+     "[--dependents-in DIR] [--exclusive] [--speed RATE] [--job-id ID] "
+     "[--detach]",
+     "make a daemon's disk and its snapshot one image, in place", verb_merge,
+     false},
     {"snapshot", "snapshot DISK FILE | DISK=FILE... [-f FORMAT]",
      "put new overlays on a daemon's disks, all at one instant", verb_snapshot,
      false},

@@ -133,6 +133,8 @@ cmd_block_stream(struct control *ctl, const struct args_block_stream *args,
     struct transfer_options o = {
         .job_id = args->job_id ? args->job_id : "",
         .backing_file = args->backing_file,
+        .release = args->release,
+        .exclusive = args->exclusive,
         .on_error = take_on_error(args->has_on_error, args->on_error,
                                   ON_ERROR_AUTO),
         .auto_finalize = !args->has_auto_finalize || args->auto_finalize,
@@ -242,6 +244,7 @@ cmd_block_commit(struct control *ctl, const struct args_block_commit *args,
                                   ON_ERROR_REPORT),
         .on_target_error = take_on_error(args->has_on_error, args->on_error,
                                          ON_ERROR_AUTO),
+        .wait_for_verb = true,
         .auto_finalize = !args->has_auto_finalize || args->auto_finalize,
         .auto_dismiss = !args->has_auto_dismiss || args->auto_dismiss,
     };
@@ -249,6 +252,13 @@ cmd_block_commit(struct control *ctl, const struct args_block_commit *args,
 
     if (!r) {
         r = take_speed(args->speed, &o, err);
+    }
+    if (!r && args->release) {
+        o.device = o.top;
+        o.release = true;
+        o.exclusive = args->exclusive;
+        o.into = MERGE_INTO_SNAPSHOT;
+        return transfer_start(ctl->jobs, PRESET_MERGE, &o, err);
     }
     return r ? r : transfer_start(ctl->jobs, PRESET_COMMIT, &o, err);
 }

@@ -92,6 +92,21 @@ take_deletion(bool delete_source, bool exclusive, json_t *dependents_in,
     o->n_dependents_in = n;
 }
 
+json_t *
+plan_answer(const struct transfer_plan *plan, json_t *drops)
+{
+    json_t *o = json_pack("{s:I, s:I, s:I, s:o}", "bytes-to-copy",
+                          (json_int_t)plan->bytes_to_copy, "bytes-to-zero",
+                          (json_int_t)plan->bytes_to_zero, "space-needed",
+                          (json_int_t)plan->space_needed, "drops", drops);
+
+    if (plan->space_free <= INT64_MAX) {
+        json_object_set_new(o, "space-free",
+                            json_integer((json_int_t)plan->space_free));
+    }
+    return o;
+}
+
 int
 plan_transfer(enum transfer_preset preset, const struct transfer_options *o,
               json_t *drops, json_t **ret, struct err *err)
@@ -99,18 +114,12 @@ plan_transfer(enum transfer_preset preset, const struct transfer_options *o,
     struct transfer_plan plan;
     int r = transfer_plan(preset, o, &plan, err);
 
-    if (!r) {
-        *ret = json_pack("{s:I, s:I, s:I, s:O}", "bytes-to-copy",
-                         (json_int_t)plan.bytes_to_copy, "bytes-to-zero",
-                         (json_int_t)plan.bytes_to_zero, "space-needed",
-                         (json_int_t)plan.space_needed, "drops", drops);
-        if (plan.space_free <= INT64_MAX) {
-            json_object_set_new(*ret, "space-free",
-                                json_integer((json_int_t)plan.space_free));
-        }
+    if (r) {
+        json_decref(drops);
+        return r;
     }
-    json_decref(drops);
-    return r;
+    *ret = plan_answer(&plan, drops);
+    return 0;
 }
 
 /* block-transfer. */
@@ -144,7 +153,8 @@ static int
 check_nodes(enum transfer_preset preset, struct transfer_options *o,
             struct err *err)
 {
-    bool in_chain = preset == PRESET_STREAM || preset == PRESET_COMMIT;
+    bool in_chain = preset == PRESET_STREAM || preset == PRESET_COMMIT ||
+                    preset == PRESET_MERGE;
 
     if (in_chain && (o->target || o->replaces)) {
         return err_set(err, -EINVAL,
@@ -159,8 +169,12 @@ check_nodes(enum transfer_preset preset, struct transfer_options *o,
     if (!in_chain && !o->target) {
         return err_set(err, -EINVAL, "Parameter 'target' is missing");
     }
-    if (preset == PRESET_STREAM && o->top) {
-        return err_set(err, -EINVAL, "A stream has no parameter 'top-node'");
+    if (preset != PRESET_COMMIT && o->top) {
+        return err_set(err, -EINVAL, "A %s has no parameter 'top-node'",
+                       preset == PRESET_MERGE ? "merge" : "stream");
+    }
+    if (preset == PRESET_MERGE && !o->base) {
+        o->base = o->device->backing ? o->device->backing->child : o->device;
     }
     if (preset == PRESET_COMMIT) {
         o->top = o->top ? o->top : o->device;
@@ -189,6 +203,8 @@ cmd_block_transfer(struct control *ctl,
         .granularity = args->granularity,
         .target_is_zero = args->target_is_zero,
         .upgrade = args->upgrade,
+        .release = args->has_release ? args->release
+                                     : preset == PRESET_MERGE,
         .on_error = take_on_error(args->has_on_source_error,
                                   args->on_source_error,
                                   preset == PRESET_STREAM ? ON_ERROR_AUTO
@@ -234,13 +250,16 @@ cmd_query_transfers(struct control *ctl,
             continue;
         }
         json_t *report = json_pack(
-            "{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "id",
+            "{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
+            "s:I}", "id",
             job->id, "type", job->driver->type, "bytes-moved",
             (json_int_t)r.bytes_moved, "bytes-cloned",
             (json_int_t)r.bytes_cloned, "bytes-zeroed",
             (json_int_t)r.bytes_zeroed, "bytes-dirtied",
             (json_int_t)r.bytes_dirtied, "bytes-forwarded",
-            (json_int_t)r.bytes_forwarded, "pause-ns", (json_int_t)r.pause_ns,
+            (json_int_t)r.bytes_forwarded, "bytes-sunk",
+            (json_int_t)r.bytes_sunk, "bytes-released",
+            (json_int_t)r.bytes_released, "pause-ns", (json_int_t)r.pause_ns,
             "requests-held", (json_int_t)r.held, "rate-bps",
             (json_int_t)r.rate_bps, "elapsed-ns", (json_int_t)r.elapsed_ns);
 

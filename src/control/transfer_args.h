@@ -26,6 +26,8 @@ enum transfer_preset take_copy_preset(bool given, enum qmp_copy_mode mode);
  */
 void take_deletion(bool delete_source, bool exclusive, json_t *dependents_in,
                    struct transfer_options *o);
+/* What a query-*-plan answers; takes @drops.  Does not yield. */
+json_t *plan_answer(const struct transfer_plan *plan, json_t *drops);
 /*
  * Answers as a query-*-plan does.  Takes @drops, the names of the nodes that
  * would leave the chain.  Yields.

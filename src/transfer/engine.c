@@ -652,6 +652,7 @@ transfer_work(struct transfer *t)
     t->rest = (struct missing){0};
     t->hot_n = 0;
     governor_init(&t->governor);
+    release_begin(t);
     start_taps(t);
     if (t->tracked && t->hybrid) {
         job_set_ready(&t->job);

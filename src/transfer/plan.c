@@ -55,13 +55,13 @@ count_new(struct counter *c, struct node *target, uint64_t off, uint64_t len)
 
 /* With the tables that the new clusters may need, and their last, begun ones. */
 static uint64_t
-with_metadata(const struct node *target, uint64_t bytes)
+metadata_for(const struct node *target, uint64_t bytes)
 {
     uint64_t unit = target->cluster_size;
 
     return !bytes || target->drv->is_protocol || unit < 512
-               ? bytes
-               : bytes + bytes / unit * META_PER_CLUSTER + 4 * unit;
+               ? 0
+               : bytes / unit * META_PER_CLUSTER + 4 * unit;
 }
 
 int
@@ -87,7 +87,11 @@ transfer_measure(struct transfer *t, transfer_next *next,
         plan.bytes_to_zero += m.zero ? m.len : 0;
         coro_relax();
     }
-    plan.space_needed = with_metadata(target, counter.bytes);
+    plan.space_needed = counter.bytes;
+    if (t->release.side) {
+        plan.space_needed = min_u64(plan.space_needed, release_extra(t));
+    }
+    plan.space_needed += metadata_for(target, counter.bytes);
     if (node_free_space(target, &plan.space_free)) {
         plan.space_free = UINT64_MAX;
     }
@@ -100,7 +104,8 @@ transfer_check_space(struct transfer *t, struct err *err)
 {
     struct node *target = t->copy.target;
     struct transfer_plan plan;
-    uint64_t most = with_metadata(target, target->size), have;
+    uint64_t most = target->size + metadata_for(target, target->size);
+    uint64_t have;
 
     if (node_free_space(target, &have) || have >= most) {
         return 0; /* there is always room, or it is not known */

@@ -37,14 +37,39 @@ release_init(struct transfer *t, enum release_side side, struct node *top,
     rel->n_layers = n;
     for (struct node *l = top; n; l = l->backing ? l->backing->child : NULL) {
         rel->layers[--n] = node_ref(l);
-        /* Whatever `discard` says: this was asked for. */
-        l->unmap = true;
-        if (l->file) {
-            l->file->child->unmap = true;
-        }
         rel->unit = max_u64(rel->unit, l->cluster_size);
     }
     t->piece = max_u64(min_u64(t->piece, rel->max_extra / 4), 4096);
+}
+
+void
+release_begin(struct transfer *t)
+{
+    for (unsigned i = 0; i < t->release.n_layers; i++) {
+        struct node *layer = t->release.layers[i];
+
+        layer->unmap = true;
+        if (layer->file) {
+            layer->file->child->unmap = true;
+        }
+    }
+}
+
+uint64_t
+release_extra(const struct transfer *t)
+{
+    const struct release *rel = &t->release;
+    const struct node *target = node_local_file(t->copy.target);
+
+    for (unsigned i = 0; i < rel->n_layers; i++) {
+        const struct node *file = node_local_file(rel->layers[i]);
+
+        if (!target || !file || file->file_id.dev != target->file_id.dev) {
+            return UINT64_MAX;
+        }
+    }
+    return max_u64(rel->max_extra, 2 * rel->unit) +
+           2 * max_u64(rel->unit, t->copy.target->cluster_size);
 }
 
 void

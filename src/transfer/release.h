@@ -39,6 +39,16 @@ struct release {
  */
 void release_init(struct transfer *t, enum release_side side, struct node *top,
                   struct node *bottom);
+/*
+ * From here on the layers' files give their blocks back, whatever `discard`
+ * says: this was asked for.  Does not yield.
+ */
+void release_begin(struct transfer *t);
+/*
+ * The most data, bytes, that is there twice at a time; UINT64_MAX where what
+ * is given back is of no use to the target: another file system.  No yield.
+ */
+uint64_t release_extra(const struct transfer *t);
 void release_fini(struct release *release);
 /* May another piece be handed out?  Else an epoch is to end first; no yield. */
 bool release_has_room(const struct transfer *t);

@@ -165,6 +165,9 @@ int commit_plan(const struct transfer_options *options,
  */
 int merge_start(struct jobs *jobs, const struct transfer_options *options,
                 struct err *err);
+/* Which way it goes, and what that takes; checks.  Yields. */
+int merge_choose(const struct transfer_options *options, enum merge_into *ret,
+                 struct transfer_plan *ret_plan, struct err *err);
 int merge_plan(const struct transfer_options *options,
                struct transfer_plan *ret, struct err *err);
 /* -EINVAL where the job is no mirror.  Does not yield. */

@@ -71,6 +71,7 @@ static void
 sink(struct sweep *s)
 {
     merge(s, &(struct sweep_transfer){.preset = PRESET_MERGE,
+                                      .release = true,
                                       .into = MERGE_INTO_SNAPSHOT,
                                       .base = 1});
 }
@@ -79,6 +80,7 @@ static void
 sink_three(struct sweep *s)
 {
     merge(s, &(struct sweep_transfer){.preset = PRESET_MERGE,
+                                      .release = true,
                                       .into = MERGE_INTO_SNAPSHOT,
                                       .base = 3});
 }
@@ -87,6 +89,7 @@ static void
 rise(struct sweep *s)
 {
     merge(s, &(struct sweep_transfer){.preset = PRESET_MERGE,
+                                      .release = true,
                                       .into = MERGE_INTO_OVERLAY,
                                       .base = 1});
 }
@@ -95,6 +98,7 @@ static void
 rise_three(struct sweep *s)
 {
     merge(s, &(struct sweep_transfer){.preset = PRESET_MERGE,
+                                      .release = true,
                                       .into = MERGE_INTO_OVERLAY,
                                       .base = 3});
 }
@@ -116,6 +120,7 @@ merge_again(struct graph *graph, struct node *top)
         .device = top,
         .base = top->backing ? top->backing->child : NULL,
         .into = MERGE_INTO_SNAPSHOT,
+        .release = true,
         .max_extra = 8192,
         .exclusive = true,
         .auto_finalize = true};

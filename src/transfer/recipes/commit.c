@@ -204,7 +204,7 @@ commit_start(struct jobs *jobs, const struct transfer_options *o,
     t->guest = o->device;
     t->sync = SYNC_TOP;
     t->tracked = !overlay;
-    t->wait_for_verb = !overlay;
+    t->wait_for_verb = !overlay && o->wait_for_verb;
     t->copy_mode = o->copy_mode;
     t->on_target_error = o->on_target_error;
     t->backing_file = o->backing_file ? xstrdup(o->backing_file) : NULL;
@@ -221,7 +221,13 @@ sink_measure(const struct transfer_options *o, struct transfer_plan *ret,
                          .shadowed = true,
                          .sync = SYNC_TOP};
 
-    return transfer_measure(&t, mirror_next, ret, err);
+    if (o->release) {
+        release_init(&t, RELEASE_ABOVE, o->top, o->base);
+    }
+    int r = transfer_measure(&t, mirror_next, ret, err);
+
+    release_fini(&t.release);
+    return r;
 }
 
 int

@@ -21,6 +21,7 @@
 #include "block/dependents.h"
 #include "block/edit.h"
 #include "block/resize.h"
+#include "journal/intent.h"
 #include "transfer/pivot.h"
 #include "transfer/recipes/recipes.h"
 
@@ -102,8 +103,50 @@ drop_top(struct transfer *t, struct err *err)
     return r;
 }
 
+/* Empty by now, and in no chain; the uppermost first, so that none dangles. */
 static int
-snapshot_prepare(struct job *job, struct err *err)
+delete_layers(struct transfer *t, struct err *err)
+{
+    struct release *rel = &t->release;
+    int r = 0;
+
+    for (unsigned i = rel->n_layers; i-- && t->delete_source && !r;) {
+        const struct node *file = node_local_file(rel->layers[i]);
+        const struct dependents_search search = {
+            .node = rel->layers[i],
+            .except = i + 1 < rel->n_layers ? rel->layers[i + 1] : NULL,
+            .folders = (const char *const *)t->folders,
+            .n_folders = t->n_folders,
+            .exclusive = t->exclusive,
+        };
+
+        r = dependents_check(&search, err);
+        if (!r) {
+            const struct switch_intent what = {
+                .source = {file->filename, file->file_id.dev,
+                           file->file_id.ino}};
+
+            r = source_delete(jobs_loop(t->job.jobs), &what, err);
+        }
+    }
+    if (r) {
+        err_prefix(err, "The layers are merged, but not all that are empty "
+                        "were deleted");
+    }
+    return r;
+}
+
+static int
+overlay_prepare(struct job *job, struct err *err)
+{
+    int r = stream_prepare(job, err);
+
+    return r ? r : delete_layers(transfer_of(job), err);
+}
+
+/* The disk, or the image above, goes on on the snapshot. */
+static int
+drop_layers(struct job *job, struct err *err)
 {
     struct transfer *t = transfer_of(job);
     int r = cut_snapshot(t, err);
@@ -121,8 +164,20 @@ snapshot_prepare(struct job *job, struct err *err)
     while ((r = drop_top(t, err)) == -EAGAIN) {
         job_sleep(job, RETRY_MS * NS_PER_MS);
     }
+    return r;
+}
+
+static int
+snapshot_prepare(struct job *job, struct err *err)
+{
+    struct transfer *t = transfer_of(job);
+    int r = drop_layers(job, err);
+
     if (!r) {
-        transfer_keep_writable(t);
+        r = delete_layers(t, err);
+        if (!t->overlay) {
+            transfer_keep_writable(t);
+        }
     }
     return r;
 }
@@ -141,7 +196,7 @@ snapshot_prepare(struct job *job, struct err *err)
 static const struct transfer_recipe into_snapshot =
     RECIPE(mirror_next, snapshot_prepare);
 static const struct transfer_recipe into_overlay =
-    RECIPE(stream_next, stream_prepare);
+    RECIPE(stream_next, overlay_prepare);
 
 /* The image in use that has @node as its backing file, or NULL. */
 static struct node *
@@ -369,50 +424,67 @@ plan_into(const struct transfer_options *o, enum merge_into into,
 }
 
 /* Where one direction cannot be gone, it is the other. */
-static int
-choose(const struct transfer_options *o, enum merge_into *ret,
-       struct transfer_plan *ret_plan, struct err *err)
+int
+merge_choose(const struct transfer_options *o, enum merge_into *ret,
+             struct transfer_plan *ret_plan, struct err *err)
 {
-    struct transfer_plan down, up;
+    struct transfer_plan down;
     auto_err no = ERR_INIT;
+    int r = check(o, err);
 
     *ret = o->into;
-    if (o->into != MERGE_INTO_AUTO) {
-        return ret_plan ? plan_into(o, o->into, ret_plan, err) : 0;
+    if (r || o->into != MERGE_INTO_AUTO) {
+        return r ? r : plan_into(o, o->into, ret_plan, err);
     }
-    int r = plan_into(o, MERGE_INTO_OVERLAY, &up, err);
-
+    r = plan_into(o, MERGE_INTO_OVERLAY, ret_plan, err);
     if (r) {
         return r;
     }
-    bool sinks = !plan_into(o, MERGE_INTO_SNAPSHOT, &down, &no) &&
-                 down.bytes_to_copy <= up.bytes_to_copy;
-
-    *ret = sinks ? MERGE_INTO_SNAPSHOT : MERGE_INTO_OVERLAY;
-    if (ret_plan) {
-        *ret_plan = sinks ? down : up;
+    *ret = MERGE_INTO_OVERLAY;
+    if (!plan_into(o, MERGE_INTO_SNAPSHOT, &down, &no) &&
+        down.bytes_to_copy <= ret_plan->bytes_to_copy) {
+        *ret = MERGE_INTO_SNAPSHOT;
+        *ret_plan = down;
     }
     return 0;
+}
+
+/* Without a release it is what it then comes to. */
+static int
+start_plain(struct jobs *jobs, const struct transfer_options *given,
+            enum merge_into into, struct err *err)
+{
+    struct transfer_options o = *given;
+
+    if (into == MERGE_INTO_SNAPSHOT) {
+        o.top = o.device;
+        return commit_start(jobs, &o, err);
+    }
+    o.base = o.base->backing ? o.base->backing->child : NULL;
+    return stream_start(jobs, &o, err);
 }
 
 int
 merge_start(struct jobs *jobs, const struct transfer_options *o,
             struct err *err)
 {
+    struct transfer_plan plan;
     enum merge_into into;
     int r = job_check_id(jobs, o->job_id, err);
 
     if (!r) {
-        r = check(o, err);
+        r = merge_choose(o, &into, &plan, err);
     }
-    if (!r) {
-        r = choose(o, &into, NULL, err);
+    if (!r && !o->release && o->delete_source) {
+        r = err_set(err, -EINVAL, "'delete' needs 'release'");
     }
     if (r) {
         return r;
     }
-    return into == MERGE_INTO_SNAPSHOT ? start_into_snapshot(jobs, o, err)
-                                       : start_into_overlay(jobs, o, err);
+    return !o->release ? start_plain(jobs, o, into, err)
+           : into == MERGE_INTO_SNAPSHOT
+               ? start_into_snapshot(jobs, o, err)
+               : start_into_overlay(jobs, o, err);
 }
 
 int
@@ -420,7 +492,6 @@ merge_plan(const struct transfer_options *o, struct transfer_plan *ret,
            struct err *err)
 {
     enum merge_into into;
-    int r = check(o, err);
 
-    return r ? r : choose(o, &into, ret, err);
+    return merge_choose(o, &into, ret, err);
 }

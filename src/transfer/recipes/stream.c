@@ -223,7 +223,11 @@ stream_plan(const struct transfer_options *o, struct transfer_plan *ret,
     }
     /* The chain may change while this looks at it. */
     t.copy.source = backing ? node_ref(backing->child) : NULL;
+    if (o->release && backing) {
+        release_init(&t, RELEASE_BELOW, backing->child, o->base);
+    }
     r = transfer_measure(&t, stream_next, ret, err);
+    release_fini(&t.release);
     if (t.copy.source) {
         node_unref(t.copy.source);
     }

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* block-merge: layers of a chain become one image, in place. */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "control/transfer_args.h"
+#include "schema_dispatch.h"
+
+static int
+find_layers(struct control *ctl, const char *device, const char *snapshot,
+            struct transfer_options *o, struct err *err)
+{
+    int r = control_find_node(ctl, device, true, &o->device, err);
+
+    if (r) {
+        return r;
+    }
+    if (snapshot) {
+        return control_find_node(ctl, snapshot, false, &o->base, err);
+    }
+    o->base = o->device->backing ? o->device->backing->child : o->device;
+    return 0;
+}
+
+static enum merge_into
+take_into(bool given, enum qmp_merge_into into)
+{
+    static const enum merge_into ways[] = {
+        [QMP_MERGE_INTO_AUTO] = MERGE_INTO_AUTO,
+        [QMP_MERGE_INTO_SNAPSHOT] = MERGE_INTO_SNAPSHOT,
+        [QMP_MERGE_INTO_OVERLAY] = MERGE_INTO_OVERLAY,
+    };
+
+    return given ? ways[into] : MERGE_INTO_AUTO;
+}
+
+int
+cmd_block_merge(struct control *ctl, const struct args_block_merge *args,
+                json_t **ret, struct err *err)
+{
+    struct transfer_options o = {
+        .job_id = args->job_id,
+        .into = take_into(args->has_into, args->into),
+        .release = !args->has_release || args->release,
+        .max_extra = args->max_extra,
+        .on_error = take_on_error(args->has_on_error, args->on_error,
+                                  ON_ERROR_AUTO),
+        .on_target_error = take_on_error(args->has_on_error, args->on_error,
+                                         ON_ERROR_AUTO),
+        .auto_finalize = !args->has_auto_finalize || args->auto_finalize,
+        .auto_dismiss = !args->has_auto_dismiss || args->auto_dismiss,
+    };
+    int r = find_layers(ctl, args->device, args->snapshot, &o, err);
+
+    if (!r) {
+        r = take_speed(args->speed, &o, err);
+    }
+    take_deletion(args->delete, args->exclusive, args->dependents_in, &o);
+    r = r ? r : transfer_start(ctl->jobs, PRESET_MERGE, &o, err);
+    free((void *)(uintptr_t)o.dependents_in);
+    return r;
+}
+
+int
+cmd_query_merge_plan(struct control *ctl,
+                     const struct args_query_merge_plan *args, json_t **ret,
+                     struct err *err)
+{
+    struct transfer_options o = {
+        .into = take_into(args->has_into, args->into),
+        .release = true,
+    };
+    int r = find_layers(ctl, args->device, args->snapshot, &o, err);
+    struct transfer_plan plan;
+    enum merge_into into;
+
+    if (!r) {
+        r = merge_choose(&o, &into, &plan, err);
+    }
+    if (r) {
+        return r;
+    }
+    bool sinks = into == MERGE_INTO_SNAPSHOT;
+    json_t *drops = json_array();
+
+    for (struct node *n = o.device;; n = n->backing->child) {
+        if (n != (sinks ? o.base : o.device)) {
+            json_array_append_new(drops, json_string(n->name));
+        }
+        if (n == o.base) {
+            break;
+        }
+    }
+    *ret = plan_answer(&plan, drops);
+    json_object_set_new(*ret, "into",
+                        json_string(sinks ? "snapshot" : "overlay"));
+    json_object_set_new(*ret, "survivor",
+                        json_string((sinks ? o.base : o.device)->name));
+    return 0;
+}

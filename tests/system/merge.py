@@ -1,0 +1,269 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""block-merge of real files while a guest writes, in little space, with
+qemu-img as the judge.
+
+merge.py SLUICED SLUICE GUEST
+"""
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from harness import Daemon, QmpError, defer, main, nbd_server, need, run
+
+SLUICED, SLUICE, GUEST = (os.path.abspath(p) for p in sys.argv[1:4])
+MIB = 1 << 20
+SIZE = 96 * MIB
+URI = "nbd+unix:///a?socket=nbd.sock"
+
+need("qemu-img", "qemu-io", "mkfs.ext4")
+
+
+def create(fmt, name, backing=None, *options):
+    link = ["-b", backing[0], "-F", backing[1]] if backing else []
+    run("qemu-img", "create", "-q", "-f", fmt, *options, *link, name,
+        str(SIZE))
+
+
+def fill(fmt, name, pattern, start, length):
+    run("qemu-io", "-f", fmt, "-c", f"write -P {pattern} {start}M {length}M",
+        name)
+
+
+def make(base="qcow2", top="qcow2", between=False, delta=(16, 48)):
+    """base holds 8 to 72 MiB, the top a part of that and more."""
+    create(base, "base")
+    fill(base, "base", 1, 8, 64)
+    below = ("base", base)
+    if between:
+        create("qcow2", "mid", below, "-o", "cluster_size=4k")
+        fill("qcow2", "mid", 2, 30, 20)
+        below = ("mid", "qcow2")
+    create(top, "top", below)
+    fill(top, "top", 3, *delta)
+    run("qemu-io", "-f", top, "-c", "write -z 20M 1M", "top")
+    run("qemu-img", "convert", "-O", "raw", "-f", top, "top", "model")
+    with open("ranges", "w") as f:
+        f.write(f"0 {SIZE}\n")
+
+
+def daemon(top="qcow2", base="qcow2", between=False):
+    def node(name, fmt, backing):
+        return ["--blockdev", json.dumps({
+            "driver": fmt, "node-name": name, "read-only": name != "top",
+            "file": {"driver": "file", "filename": name},
+            **({"backing": backing} if backing else {})})]
+    layers = [*node("base", base, None)]
+    if between:
+        layers += node("mid", "qcow2", "base")
+    layers += node("top", top, "mid" if between else "base")
+    return Daemon(SLUICED, *nbd_server(), *layers, "--export",
+                  "nbd,id=e,node-name=top,name=a,writable=on")
+
+
+class Guest:
+    def __init__(self):
+        self.process = subprocess.Popen([GUEST, URI, "model", "ranges", "0"],
+                                        stdout=subprocess.PIPE)
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        out, _ = self.process.communicate(timeout=60)
+        assert self.process.returncode == 0, out
+
+
+def blocks(*names):
+    return sum(os.stat(n).st_blocks * 512 for n in names)
+
+
+def judge(name, fmt):
+    if fmt == "qcow2":
+        run("qemu-img", "check", "-q", "-f", fmt, name)
+    elif fmt == "qed":  # what is free in the middle of a file is a leak there
+        run("qemu-img", "check", "-q", "-f", fmt, name, ok=(0, 3))
+    run("qemu-img", "compare", "-f", fmt, "-F", "raw", name, "model")
+
+
+def finish(qmp):
+    """The job's report; it ends without an error."""
+    report = {}
+    while True:
+        for r in qmp.cmd("query-transfers"):
+            report = r
+        jobs = qmp.cmd("query-jobs")
+        if jobs and jobs[0]["status"] == "concluded":
+            assert "error" not in jobs[0], jobs[0]
+            qmp.cmd("job-dismiss", id="j")
+            return report
+        time.sleep(0.01)
+
+
+def merge(base="qcow2", top="qcow2", between=False, **arguments):
+    names = ["base", "top"] + ["mid"] * between
+    make(base, top, between)
+    with daemon(top, base, between) as d:
+        qmp, guest = d.qmp(), Guest()
+        if between:
+            arguments["snapshot"] = "base"
+        qmp.cmd("block-merge", job_id="j", device="top", auto_dismiss=False,
+                **arguments)
+        report = finish(qmp)
+        disk = qmp.cmd("query-block-exports")[0]["node-name"]
+        left = [n for n in names if os.path.exists(n)]
+        guest.stop()
+        d.stop()
+    return disk, report, left
+
+
+def into_the_snapshot(base, top, between=False):
+    def test():
+        disk, report, _ = merge(base, top, between, into="snapshot")
+        assert disk == "base", disk
+        # Nobody was held up at the end, and what was moved came off the top.
+        assert report["requests-held"] == 0 and report["pause-ns"] == 0, report
+        assert report["bytes-released"] >= 46 * MIB, report
+        judge("base", base)
+        # An ordinary chain is left, whose top holds nothing and reads alike.
+        judge("top", top)
+        held = json.loads(run("qemu-img", "map", "--output=json", "-f", top,
+                              "top")[1])
+        assert not [e for e in held if e["depth"] == 0 and e["present"]], held
+        assert blocks("top") < 2 * MIB, blocks("top")
+    return (f"{top} sinks into {base}" + ", with one between" * between, test)
+
+
+def into_the_overlay(base, top, between=False):
+    def test():
+        disk, report, _ = merge(base, top, between, into="overlay")
+        assert disk == "top", disk
+        judge("top", top)
+        assert report["bytes-released"] >= 60 * MIB, report
+        assert blocks("base") < 3 * MIB, blocks("base")
+        info = json.loads(run("qemu-img", "info", "-f", top, "--output=json",
+                              "top")[1])
+        assert "backing-filename" not in info, info
+    return (f"{base} rises into {top}" + ", with one between" * between, test)
+
+
+def the_way_with_fewer_bytes_is_taken():
+    make(delta=(10, 4))
+    with daemon() as d:
+        plan = d.qmp().cmd("query-merge-plan", device="top")
+        assert plan["into"] == "snapshot" and plan["drops"] == ["top"], plan
+        assert plan["bytes-to-copy"] == 4 * MIB, plan
+        assert plan["space-needed"] <= 5 * MIB, plan
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 9 0 90M", "top")
+    with daemon() as d:
+        plan = d.qmp().cmd("query-merge-plan", device="top")
+        assert plan["into"] == "overlay" and plan["survivor"] == "top", plan
+
+
+def what_is_empty_is_deleted():
+    disk, _, left = merge(between=True, into="snapshot", delete=True)
+    assert disk == "base" and left == ["base"], left
+    judge("base", "qcow2")
+
+
+def what_others_need_is_refused():
+    make()
+    create("qcow2", "other", ("base", "qcow2"))
+    with daemon() as d:
+        for into in ("snapshot", "overlay"):
+            try:
+                d.qmp().cmd("block-merge", job_id="j", device="top", into=into)
+            except QmpError as e:
+                assert "may not lose what it holds" in str(e), e
+                assert "other" in str(e), e
+            else:
+                raise AssertionError("the snapshot has a second overlay")
+        d.stop()
+    judge("top", "qcow2")
+
+
+def a_cut_merge_goes_on():
+    """kill -9 in the middle, and a cancel: a chain that any program reads."""
+    make()
+    for turn in range(6):
+        with daemon() as d:
+            qmp = d.qmp()
+            qmp.cmd("block-merge", job_id="j", device="top", into="snapshot",
+                    speed=60 * MIB)
+            time.sleep(random.uniform(0.02, 0.2))
+            if turn % 2:
+                qmp.cmd("job-cancel", id="j")
+                qmp.wait_event("BLOCK_JOB_CANCELLED")
+                d.stop()
+            else:
+                d.kill()
+        run("qemu-img", "check", "-q", "-r", "leaks", "top")
+        run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", "top", "model")
+    with daemon() as d:
+        qmp = d.qmp()
+        qmp.cmd("block-merge", job_id="j", device="top", into="snapshot",
+                auto_dismiss=False)
+        finish(qmp)
+        d.stop()
+    judge("base", "qcow2")
+
+
+def in_little_space():
+    """The file system has 8 MiB left; the delta is 48."""
+    here = os.getcwd()
+    os.mkdir("fs")
+    run("truncate", "-s", "256M", "image")
+    run("mkfs.ext4", "-q", "-m", "0", "image")
+    run("mount", "-o", "loop", "image", "fs")
+    defer(run, "umount", os.path.abspath("fs"))
+    os.chdir("fs")
+    defer(os.chdir, here)
+    make(delta=(40, 48))
+    shutil.move("model", "../model")
+    free = os.statvfs(".").f_bavail * os.statvfs(".").f_frsize
+    with open("ballast", "wb") as f:
+        os.posix_fallocate(f.fileno(), 0, free - 8 * MIB)
+    before = blocks("base", "top")
+    peak = 0
+    with daemon() as d:
+        qmp = d.qmp()
+        qmp.cmd("block-merge", job_id="j", device="top", into="snapshot",
+                auto_dismiss=False, speed=100 * MIB)
+        while qmp.cmd("query-jobs")[0]["status"] == "running":
+            peak = max(peak, blocks("base", "top"))
+            time.sleep(0.002)
+        finish(qmp)
+        d.stop()
+    assert peak - before <= 6 * MIB, (before, peak)
+    run("qemu-img", "check", "-q", "base")
+    run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", "base", "../model")
+
+
+def the_command_merges():
+    make()
+    with daemon() as d:
+        d.qmp()
+        control = ["--socket", d.socket]
+        out = run(SLUICE, "merge", "e", "--dry-run", *control)[1]
+        assert "Would copy 16.0 MiB into the overlay 'top'" in out, out
+        out = run(SLUICE, "merge", "e", "--into", "snapshot", "--delete",
+                  *control)[1]
+        assert "The disk is now node 'base'" in out, out
+        d.stop()
+    assert not os.path.exists("top")
+    judge("base", "qcow2")
+
+
+if __name__ == "__main__":
+    main([into_the_snapshot("qcow2", "qcow2"),
+          into_the_snapshot("raw", "qcow2"), into_the_snapshot("qed", "qed"),
+          into_the_snapshot("qcow2", "qcow2", True),
+          into_the_overlay("qcow2", "qcow2"), into_the_overlay("raw", "qcow2"),
+          into_the_overlay("qed", "qed"),
+          into_the_overlay("qcow2", "qcow2", True),
+          the_way_with_fewer_bytes_is_taken, what_is_empty_is_deleted,
+          what_others_need_is_refused, a_cut_merge_goes_on, in_little_space,
+          the_command_merges])
