@@ -192,7 +192,7 @@ def a_cut_merge_goes_on():
         with daemon() as d:
             qmp = d.qmp()
             qmp.cmd("block-merge", job_id="j", device="top", into="snapshot",
-                    speed=60 * MIB)
+                    speed=30 * MIB)
             time.sleep(random.uniform(0.02, 0.2))
             if turn % 2:
                 qmp.cmd("job-cancel", id="j")
