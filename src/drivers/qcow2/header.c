@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /*
- * Changes of the header.
+ * Changes of the header.  Each reads it, changes it and writes it under the
+ * header's lock, or one would take back what another has just written.
  *
  * All fields that matter lie in sector 0, which a disk writes whole or not at
  * all, so every change is one write of it, and durable on return.  A new
@@ -21,9 +22,8 @@ write_sector0(struct qcow2 *q, const unsigned char *sector)
     return r ? r : node_flush(file);
 }
 
-int
-qcow2_update_header(struct qcow2 *q, const struct header_field *fields,
-                    unsigned n)
+static int
+update_header(struct qcow2 *q, const struct header_field *fields, unsigned n)
 {
     unsigned char sector[SECTOR];
     int r = node_read_buf(q->node->file->child, 0, sector, SECTOR);
@@ -39,6 +39,17 @@ qcow2_update_header(struct qcow2 *q, const struct header_field *fields,
         }
     }
     return write_sector0(q, sector);
+}
+
+int
+qcow2_update_header(struct qcow2 *q, const struct header_field *fields,
+                    unsigned n)
+{
+    comutex_lock(&q->header_lock);
+    int r = update_header(q, fields, n);
+
+    comutex_unlock(&q->header_lock);
+    return r;
 }
 
 /* Header extensions, as they lie in the first cluster. */
@@ -223,6 +234,8 @@ qcow2_set_backing(struct node *node, const char *filename, const char *format,
     struct qcow2 *q = qcow2_of(node);
     auto_free unsigned char *head = xmalloc(q->cluster_size);
     auto_err inner = ERR_INIT;
+
+    comutex_lock(&q->header_lock);
     int r = node_read_buf(node->file->child, 0, head, q->cluster_size);
 
     if (r) {
@@ -230,6 +243,7 @@ qcow2_set_backing(struct node *node, const char *filename, const char *format,
     } else {
         r = change_backing(q, head, filename, format, &inner);
     }
+    comutex_unlock(&q->header_lock);
     if (r) {
         err_prefix(&inner, "Changing the backing file of '%s'", node->filename);
         return err_propagate(err, &inner);
@@ -357,10 +371,13 @@ qcow2_ensure_mark(struct node *node, bool may_upgrade, struct err *err)
         return r;
     }
     auto_free unsigned char *head = xzalloc(max_u64(q->cluster_size, SECTOR));
+
+    comutex_lock(&q->header_lock);
     int r = node_read_buf(node->file->child, 0, head, q->cluster_size);
 
     r = r ? err_set_errno(&inner, r, "its header cannot be read")
           : upgrade(q, head, &inner);
+    comutex_unlock(&q->header_lock);
     if (r) {
         err_prefix(&inner, "Cannot upgrade '%s' to qcow2 version 3",
                    node->filename);
@@ -380,6 +397,7 @@ qcow2_set_incomplete(struct node *node, bool incomplete, struct err *err)
         return qcow2_ensure_mark(node, false, err);
     }
     bits |= incomplete ? INCOMPAT_UNFINISHED : 0;
+    comutex_lock(&q->header_lock);
     int r = node_read_buf(node->file->child, 0, head, SECTOR);
 
     if (!r) {
@@ -387,6 +405,7 @@ qcow2_set_incomplete(struct node *node, bool incomplete, struct err *err)
         st_be64(head + H_INCOMPATIBLE, bits);
         r = write_sector0(q, head);
     }
+    comutex_unlock(&q->header_lock);
     if (r) {
         return err_set_errno(err, r, "Could not write the header of '%s'",
                              node->filename);

@@ -301,6 +301,7 @@ qcow2_open(struct node *node, json_t *options, struct err *err)
 
     node->state = q;
     q->node = node;
+    comutex_init(&q->header_lock);
     r = read_header(node, err);
     if (!r) {
         r = clear_autoclear(q);

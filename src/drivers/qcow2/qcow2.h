@@ -99,6 +99,8 @@ struct qcow2 {
     uint64_t incompatible, compatible, autoclear;
     unsigned compression; /* 0: deflate, 1: zstd */
 
+    struct comutex header_lock; /* header.c; taken last */
+
     /* alloc.c */
     unsigned refcount_order, block_bits; /* log2 of counts in a block */
     uint64_t reftable_off;
