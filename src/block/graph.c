@@ -247,6 +247,7 @@ node_alloc(struct graph *graph, const char *name)
     range_lock_init(&node->ranges);
     grace_init(&node->lookups);
     grace_init(&node->changes);
+    comutex_init(&node->reopening);
     list_init(&node->taps);
     list_init(&node->parents);
     list_init(&node->roots);

@@ -50,6 +50,9 @@ struct node {
     struct edge *file, *backing;
     uint64_t size; /* bytes, as the parent sees it */
     bool read_only, unmap;
+    /* Writers for whom it was made writable; see node_borrow(). */
+    unsigned borrowers;
+    struct comutex reopening;
     enum detect_zeroes detect_zeroes;
     /* Opened as a backing file; while it is one, the chain index caches. */
     bool is_layer;
@@ -391,6 +394,16 @@ int claim_check(struct node *node, enum claim claim, const char *owner,
  * or another program stands against it.
  */
 int node_reopen(struct node *node, bool read_only, struct err *err);
+/*
+ * As node_reopen(), for as long as somebody needs it: the last node_return()
+ * makes read-only what the first node_borrow() made writable; where a guest
+ * writes to it by then, it stays writable.  A node that was writable before has
+ * nothing to return (*ret_borrowed is false).  They yield.
+ */
+int node_borrow(struct node *node, bool *ret_borrowed, struct err *err);
+void node_return(struct node *node);
+/* What was borrowed is writable for good; does not yield. */
+void node_keep_writable(struct node *node);
 
 /*
  * Hands the node's file over to another program, or takes it back, with what is

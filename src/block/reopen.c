@@ -48,7 +48,7 @@ to_write(struct node *node, struct err *err)
     int r = file ? check_file(file->child, err) : 0;
 
     if (!r && file_was) {
-        r = to_write(file->child, err);
+        r = node_reopen(file->child, false, err);
     }
     if (r) {
         return r;
@@ -102,8 +102,8 @@ to_read_only(struct node *node, struct err *err)
     return 0;
 }
 
-int
-node_reopen(struct node *node, bool read_only, struct err *err)
+static int
+reopen_locked(struct node *node, bool read_only, struct err *err)
 {
     if (node_check_active(node, err)) {
         return -EPERM;
@@ -112,4 +112,45 @@ node_reopen(struct node *node, bool read_only, struct err *err)
         return 0;
     }
     return read_only ? to_read_only(node, err) : to_write(node, err);
+}
+
+int
+node_reopen(struct node *node, bool read_only, struct err *err)
+{
+    comutex_lock(&node->reopening);
+    int r = reopen_locked(node, read_only, err);
+
+    comutex_unlock(&node->reopening);
+    return r;
+}
+
+int
+node_borrow(struct node *node, bool *ret_borrowed, struct err *err)
+{
+    int r = 0;
+
+    comutex_lock(&node->reopening);
+    *ret_borrowed = node->read_only || node->borrowers;
+    if (*ret_borrowed) {
+        r = reopen_locked(node, false, err);
+        node->borrowers += !r;
+    }
+    comutex_unlock(&node->reopening);
+    return r;
+}
+
+void
+node_return(struct node *node)
+{
+    comutex_lock(&node->reopening);
+    if (node->borrowers && --node->borrowers == 0) {
+        reopen_locked(node, true, NULL);
+    }
+    comutex_unlock(&node->reopening);
+}
+
+void
+node_keep_writable(struct node *node)
+{
+    node->borrowers = 0;
 }

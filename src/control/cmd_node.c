@@ -54,17 +54,17 @@ set_backing(struct node *image, const char *filename, struct err *err)
                        "Driver '%s' of node '%s' has no header",
                        image->drv->name, image->name);
     }
-    bool was_read_only = image->read_only;
-    int r = node_reopen(image, false, err);
+    bool borrowed;
+    int r = node_borrow(image, &borrowed, err);
 
-    if (!r) {
-        r = image->drv->set_backing(
-            image, *filename ? filename : NULL,
-            *filename ? node_image_format(image->backing->child) : NULL,
-            err);
+    if (r) {
+        return r;
     }
-    if (was_read_only) {
-        node_reopen(image, true, NULL);
+    r = image->drv->set_backing(
+        image, *filename ? filename : NULL,
+        *filename ? node_image_format(image->backing->child) : NULL, err);
+    if (borrowed) {
+        node_return(image);
     }
     return r;
 }

@@ -803,13 +803,12 @@ transfer_thaw(struct transfer *t)
 int
 transfer_make_writable(struct transfer *t, struct node *node, struct err *err)
 {
-    if (!node->read_only) {
-        return 0;
-    }
-    node_ref(node); /* it yields */
-    int r = node_reopen(node, false, err);
+    bool borrowed;
 
-    if (r) {
+    node_ref(node); /* it yields */
+    int r = node_borrow(node, &borrowed, err);
+
+    if (r || !borrowed) {
         node_unref(node);
         return r;
     }
@@ -823,18 +822,20 @@ void
 transfer_keep_writable(struct transfer *t)
 {
     while (t->n_writable) {
-        node_unref(t->writable[--t->n_writable]);
+        struct node *node = t->writable[--t->n_writable];
+
+        node_keep_writable(node);
+        node_unref(node);
     }
 }
 
-/* Where a guest writes to it by now, it stays writable. */
 static void
 make_read_only(struct transfer *t)
 {
     while (t->n_writable) {
         struct node *node = t->writable[--t->n_writable];
 
-        node_reopen(node, true, NULL);
+        node_return(node);
         node_unref(node);
     }
 }
