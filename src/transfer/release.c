@@ -28,7 +28,7 @@ release_init(struct transfer *t, enum release_side side, struct node *top,
 
     rel->side = side;
     rel->max_extra = rel->max_extra ? rel->max_extra : DEFAULT_MAX_EXTRA;
-    rel->unit = 1;
+    rel->unit = t->granularity; /* a block is clean as a whole */
     for (struct node *l = top; l && l != bottom;
          l = l->backing ? l->backing->child : NULL) {
         n++;
@@ -126,7 +126,10 @@ add_run(struct runs *runs, uint64_t off, uint64_t len)
     runs->run[runs->n++] = (struct run){.off = off, .len = len};
 }
 
-/* What layers above the target hold of [off, end): whole clusters of theirs. */
+/*
+ * What layers above the target hold of [off, end), in units: a cluster that a
+ * guest's write makes in them meanwhile lies within a run, or outside all.
+ */
 static int
 find_held(struct transfer *t, uint64_t off, uint64_t end, uint64_t most,
           struct runs *ret)
@@ -142,11 +145,14 @@ find_held(struct transfer *t, uint64_t off, uint64_t end, uint64_t most,
         if (r) {
             return r;
         }
-        if (layer) {
-            add_run(ret, off, ext.len);
-            found += ext.len;
-        }
         off += ext.len;
+        if (layer) {
+            uint64_t start = align_down(off - ext.len, t->release.unit);
+
+            off = align_up(off, t->release.unit);
+            add_run(ret, start, off - start);
+            found += off - start;
+        }
         coro_relax();
     }
     return 0;
@@ -373,12 +379,11 @@ release_epoch(struct transfer *t, uint64_t passed)
 static int
 release_left_over(struct transfer *t, struct run *run)
 {
-    uint64_t off = align_down(run->off, t->release.unit);
-    uint64_t end = align_up(run->off + run->len, t->release.unit);
+    uint64_t end = run->off + run->len;
 
-    t->track.released = off;
+    t->track.released = run->off;
     t->track.frontier = end;
-    int r = release_above(t, off, end);
+    int r = release_above(t, run->off, end);
 
     t->track.released = t->track.frontier = UINT64_MAX;
     return r;

@@ -27,7 +27,7 @@ struct release {
     uint64_t max_extra;    /* bytes; 0: 4 MiB */
     struct node **layers;  /* that give back; the lowest first */
     unsigned n_layers;
-    uint64_t unit;         /* the largest cluster of these */
+    uint64_t unit;         /* the largest of their clusters, a dirty block */
     uint64_t upto;         /* what lies before has been given back */
     uint64_t handed_out;   /* bytes, since the last epoch closed */
     uint64_t own_seen;     /* tap.own_begun when nothing was held any more */

@@ -69,6 +69,7 @@ struct world {
     uint64_t sectors; /* of the disk */
     uint64_t next_tag;
     bool stop;
+    bool has_released; /* a merge began: clusters were given up */
     unsigned holds, in_flight; /* of guests */
     struct waitq quiet, go;
     struct image images[IMAGES_MAX];

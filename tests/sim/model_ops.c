@@ -63,6 +63,14 @@ pick(struct op *op, uint64_t n)
     return sim_random(&op->rng) % n;
 }
 
+/* The layer whose backing file the operation changes: by name, for it can go. */
+static void
+look_at(struct op *op, const struct node *node)
+{
+    free(op->device_name);
+    op->device_name = xstrdup(node->name);
+}
+
 /* Targets. */
 
 /* What a copy must overwrite, or make zero. */
@@ -103,6 +111,7 @@ take_target(struct op *op, struct transfer_options *o, bool overlay)
     }
     /* Another operation may have moved the disk meanwhile. */
     o->device = op->device = world_head(w);
+    look_at(op, op->device);
 }
 
 static uint64_t
@@ -129,6 +138,7 @@ start_stream(struct op *op, struct transfer_options *o, struct err *err)
     } else if (below(op)) {
         if (below(op) > 1 && pick(op, 5) == 0) {
             o->device = op->device = op->device->backing->child;
+            look_at(op, op->device);
         }
         uint64_t n = pick(op, below(op) + 1);
 
@@ -214,7 +224,71 @@ start_commit(struct op *op, struct transfer_options *o, struct err *err)
         return -EINVAL; /* the disk would grow */
     }
     op->to = o->base == op->device ? NULL : o->base;
+    o->wait_for_verb = true;
     return start_commit_job(op, o, err);
+}
+
+/* What stands against a merge: sizes, and formats that cannot shrink. */
+static int
+start_merge_job(struct op *op, struct transfer_options *o, struct err *err)
+{
+    o->release = true;
+    o->max_extra = 8192 << pick(op, 3);
+    o->exclusive = true; /* nobody else is in this world */
+    op->w->has_released = true;
+    int r = transfer_start(op->w->jobs, PRESET_MERGE, o, err);
+
+    return r == -ENOTSUP || r == -EACCES ? -EINVAL : r;
+}
+
+/* The disk sinks into a layer below; that one is the disk then. */
+static int
+start_merge(struct op *op, struct transfer_options *o, struct err *err)
+{
+    uint64_t n = below(op);
+
+    if (!n) {
+        return -EINVAL;
+    }
+    op->to = o->base = layer(op->device, 1 + pick(op, n));
+    o->into = MERGE_INTO_SNAPSHOT;
+    return start_merge_job(op, o, err);
+}
+
+/* A layer below the disk sinks into one further below. */
+static int
+start_merge_below(struct op *op, struct transfer_options *o, struct err *err)
+{
+    uint64_t n = below(op);
+
+    if (n < 2) {
+        return -EINVAL;
+    }
+    uint64_t top = 1 + pick(op, n - 1);
+
+    o->device = layer(op->device, top);
+    o->base = op->base = layer(o->device, 1 + pick(op, n - top));
+    o->top = o->device;
+    o->into = MERGE_INTO_SNAPSHOT;
+    look_at(op, layer(op->device, top - 1));
+    return start_merge_job(op, o, err);
+}
+
+/* The disk, or a layer below it, takes in those below. */
+static int
+start_merge_up(struct op *op, struct transfer_options *o, struct err *err)
+{
+    uint64_t n = below(op);
+
+    if (!n) {
+        return -EINVAL;
+    }
+    o->device = op->device = layer(op->device, pick(op, n));
+    look_at(op, op->device);
+    o->base = layer(o->device, 1 + pick(op, below(op)));
+    op->base = o->base->backing ? o->base->backing->child : NULL;
+    o->into = MERGE_INTO_OVERLAY;
+    return start_merge_job(op, o, err);
 }
 
 /* Layers below the disk; it reads as before. */
@@ -231,8 +305,7 @@ start_commit_below(struct op *op, struct transfer_options *o, struct err *err)
     o->top = layer(op->device, top);
     o->base = op->base = layer(o->top, 1 + pick(op, n - top));
     o->device = op->device;
-    free(op->device_name);
-    op->device_name = xstrdup(layer(op->device, top - 1)->name);
+    look_at(op, layer(op->device, top - 1));
     return start_commit_job(op, o, err);
 }
 
@@ -354,6 +427,11 @@ static const struct kind kinds[] = {
     {"commit", start_commit, LEAVES_SWITCHED, JOB_OUTCOMES, true, false, false},
     {"commit-below", start_commit_below, LEAVES_FILLED, JOB_OUTCOMES, true,
      false, false},
+    {"merge", start_merge, LEAVES_SWITCHED, JOB_OUTCOMES, true, false, false},
+    {"merge-below", start_merge_below, LEAVES_FILLED, JOB_OUTCOMES, true,
+     false, false},
+    {"merge-up", start_merge_up, LEAVES_FILLED, JOB_OUTCOMES, true, false,
+     false},
     {"snapshot", start_snapshot, LEAVES_NOTHING, AT_ONCE, false, false, false},
     {"resize", start_resize, LEAVES_NOTHING, AT_ONCE, false, false, false},
 };
@@ -524,7 +602,8 @@ judge_cancelled(struct op *op)
 {
     struct world *w = op->w;
 
-    if (op->kind->start == start_commit) { /* its target was there before */
+    if (op->kind->start == start_commit ||
+        op->kind->start == start_merge) { /* its target was there before */
         if (world_head(w) == op->to) {
             world_fail(w, "%s was cancelled, but the disk has moved", op->id);
         }
@@ -571,7 +650,7 @@ run(struct op *op)
     auto_err err = ERR_INIT;
 
     op->device = world_head(w);
-    op->device_name = xstrdup(op->device->name);
+    look_at(op, op->device);
     struct transfer_options o = {
         .job_id = op->id,
         .device = op->device,
@@ -586,10 +665,6 @@ run(struct op *op)
 
     world_say(w, "%s on %s: %s%s", op->id, op->device_name,
               r ? err_text(r) : "begins", op->kind->is_job ? "" : " and ends");
-    if (!o.top) { /* a commit says itself which layer is looked at */
-        free(op->device_name);
-        op->device_name = xstrdup(o.device->name);
-    }
     if (r == -EBUSY || r == -EINVAL) {
         op->outcome = REFUSED;
     } else if (r) {

@@ -412,10 +412,13 @@ plan_into(const struct transfer_options *o, enum merge_into into,
           struct transfer_plan *ret, struct err *err)
 {
     struct transfer_options plan = *o;
+    int r = check(o, err); /* again: it may have been planned before */
 
+    if (r) {
+        return r;
+    }
     if (into == MERGE_INTO_SNAPSHOT) {
-        int r = check_into_snapshot(o, err);
-
+        r = check_into_snapshot(o, err);
         plan.top = o->device;
         return r ? r : sink_measure(&plan, ret, err);
     }
@@ -424,19 +427,14 @@ plan_into(const struct transfer_options *o, enum merge_into into,
 }
 
 /* Where one direction cannot be gone, it is the other. */
-int
-merge_choose(const struct transfer_options *o, enum merge_into *ret,
-             struct transfer_plan *ret_plan, struct err *err)
+static int
+choose_cheaper(const struct transfer_options *o, enum merge_into *ret,
+               struct transfer_plan *ret_plan, struct err *err)
 {
     struct transfer_plan down;
     auto_err no = ERR_INIT;
-    int r = check(o, err);
+    int r = plan_into(o, MERGE_INTO_OVERLAY, ret_plan, err);
 
-    *ret = o->into;
-    if (r || o->into != MERGE_INTO_AUTO) {
-        return r ? r : plan_into(o, o->into, ret_plan, err);
-    }
-    r = plan_into(o, MERGE_INTO_OVERLAY, ret_plan, err);
     if (r) {
         return r;
     }
@@ -447,6 +445,21 @@ merge_choose(const struct transfer_options *o, enum merge_into *ret,
         *ret_plan = down;
     }
     return 0;
+}
+
+int
+merge_choose(const struct transfer_options *o, enum merge_into *ret,
+             struct transfer_plan *ret_plan, struct err *err)
+{
+    node_ref(o->device);
+    node_ref(o->base);
+    *ret = o->into;
+    int r = o->into == MERGE_INTO_AUTO ? choose_cheaper(o, ret, ret_plan, err)
+                                       : plan_into(o, o->into, ret_plan, err);
+
+    node_unref(o->base);
+    node_unref(o->device);
+    return r;
 }
 
 /* Without a release it is what it then comes to. */
@@ -464,16 +477,30 @@ start_plain(struct jobs *jobs, const struct transfer_options *given,
     return stream_start(jobs, &o, err);
 }
 
+/* Which one, where that was left open; it yields. */
+static int
+choose(const struct transfer_options *o, enum merge_into *ret, struct err *err)
+{
+    struct transfer_plan plan;
+
+    *ret = o->into;
+    if (o->into != MERGE_INTO_AUTO) {
+        return check(o, err);
+    }
+    int r = merge_choose(o, ret, &plan, err);
+
+    return r ? r : check(o, err); /* another job may have ended meanwhile */
+}
+
 int
 merge_start(struct jobs *jobs, const struct transfer_options *o,
             struct err *err)
 {
-    struct transfer_plan plan;
     enum merge_into into;
     int r = job_check_id(jobs, o->job_id, err);
 
     if (!r) {
-        r = merge_choose(o, &into, &plan, err);
+        r = choose(o, &into, err);
     }
     if (!r && !o->release && o->delete_source) {
         r = err_set(err, -EINVAL, "'delete' needs 'release'");
