@@ -458,6 +458,12 @@ int node_unallocate(struct node *node, uint64_t off, uint64_t len,
 int node_flush(struct node *node);
 int node_truncate(struct node *node, uint64_t size, struct err *err);
 /*
+ * For the driver of an image that shrinks to @size: what lies behind is
+ * unallocated, the rest of the last cluster is zero, so that nothing comes to
+ * light where it grows again.  @hold is on all of it.  Yields.
+ */
+int node_drop_tail(struct node *node, uint64_t size, struct range_hold *hold);
+/*
  * The first extent of [off, off + len) in this layer alone; @seek also asks
  * the file system for holes, which can be slow.
  */

@@ -105,9 +105,6 @@ to_read_only(struct node *node, struct err *err)
 static int
 reopen_locked(struct node *node, bool read_only, struct err *err)
 {
-    if (node_check_active(node, err)) {
-        return -EPERM;
-    }
     if (node->read_only == read_only) {
         return 0;
     }
@@ -118,7 +115,8 @@ int
 node_reopen(struct node *node, bool read_only, struct err *err)
 {
     comutex_lock(&node->reopening);
-    int r = reopen_locked(node, read_only, err);
+    int r = node_check_active(node, err) ? -EPERM
+                                         : reopen_locked(node, read_only, err);
 
     comutex_unlock(&node->reopening);
     return r;
@@ -127,10 +125,10 @@ node_reopen(struct node *node, bool read_only, struct err *err)
 int
 node_borrow(struct node *node, bool *ret_borrowed, struct err *err)
 {
-    int r = 0;
-
     comutex_lock(&node->reopening);
-    *ret_borrowed = node->read_only || node->borrowers;
+    int r = node_check_active(node, err) ? -EPERM : 0;
+
+    *ret_borrowed = !r && (node->read_only || node->borrowers);
     if (*ret_borrowed) {
         r = reopen_locked(node, false, err);
         node->borrowers += !r;
@@ -143,7 +141,7 @@ void
 node_return(struct node *node)
 {
     comutex_lock(&node->reopening);
-    if (node->borrowers && --node->borrowers == 0) {
+    if (node->borrowers && --node->borrowers == 0 && !node->inactive) {
         reopen_locked(node, true, NULL);
     }
     comutex_unlock(&node->reopening);

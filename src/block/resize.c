@@ -97,6 +97,22 @@ resize(const struct quiesce *q, uint64_t size, struct err *err)
 }
 
 int
+node_drop_tail(struct node *node, uint64_t size, struct range_hold *hold)
+{
+    uint64_t old = node->size;
+    uint64_t end = min_u64(align_up(size, node->cluster_size), old);
+    int r = 0;
+
+    if (size < end) {
+        r = node_zero(node, size, end - size, REQ_BACKGROUND, hold);
+    }
+    if (!r && end < old) {
+        r = node_unallocate(node, end, old - end, hold);
+    }
+    return r;
+}
+
+int
 check_not_resizing(const struct node *node, struct err *err)
 {
     return node->resizing

@@ -185,6 +185,28 @@ zero_grown(struct node *node, uint64_t old)
     return r ? r : meta_commit(q->meta);
 }
 
+static int
+shrink(struct node *node, uint64_t size)
+{
+    const struct qed_field f = {QED_H_IMAGE_SIZE, 8, size};
+    struct range_hold all;
+
+    range_lock_take(&node->ranges, &all, 0, UINT64_MAX, RANGE_EXCLUSIVE);
+    int r = node_drop_tail(node, size, &all);
+
+    if (!r) {
+        r = meta_commit(qed_of(node)->meta);
+    }
+    if (!r) {
+        r = qed_update_header(qed_of(node), &f, 1);
+    }
+    if (!r) {
+        node->size = size;
+    }
+    range_lock_release(&node->ranges, &all);
+    return r;
+}
+
 int
 qed_truncate(struct node *node, uint64_t size, struct err *err)
 {
@@ -196,21 +218,23 @@ qed_truncate(struct node *node, uint64_t size, struct err *err)
     if (size == old) {
         return 0;
     }
-    if (size < old) {
-        return err_set(err, -ENOTSUP, "Shrinking QED images is not supported");
-    }
     qed_reach(q->cluster_size, q->table_bytes >> q->cluster_bits, &reach);
     if (!is_aligned(size, QED_SECTOR) || size > reach) {
         return err_set(err, -EINVAL,
-                       "Cannot grow '%s' to %llu bytes: its size must be a "
+                       "Cannot resize '%s' to %llu bytes: its size must be a "
                        "multiple of 512 and at most %llu",
                        qed_name(node), (unsigned long long)size,
                        (unsigned long long)reach);
     }
-    r = qed_update_header(q, &f, 1);
-    if (!r) {
-        node->size = size;
-        r = zero_grown(node, old);
+    if (size < old) {
+        r = shrink(node, size);
+    } else {
+        r = qed_update_header(q, &f, 1);
+        if (!r) {
+            node->size = size;
+            r = zero_grown(node, old);
+        }
     }
-    return r ? err_set_errno(err, r, "Could not grow '%s'", qed_name(node)) : 0;
+    return r ? err_set_errno(err, r, "Could not resize '%s'", qed_name(node))
+             : 0;
 }

@@ -81,9 +81,12 @@ create(struct graph *graph, const char *format, const char *name,
     must_create(graph, strcmp(format, "raw") ? format : "file", options);
 }
 
-/* @o NULL: an unfinished copy of something else, as a transfer leaves it. */
+/*
+ * @o NULL: the disk does not read that.  @stale: it is an unfinished copy of
+ * something else, as a transfer leaves it.
+ */
 static void
-fill(struct graph *graph, struct oracle *o, const char *format,
+fill(struct graph *graph, struct oracle *o, bool stale, const char *format,
      const char *name, const unsigned long long *v)
 {
     json_t *options =
@@ -97,7 +100,7 @@ fill(struct graph *graph, struct oracle *o, const char *format,
         abort();
     }
     sweep_fill(node, o, v[0], v[1], v[2]);
-    if (!o && node->drv->set_incomplete(node, true, &err)) {
+    if (stale && node->drv->set_incomplete(node, true, &err)) {
         abort();
     }
     json_decref(options);
@@ -131,10 +134,13 @@ obey(struct graph *graph, struct oracle *o, const char *line)
         create(graph, format, name, line + at);
     } else if (sscanf(line, "fill %31s %63s %llu %llu %llu", format, name,
                       &v[0], &v[1], &v[2]) == 5) {
-        fill(graph, o, format, name, v);
+        fill(graph, o, false, format, name, v);
     } else if (sscanf(line, "stale %31s %63s %llu %llu %llu", format, name,
                       &v[0], &v[1], &v[2]) == 5) {
-        fill(graph, NULL, format, name, v);
+        fill(graph, NULL, true, format, name, v);
+    } else if (sscanf(line, "unread %31s %63s %llu %llu %llu", format, name,
+                      &v[0], &v[1], &v[2]) == 5) {
+        fill(graph, NULL, false, format, name, v);
     } else if (sscanf(line, "litter %63s %llu", name, &v[0]) == 2) {
         litter(graph, name, v[0]);
     } else if (sscanf(line, "hide %llu %llu", &v[0], &v[1]) == 2) {

@@ -50,6 +50,26 @@ enum { SIZE = 40 * 1024 };
     "backing-fmt=qcow2 size=40960\n"                                           \
     "fill qcow2 other 26 3 1501\n"                                             \
     TOP("qcow2", "cluster-size=1024", "other", "qcow2")
+/* A snapshot that is longer than the disk: it is cut. */
+#define LONG_BASE(format, cluster)                                             \
+    "create " format " base " cluster " size=50176\n"                          \
+    "fill " format " base 5 52 1\n"                                            \
+    "unread " format " base 80 18 401\n"
+/* Shorter than what is below them: the disk reads zero behind their ends. */
+#define SHORT_MIDDLE                                                           \
+    LONG_BASE("qcow2", "cluster-size=2048")                                    \
+    "unread qcow2 base 57 23 301\n"                                             \
+    "create qcow2 middle cluster-size=1024 backing-file=base "                 \
+    "backing-fmt=qcow2 size=29184\n"                                           \
+    "fill qcow2 middle 10 17 1001\n"                                           \
+    TOP("qcow2", "cluster-size=4096", "middle", "qcow2")
+#define SHORT_BASE                                                             \
+    "create qcow2 root cluster-size=2048 size=50176\n"                         \
+    "fill qcow2 root 0 57 501\n"                                               \
+    "unread qcow2 root 57 41 601\n"                                             \
+    "create qcow2 base cluster-size=1024 backing-file=root "                   \
+    "backing-fmt=qcow2 size=29184\n"                                           \
+    "fill qcow2 base 5 40 1\n"
 
 static void
 merge(struct sweep *s, const struct sweep_transfer *plan)
@@ -83,6 +103,15 @@ sink_three(struct sweep *s)
                                       .release = true,
                                       .into = MERGE_INTO_SNAPSHOT,
                                       .base = 3});
+}
+
+static void
+sink_two(struct sweep *s)
+{
+    merge(s, &(struct sweep_transfer){.preset = PRESET_MERGE,
+                                      .release = true,
+                                      .into = MERGE_INTO_SNAPSHOT,
+                                      .base = 2});
 }
 
 static void
@@ -188,6 +217,30 @@ static const struct sweep_setup setups[] = {
      COMMON},
     {.name = "merge-on-root",
      .image = BELOW BASE_ON_ROOT QCOW2_TOP("1024", "qcow2"),
+     .operation = sink,
+     DISK,
+     COMMON},
+    {.name = "merge-cut-qcow2",
+     .image = LONG_BASE("qcow2", "cluster-size=4096") QCOW2_TOP("1024", "qcow2"),
+     .judge_moved = IMAGE("qcow2", "base"),
+     .operation = sink,
+     DISK,
+     COMMON},
+    {.name = "merge-cut-qed",
+     .image = LONG_BASE("qed", "") QCOW2_TOP("1024", "qed"),
+     .judge_moved = IMAGE("qed", "base"),
+     .operation = sink,
+     DISK,
+     COMMON},
+    {.name = "merge-short-middle",
+     .image = SHORT_MIDDLE,
+     .judge_moved = IMAGE("qcow2", "base"),
+     .operation = sink_two,
+     DISK,
+     COMMON},
+    {.name = "merge-short-base",
+     .image = SHORT_BASE QCOW2_TOP("1024", "qcow2"),
+     .judge_moved = IMAGE("qcow2", "base"),
      .operation = sink,
      DISK,
      COMMON},

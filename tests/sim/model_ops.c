@@ -228,7 +228,6 @@ start_commit(struct op *op, struct transfer_options *o, struct err *err)
     return start_commit_job(op, o, err);
 }
 
-/* What stands against a merge: sizes, and formats that cannot shrink. */
 static int
 start_merge_job(struct op *op, struct transfer_options *o, struct err *err)
 {
@@ -238,7 +237,7 @@ start_merge_job(struct op *op, struct transfer_options *o, struct err *err)
     op->w->has_released = true;
     int r = transfer_start(op->w->jobs, PRESET_MERGE, o, err);
 
-    return r == -ENOTSUP || r == -EACCES ? -EINVAL : r;
+    return r == -EACCES ? -EINVAL : r;
 }
 
 /* The disk sinks into a layer below; that one is the disk then. */

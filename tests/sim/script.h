@@ -18,6 +18,7 @@
  *   image fill FORMAT NAME SECTOR N TAG     tags TAG, TAG+1, ... in N sectors
  *   image litter NAME N      N sectors of old data behind the file's end
  *   image stale FORMAT NAME SECTOR N TAG    fills, and marks it unfinished
+ *   image unread FORMAT NAME SECTOR N TAG   fills what the disk does not read
  *   image hide SECTOR N      the disk reads zero there
  *   step GUEST OP [SECTOR N] OP: read write write-fua zero unmap discard flush
  *   lie N                    the N-th fsync does nothing

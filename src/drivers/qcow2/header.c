@@ -468,13 +468,6 @@ qcow2_truncate(struct node *node, uint64_t size, struct err *err)
     struct range_hold all;
     int r = 0;
 
-    if (size < node->size) {
-        return err_set(err, -ENOTSUP,
-                       "Cannot shrink the qcow2 image '%s' from %llu to %llu "
-                       "bytes",
-                       node->filename, (unsigned long long)node->size,
-                       (unsigned long long)size);
-    }
     if (entries * 8 > LIMIT_TABLE_BYTES) {
         return err_set(err, -EFBIG,
                        "'%s' cannot grow to %llu bytes: its L1 table would be "
@@ -484,7 +477,10 @@ qcow2_truncate(struct node *node, uint64_t size, struct err *err)
     }
     /* No write may change L1 while it is copied. */
     range_lock_take(&node->ranges, &all, 0, UINT64_MAX, RANGE_EXCLUSIVE);
-    if (entries > q->l1_size) {
+    if (size < node->size) { /* L1 may stay longer than it need be */
+        r = node_drop_tail(node, size, &all);
+        r = r ? r : meta_commit(q->meta);
+    } else if (entries > q->l1_size) {
         r = grow_l1(q, entries);
     }
     if (!r) {

@@ -213,31 +213,6 @@ find_overlay(struct node *node)
     return NULL;
 }
 
-/* What grows must read zero there, through what lies below it. */
-static int
-check_sizes(const struct transfer_options *o, struct err *err)
-{
-    const struct node *base = o->base;
-    uint64_t size = o->device->size;
-
-    for (const struct node *n = o->device->backing->child; n != base;
-         n = n->backing->child) {
-        if (n->size < size && n->size < base->size) {
-            return err_set(err, -ENOTSUP,
-                           "Node '%s' is shorter than the layers above and "
-                           "below it",
-                           n->name);
-        }
-    }
-    if (base->size > size && !base->drv->is_filter) {
-        return err_set(err, -ENOTSUP,
-                       "The snapshot '%s' is longer than the disk '%s', and "
-                       "its format '%s' cannot shrink",
-                       base->name, o->device->name, base->drv->name);
-    }
-    return 0;
-}
-
 static int
 check(const struct transfer_options *o, struct err *err)
 {
@@ -272,7 +247,7 @@ check_into_snapshot(const struct transfer_options *o, struct err *err)
                        "its backing file",
                        overlay->drv->name, overlay->name);
     }
-    return check_sizes(o, err);
+    return 0;
 }
 
 static int
@@ -286,20 +261,6 @@ make_writable(struct transfer *t, const struct transfer_options *o,
         if (n == o->base) {
             break;
         }
-    }
-    return r;
-}
-
-/* Lowest first: what is longer than the layer below it shows nothing new. */
-static int
-match_sizes(const struct transfer_options *o, struct err *err)
-{
-    uint64_t size = o->device->size;
-    int r = sink_match_size(o, err);
-
-    for (struct node *n = o->device->backing->child; n != o->base && !r;
-         n = n->backing->child) {
-        r = n->size < size ? node_truncate(n, size, err) : 0;
     }
     return r;
 }
@@ -343,7 +304,7 @@ prepare(struct transfer *t, const struct transfer_options *o, struct err *err)
         r = make_writable(t, o, err);
     }
     if (!r) {
-        r = match_sizes(o, err);
+        r = merge_match_sizes(o->device, o->base, err);
     }
     return r ? r : flush_layers(o, err);
 }

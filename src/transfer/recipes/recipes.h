@@ -28,6 +28,11 @@ int sink_claim(struct transfer *t, const struct transfer_options *o,
                struct err *err);
 /* The base holds all that the top reads as, and shows nothing new by that. */
 int sink_match_size(const struct transfer_options *o, struct err *err);
+/*
+ * The layers from the one below @top down to @base are as long as @top from
+ * here on, and @top reads as before, whatever crashes.  Yields.
+ */
+int merge_match_sizes(struct node *top, struct node *base, struct err *err);
 /* What sinks from o->top down to o->base.  Yields. */
 int sink_measure(const struct transfer_options *o, struct transfer_plan *ret,
                  struct err *err);
