@@ -119,6 +119,12 @@ graph_close(struct graph *graph)
     return list_empty(&graph->nodes);
 }
 
+bool
+graph_is_quiet(const struct graph *graph)
+{
+    return graph->quiet;
+}
+
 struct loop *
 graph_loop(const struct graph *graph)
 {

@@ -286,6 +286,14 @@ void graph_end(struct graph *graph, bool all);
  */
 bool graph_close(struct graph *graph);
 struct loop *graph_loop(const struct graph *graph);
+bool graph_is_quiet(const struct graph *graph);
+/* A line in the log about what was found beside an image (base/log.h). */
+#define NODE_SAY(node, level, ...)                                             \
+    do {                                                                       \
+        if (!graph_is_quiet((node)->graph)) {                                  \
+            log_##level(__VA_ARGS__);                                          \
+        }                                                                      \
+    } while (0)
 const struct driver *graph_driver(struct graph *graph, const char *name);
 /* NULL where there is none. */
 struct node *graph_find(struct graph *graph, const char *node_name);

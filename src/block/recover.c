@@ -12,13 +12,6 @@
 #include "journal/journal.h"
 #include "run/file.h"
 
-#define SAY(node, level, ...)                                                  \
-    do {                                                                       \
-        if (!(node)->graph->quiet) {                                           \
-            log_##level(__VA_ARGS__);                                          \
-        }                                                                      \
-    } while (0)
-
 const struct node *
 node_local_file(const struct node *node)
 {
@@ -73,23 +66,25 @@ leave_source(struct node *node, const struct node *file,
     int r;
 
     if (!is_same(&i->source, file)) {
-        SAY(node, warn,
-            "'%s' is of another file that had this name; it is removed",
-            journal);
+        NODE_SAY(node, warn,
+                 "'%s' is of another file that had this name; it is removed",
+                 journal);
         journal_remove(node->graph->loop, journal);
         return 0;
     }
     r = ask_target(node->graph, i, &unfinished, &inner);
     if (!r && unfinished) {
-        SAY(node, info,
-            "The switch of '%s' to '%s' was cut off; the disk is still '%s'",
-            file->filename, i->target.path, file->filename);
+        NODE_SAY(node, info,
+                 "The switch of '%s' to '%s' was cut off; the disk is still "
+                 "'%s'",
+                 file->filename, i->target.path, file->filename);
         intent_remove(node->graph->loop, i);
         return 0;
     }
     if (node->read_only) {
-        SAY(node, warn, "The disk in '%s' went on as '%s'; this one is old",
-            file->filename, i->target.path);
+        NODE_SAY(node, warn,
+                 "The disk in '%s' went on as '%s'; this one is old",
+                 file->filename, i->target.path);
         return 0;
     }
     r = err_set(err, -ESTALE, "The disk in '%s' went on as '%s'%s%s",
@@ -142,11 +137,12 @@ arrive_at_target(struct node *node, const struct node *file,
         return;
     }
     if (i->delete_source && source_delete(loop, i, &err)) {
-        SAY(node, warn, "%s", err.msg);
+        NODE_SAY(node, warn, "%s", err.msg);
     }
-    SAY(node, info, "The switch of '%s' to '%s' was cut off; it is finished%s",
-        i->source.path, file->filename,
-        i->delete_source ? ", and the old image is deleted" : "");
+    NODE_SAY(node, info,
+             "The switch of '%s' to '%s' was cut off; it is finished%s",
+             i->source.path, file->filename,
+             i->delete_source ? ", and the old image is deleted" : "");
     intent_remove(loop, i);
 }
 

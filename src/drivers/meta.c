@@ -25,6 +25,7 @@
 
 #include "base/bytes.h"
 #include "block/node.h"
+#include "drivers/meta_log.h"
 
 enum {
     GRANULE = 512, /* what a disk writes whole or not at all */
@@ -33,6 +34,7 @@ enum {
     MIN_SLICES = 32,
     MIN_LAYER_SLICES = 8,
     WRITE_IOVS = 64,
+    SPARE_SLOTS = 256, /* of the log, for slices over the budget */
 };
 
 struct slice {
@@ -43,6 +45,7 @@ struct slice {
     int error; /* of the load */
     uint8_t dirty; /* by granule */
     enum meta_phase phase;
+    struct log_place place;
     unsigned char data[];
 };
 
@@ -59,6 +62,7 @@ struct meta {
     struct list use; /* the least recently used first */
     uint64_t n_slices, n_dirty;
     struct waitq loaded;
+    struct meta_log *log; /* NULL: none */
 
     uint64_t started, finished; /* numbers of commits */
     bool running;
@@ -163,6 +167,7 @@ drop(struct meta *m, struct slice *s)
     if (s->dirty) {
         m->n_dirty--;
     }
+    meta_log_keep(m->log, &s->place, 0);
     list_remove(&s->hash);
     list_remove(&s->use);
     m->n_slices--;
@@ -356,12 +361,18 @@ meta_change(struct meta *m, struct slice *s, uint64_t off, const void *bytes,
             uint32_t len, enum meta_phase phase)
 {
     uint64_t at = off - s->off;
+    uint8_t granules = 0;
 
     assert(off >= s->off && at + len <= m->o.slice_size && s->pins);
     memcpy(s->data + at, bytes, len);
     s->phase = phase;
     for (uint64_t g = at / GRANULE; g <= (at + len - 1) / GRANULE; g++) {
-        mark_dirty(m, s, (uint8_t)(1u << g));
+        granules |= (uint8_t)(1u << g);
+    }
+    mark_dirty(m, s, granules);
+    if (m->log) {
+        meta_log_change(m->log, &s->place, s->off, phase, s->data,
+                        (uint32_t)at, len, granules);
     }
 }
 
@@ -523,10 +534,19 @@ static void
 end_snapshot(struct meta *m, struct snapshot *snap, int r)
 {
     for (size_t i = 0; i < snap->n; i++) {
-        snap->v[i].slice->pins--;
+        struct slice *s = snap->v[i].slice;
+
+        s->pins--;
         if (r) {
-            mark_dirty(m, snap->v[i].slice, snap->v[i].dirty);
+            mark_dirty(m, s, snap->v[i].dirty);
+        } else {
+            meta_log_keep(m->log, &s->place, s->dirty);
         }
+    }
+    if (m->file->failed) {
+        meta_log_give_up(m->log);
+    } else if (!m->n_dirty) {
+        meta_log_all_clean(m->log);
     }
     if (r) {
         list_splice(&m->to_free, &snap->to_free);
@@ -590,6 +610,23 @@ meta_free_now(struct meta *m)
     return r;
 }
 
+uint64_t
+meta_start_log(struct meta *m)
+{
+    assert(!m->n_dirty && !m->log);
+    m->log = meta_log_new(
+        m->o.node, m->o.slice_size,
+        (uint32_t)(max_u64(m->o.budget / m->o.slice_size, MIN_SLICES) +
+                   SPARE_SLOTS));
+    return meta_log_autoclear(m->log);
+}
+
+void
+meta_stop_log(struct meta *m)
+{
+    meta_log_free(take_ptr(m->log), false);
+}
+
 int
 meta_close(struct meta *m, bool discard)
 {
@@ -616,6 +653,7 @@ meta_close(struct meta *m, bool discard)
         list_remove(&f->link);
         free(f);
     }
+    meta_log_free(take_ptr(m->log), r && !m->file->failed);
     while (!list_empty(&m->use)) {
         drop(m, list_first(&m->use, struct slice, use));
     }

@@ -21,8 +21,8 @@
  * A change waits at most META_STALE_NS for a commit, even where no guest ever
  * flushes.
  *
- * Every change goes through meta_change(): that is where rule 10's log of
- * changes not yet in the image will be written.
+ * Every change goes through meta_change(), which also writes it to the log of
+ * rule 10 (meta_log.h), while there is one.
  *
  * Everything yields unless it says otherwise.
  */
@@ -58,6 +58,15 @@ struct meta *meta_new(const struct meta_options *options);
  * @discard nothing is written: for an image whose open failed.
  */
 int meta_close(struct meta *meta, bool discard);
+
+/*
+ * From here on changes outlive this process; called while nothing is dirty.
+ * Returns what the autoclear bits of the image must be, 0 where there is no
+ * log.  Does not yield.
+ */
+uint64_t meta_start_log(struct meta *meta);
+/* Everything was committed.  Does not yield. */
+void meta_stop_log(struct meta *meta);
 
 /*
  * The slice that holds file offset @off, pinned until meta_put().  -EIO and so

@@ -261,16 +261,43 @@ check_before_use(struct qed *q, struct err *err)
     return 0;
 }
 
+/*
+ * Autoclear bits that are not ours are cleared, durably; that of the log is
+ * set, which need not outlive a power failure.
+ */
+static int
+set_autoclear(struct qed *q, uint64_t old)
+{
+    struct qed_field f = {QED_H_AUTOCLEAR, 8, 0};
+
+    f.value = meta_start_log(q->meta);
+    q->logs = f.value;
+    return old & ~META_LOG_AUTOCLEAR ? qed_update_header(q, &f, 1)
+           : old != f.value          ? qed_write_header(q, &f, 1)
+                                     : 0;
+}
+
+/* Everything is in the image. */
+static void
+end_writing(struct qed *q)
+{
+    struct qed_field f = {QED_H_AUTOCLEAR, 8, 0};
+
+    if (q->logs) {
+        q->logs = false;
+        qed_write_header(q, &f, 1);
+    }
+}
+
 /* What the specification wants done before the first write. */
 static int
 prepare_to_write(struct qed *q, const struct header *h, bool for_check,
                  struct err *err)
 {
-    struct qed_field f = {QED_H_AUTOCLEAR, 8, 0};
-    int r = h->autoclear ? qed_update_header(q, &f, 1) : 0;
+    int r = set_autoclear(q, h->autoclear);
 
     if (r) {
-        return err_set_errno(err, r, "Cannot clear autoclear features");
+        return err_set_errno(err, r, "Cannot change autoclear features");
     }
     if ((q->features & QED_F_NEED_CHECK) && !for_check) {
         return check_before_use(q, err);
@@ -334,6 +361,9 @@ open_image(struct node *node, json_t *options, struct err *err)
     if (!r) {
         r = check_places(&h, node->file->child->size, err);
     }
+    if (!r) {
+        r = meta_log_recover(node, h.autoclear, err);
+    }
     if (r) {
         return r;
     }
@@ -379,7 +409,14 @@ reopen(struct node *node, bool read_only, struct err *err)
 
     if (read_only) {
         r = r ? r : qed_cut_tail(q);
+        if (!r) {
+            end_writing(q);
+            meta_stop_log(q->meta);
+        }
         return r ? err_set_errno(err, r, "Flushing failed") : 0;
+    }
+    if (!r) {
+        r = meta_log_recover(node, h.autoclear, err);
     }
     if (!r) {
         node->read_only = false;
@@ -411,6 +448,7 @@ qed_close(struct node *node)
     /* After a failed commit, tables on disk may still name what is free. */
     if (!r && !node->read_only) {
         r = qed_cut_tail(q);
+        end_writing(q);
     }
     qed_free(q);
     return r;

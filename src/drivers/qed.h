@@ -17,6 +17,7 @@
 #include "base/ranges.h"
 #include "block/node.h"
 #include "drivers/meta.h"
+#include "drivers/meta_log.h"
 
 /* "Header": "QED\0", little-endian as every field. */
 #define QED_MAGIC 0x00444551u
@@ -68,6 +69,7 @@ struct qed {
     /* qed_alloc.c */
     uint64_t end;       /* from here on the file was never handed out */
     struct ranges free; /* below `end`, durably named by nothing */
+    bool logs;          /* the log's bit is set */
     bool punch_freed;   /* the file gives back what is freed */
 };
 
@@ -160,6 +162,9 @@ struct qed_field {
     unsigned at, size; /* 4 or 8 bytes */
     uint64_t value;
 };
+int qed_write_header(struct qed *q, const struct qed_field *fields,
+                     unsigned n);
+/* And durable. */
 int qed_update_header(struct qed *q, const struct qed_field *fields,
                       unsigned n);
 int qed_set_incomplete(struct node *node, bool incomplete, struct err *err);

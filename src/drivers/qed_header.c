@@ -20,7 +20,7 @@
 enum { NAME_SLOT = 1024, NAME_SLOTS = 3 };
 
 int
-qed_update_header(struct qed *q, const struct qed_field *fields, unsigned n)
+qed_write_header(struct qed *q, const struct qed_field *fields, unsigned n)
 {
     unsigned char sector[QED_SECTOR];
     struct node *file = qed_file(q);
@@ -38,11 +38,16 @@ qed_update_header(struct qed *q, const struct qed_field *fields, unsigned n)
     if (!r) {
         r = node_write_buf(file, 0, sector, sizeof(sector));
     }
-    if (!r) {
-        r = node_flush(file);
-    }
     comutex_unlock(&q->header_lock);
     return r;
+}
+
+int
+qed_update_header(struct qed *q, const struct qed_field *fields, unsigned n)
+{
+    int r = qed_write_header(q, fields, n);
+
+    return r ? r : node_flush(qed_file(q));
 }
 
 /* Stores the name where the header on disk does not name one; durable. */

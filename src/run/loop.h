@@ -23,6 +23,7 @@ struct stream;
 struct listener;
 struct err;
 struct address;
+struct shm;
 
 #define NS_PER_MS 1000000ULL
 #define NS_PER_S 1000000000ULL
@@ -58,6 +59,9 @@ struct loop_ops {
     int (*sync_folder)(struct loop *loop, const char *path); /* yields */
     int (*list_folder)(struct loop *loop, const char *path, /* yields */
                        char ***ret, size_t *ret_n);
+
+    int (*shm_open)(struct loop *loop, const char *name, uint64_t size,
+                    struct shm **ret); /* see run/shm.h */
 
     /* Yields until @fd is ready for one of poll(2)'s @events or @deadline. */
     short (*fd_wait)(struct loop *loop, int fd, short events,

@@ -498,6 +498,7 @@ static const struct loop_ops real_ops = {
     .unlink = real_unlink,
     .sync_folder = real_sync_folder,
     .list_folder = real_list_folder,
+    .shm_open = real_shm_open,
     .fd_wait = real_fd_wait,
     .fd_wake = real_fd_wake,
     .listen = real_listen,

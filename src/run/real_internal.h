@@ -141,6 +141,8 @@ int real_unlink(struct loop *loop, const char *path);
 int real_sync_folder(struct loop *loop, const char *path);
 int real_list_folder(struct loop *loop, const char *path, char ***ret,
                      size_t *ret_n);
+int real_shm_open(struct loop *loop, const char *name, uint64_t size,
+                  struct shm **ret);
 int real_listen(struct loop *loop, const struct address *address,
                 struct listener **ret, struct err *err);
 int real_connect(struct loop *loop, const struct address *address,

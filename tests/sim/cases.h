@@ -80,6 +80,7 @@ cases_run(int argc, char **argv, const struct sweep_setup *setups, size_t n,
     cases_setups = setups;
     cases_n = n;
     cases_plain_runs = plain_runs;
+    sweep_share_budget(n);
     if (argc == 3 && !strcmp(argv[1], "--script")) {
         cases_script = argv[2];
         tap_run("the script passes", cases_replay);

@@ -21,12 +21,24 @@ seconds(void)
     return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
 }
 
+enum { FULL_SHARE_SETUPS = 8 };
+
+static double share = 1;
+
+void
+sweep_share_budget(size_t n_setups)
+{
+    if (n_setups > FULL_SHARE_SETUPS) {
+        share = (double)FULL_SHARE_SETUPS / (double)n_setups;
+    }
+}
+
 static double
 budget(void)
 {
     const char *text = getenv("SIM_BUDGET");
 
-    return text ? atof(text) : 2;
+    return (text ? atof(text) : 2) * share;
 }
 
 static enum step_op

@@ -72,6 +72,7 @@ struct sweep_setup {
     /* Starts what the disk needs outside (a server), and stops it. */
     void *(*serve)(struct graph *graph);
     void (*unserve)(void *service);
+    bool forgets;  /* a kill takes what was not flushed: no bit for the log */
     bool may_fail; /* requests may fail in every run */
     /* Only as data for other cases: cases_run() leaves it out. */
     bool special;
@@ -118,6 +119,9 @@ void sweep_pause_job(struct sweep *s); /* for a millisecond */
 
 /* The script that a seed stands for. */
 struct script sweep_script(const struct sweep_setup *setup, uint64_t seed);
+
+/* Where there are many setups, each of their sweeps has less of SIM_BUDGET. */
+void sweep_share_budget(size_t n_setups);
 
 /*
  * Runs the sweep for seeds from @first on until the share of SIM_BUDGET (in

@@ -5,9 +5,13 @@
 kill.py SLUICED [SEED [COUNT]]: a client writes sectors into an overlay and
 flushes, in every other run with a stream job beside it.  The daemon is killed
 at a random time, uniform over about the first 150 replies, whatever it and the
-client do at that moment.  Then qemu-img's check must find nothing but leaks,
-and every sector must hold what it held at the last acknowledged flush, or a
-write sent later.  Now and then the next run goes on with the same image.
+client do at that moment.
+
+Then qemu-img, which sees the files alone, as they were had power failed, must
+find nothing but leaks, and in every sector what it held at the last
+acknowledged flush, or a write sent later.  And once Sluice has opened the image
+again, to read or to write, every write that was acknowledged is there, flushed
+or not.  Now and then the next run goes on with the same image.
 """
 import os
 import random
@@ -45,7 +49,8 @@ class Place:
 
 
 class Disk:
-    """An image, and for each sector the values that it may hold."""
+    """An image, and for each sector the values that it may hold: by the file
+    alone, and when what was acknowledged is there."""
 
     def __init__(self, at, fmt):
         self.at, self.fmt, self.serial = at, fmt, 0
@@ -54,7 +59,13 @@ class Disk:
             "raw", self.path)
         with open(at("template"), "rb") as f:
             data = f.read()
+        self.is_now(data)
+
+    def is_now(self, data):
+        """It was read so: older values cannot return."""
         self.may = [[data[i:i + SECTOR]] for i in range(0, SIZE, SECTOR)]
+        self.acknowledged = [list(v) for v in self.may]
+        self.batch = {}  # sector: how many values were sent
 
     def write(self, nbd, rng):
         count = rng.choice([1, 3, 8, 40, 130])
@@ -63,7 +74,15 @@ class Disk:
         value = self.serial.to_bytes(8, "big") * (SECTOR // 8)
         for s in range(first, first + count):
             self.may[s].append(value)
+            self.acknowledged[s].append(value)
+            self.batch[s] = self.batch.get(s, 0) + 1
         return nbd.send(nbd.WRITE, first * SECTOR, data=value * count)
+
+    def replied(self):
+        """All of the batch; those of one sector may land in either order."""
+        for s, n in self.batch.items():
+            del self.acknowledged[s][:-n]
+        self.batch = {}
 
     def flushed(self, nbd):
         """All writes were acknowledged before a flush that was, too."""
@@ -81,7 +100,7 @@ class Disk:
                 raise AssertionError(f"sector {s} after a flush")
             values[:] = [got]
 
-    def judge(self):
+    def judge_by(self, allowed, what):
         run("qemu-img", "check", "-f", self.fmt, self.path, ok=(0, 3))
         raw = self.at("judge.raw")
         run("qemu-img", "convert", "-f", self.fmt, "-O", "raw", self.path, raw)
@@ -89,14 +108,28 @@ class Disk:
             data = f.read()
         if len(data) != SIZE:
             raise AssertionError(f"the disk has {len(data)} bytes")
-        for s, values in enumerate(self.may):
+        for s, values in enumerate(allowed):
             got = data[s * SECTOR:(s + 1) * SECTOR]
             if got not in values:
                 raise AssertionError(
-                    f"{self.fmt}: sector {s} begins with {got[:8].hex()}, not "
-                    f"with one of {[v[:8].hex() for v in values]}")
-        # The disk exists now as it was read; older values cannot return.
-        self.may = [[data[i:i + SECTOR]] for i in range(0, SIZE, SECTOR)]
+                    f"{what}: {self.fmt}: sector {s} begins with "
+                    f"{got[:8].hex()}, not with one of "
+                    f"{[v[:8].hex() for v in values]}")
+        return data
+
+    def open_again(self, read_only):
+        """Whoever comes next writes what the one that was killed could not."""
+        with Daemon(SLUICED, "--blockdev", f"driver={self.fmt},node-name=d,"
+                    f"read-only={read_only},file.driver=file,"
+                    f"file.filename={self.path}") as daemon:
+            daemon.qmp().cmd("quit")
+            if daemon.wait():
+                raise AssertionError(daemon.errors())
+
+    def judge(self, rng):
+        self.judge_by(self.may, "what was flushed")
+        self.open_again(rng.choice(["on", "off"]))
+        self.is_now(self.judge_by(self.acknowledged, "what was acknowledged"))
 
 
 def load(nbd, disk, rng, place):
@@ -107,6 +140,7 @@ def load(nbd, disk, rng, place):
             disk.write(nbd, rng)
         for _ in range(batch):
             nbd.reply()
+        disk.replied()
         place.replies += batch
         if rng.random() < 0.4:
             nbd.flush()
@@ -144,7 +178,7 @@ def one(place, disk, rng, stream):
         daemon.qmp()
         nbd = Nbd(nbd_path, "d")
         use(daemon, nbd, place, disk, rng, stream)
-    disk.judge()
+    disk.judge(rng)
 
 
 def kill(i, memory, slow):

@@ -22,15 +22,15 @@ write_sector0(struct qcow2 *q, const unsigned char *sector)
     return r ? r : node_flush(file);
 }
 
-static int
-update_header(struct qcow2 *q, const struct header_field *fields, unsigned n)
+int
+qcow2_write_header(struct qcow2 *q, const struct header_field *fields,
+                   unsigned n)
 {
     unsigned char sector[SECTOR];
+
+    comutex_lock(&q->header_lock);
     int r = node_read_buf(q->node->file->child, 0, sector, SECTOR);
 
-    if (r) {
-        return r;
-    }
     for (unsigned i = 0; i < n; i++) {
         if (fields[i].size == 8) {
             st_be64(sector + fields[i].at, fields[i].value);
@@ -38,18 +38,20 @@ update_header(struct qcow2 *q, const struct header_field *fields, unsigned n)
             st_be32(sector + fields[i].at, (uint32_t)fields[i].value);
         }
     }
-    return write_sector0(q, sector);
+    if (!r) {
+        r = node_write_buf(q->node->file->child, 0, sector, SECTOR);
+    }
+    comutex_unlock(&q->header_lock);
+    return r;
 }
 
 int
 qcow2_update_header(struct qcow2 *q, const struct header_field *fields,
                     unsigned n)
 {
-    comutex_lock(&q->header_lock);
-    int r = update_header(q, fields, n);
+    int r = qcow2_write_header(q, fields, n);
 
-    comutex_unlock(&q->header_lock);
-    return r;
+    return r ? r : node_flush(q->node->file->child);
 }
 
 /* Header extensions, as they lie in the first cluster. */

@@ -275,18 +275,54 @@ read_header(struct node *node, struct err *err)
 
 /*
  * Unknown autoclear bits describe something that our writes would make wrong,
- * so they are cleared before the first one.
+ * so they are cleared, durably, before the first one; that of the log is set.
+ * The log does not outlive a power failure, so its bit need not be durable.
  */
 static int
-clear_autoclear(struct qcow2 *q)
+begin_writing(struct node *node, struct err *err)
+{
+    struct qcow2 *q = qcow2_of(node);
+    struct header_field f = {H_AUTOCLEAR, 8, 0};
+    uint64_t old = q->autoclear;
+
+    if (q->version < 3) {
+        return 0; /* it has no such bits, so it has no log */
+    }
+    q->autoclear = f.value = meta_start_log(q->meta);
+    int r = old & ~META_LOG_AUTOCLEAR ? qcow2_update_header(q, &f, 1)
+            : old != q->autoclear     ? qcow2_write_header(q, &f, 1)
+                                      : 0;
+
+    return r ? err_set_errno(err, r, "Could not write the header of '%s'",
+                             self(node))
+             : 0;
+}
+
+/* Everything is in the image. */
+static void
+end_writing(struct qcow2 *q)
 {
     struct header_field f = {H_AUTOCLEAR, 8, 0};
 
-    if (q->node->read_only || !q->autoclear) {
-        return 0;
+    if (q->autoclear) {
+        q->autoclear = 0;
+        qcow2_write_header(q, &f, 1);
     }
-    q->autoclear = 0;
-    return qcow2_update_header(q, &f, 1);
+}
+
+static int
+free_state(struct qcow2 *q, bool discard)
+{
+    struct node *node = q->node;
+    int r = meta_close(q->meta, discard);
+
+    if (!r && !discard) {
+        end_writing(q);
+    }
+    qcow2_compress_fini(q);
+    free(q);
+    node->state = NULL;
+    return r;
 }
 
 static int
@@ -304,11 +340,7 @@ qcow2_open(struct node *node, json_t *options, struct err *err)
     comutex_init(&q->header_lock);
     r = read_header(node, err);
     if (!r) {
-        r = clear_autoclear(q);
-        if (r) {
-            err_set_errno(err, r, "Could not write the header of '%s'",
-                          self(node));
-        }
+        r = meta_log_recover(node, q->autoclear, err);
     }
     if (r) {
         free(q);
@@ -329,13 +361,18 @@ qcow2_open(struct node *node, json_t *options, struct err *err)
     offload_group_init(&q->workers, DECOMPRESS_WORKERS);
     node->cluster_size = (uint32_t)q->cluster_size;
     node->limits.preferred = (uint32_t)q->cluster_size;
-    return 0;
+    r = node->read_only ? 0 : begin_writing(node, err);
+    if (r) {
+        free_state(q, true);
+    }
+    return r;
 }
 
 /* What was looked at when it was opened to be read is looked at again. */
 static int
 check_before_writing(struct node *node, struct err *err)
 {
+    struct qcow2 *q = qcow2_of(node);
     struct node *file = node->file->child;
     auto_free unsigned char *head = xzalloc(HEAD_READ);
     int r = node_read_buf(file, 0, head, min_u64(file->size, HEAD_READ));
@@ -344,14 +381,16 @@ check_before_writing(struct node *node, struct err *err)
         return err_set_errno(err, r, "Could not read the header of '%s'",
                              self(node));
     }
+    if (q->version >= 3) {
+        q->autoclear = ld_be64(head + H_AUTOCLEAR);
+    }
     node->read_only = false;
     r = check_features(node, head, err);
     if (!r) {
-        r = clear_autoclear(qcow2_of(node));
-        if (r) {
-            err_set_errno(err, r, "Could not write the header of '%s'",
-                          self(node));
-        }
+        r = meta_log_recover(node, q->autoclear, err);
+    }
+    if (!r) {
+        r = begin_writing(node, err);
     }
     node->read_only = true;
     return r;
@@ -367,6 +406,10 @@ qcow2_reopen(struct node *node, bool read_only, struct err *err)
     if (!r && read_only) {
         r = meta_commit(q->meta); /* what giving back clusters changed */
     }
+    if (!r && read_only) {
+        end_writing(q);
+        meta_stop_log(q->meta);
+    }
     return r && read_only ? err_set_errno(err, r, "Flushing '%s' failed",
                                           self(node))
                           : r;
@@ -375,12 +418,7 @@ qcow2_reopen(struct node *node, bool read_only, struct err *err)
 static int
 qcow2_close(struct node *node)
 {
-    struct qcow2 *q = qcow2_of(node);
-    int r = meta_close(q->meta, node->read_only || node->failed);
-
-    qcow2_compress_fini(q);
-    free(q);
-    return r;
+    return free_state(qcow2_of(node), node->read_only || node->failed);
 }
 
 static int

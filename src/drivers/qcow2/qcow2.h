@@ -14,6 +14,7 @@
 #include "base/bytes.h"
 #include "block/node.h"
 #include "drivers/meta.h"
+#include "drivers/meta_log.h"
 
 /* "Header". */
 #define QCOW2_MAGIC 0x514649fbu
@@ -190,11 +191,13 @@ int qcow2_unallocate(struct node *node, uint64_t off, uint64_t len,
 
 /* header.c */
 
-/* Writes header fields of sector 0 at once, durably. */
+/* Writes header fields of sector 0 at once; "update" also durably. */
 struct header_field {
     unsigned at, size; /* 4 or 8 bytes */
     uint64_t value;
 };
+int qcow2_write_header(struct qcow2 *q, const struct header_field *fields,
+                       unsigned n);
 int qcow2_update_header(struct qcow2 *q, const struct header_field *fields,
                         unsigned n);
 int qcow2_ensure_mark(struct node *node, bool may_upgrade, struct err *err);

@@ -310,6 +310,7 @@ sim_disk_new(void)
     list_init(&disk->names);
     list_init(&disk->durable_names);
     list_init(&disk->name_log);
+    list_init(&disk->regions);
     return disk;
 }
 
@@ -325,6 +326,7 @@ void
 sim_disk_free(struct sim_disk *disk)
 {
     disk_sync_names(disk);
+    disk_free_regions(disk);
     names_free(&disk->names);
     names_free(&disk->durable_names);
     list_for_each_safe (it, &disk->inodes) {
@@ -533,6 +535,9 @@ crash_state(struct sim_disk *from, struct chosen *c, uint64_t index,
         struct name *n = container_of(it, struct name, link);
 
         name_set(&to->names, n->name, n->inode);
+    }
+    if (process) {
+        disk_copy_regions(to, from);
     }
     return to;
 }

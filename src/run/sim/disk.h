@@ -8,6 +8,8 @@
 #include "run/sim/sim.h"
 
 struct file;
+struct loop;
+struct shm;
 
 enum disk_op_kind { OP_WRITE, OP_PUNCH, OP_TRUNCATE };
 
@@ -58,6 +60,7 @@ struct sim_disk {
     struct list name_log;
     unsigned next_id;
     uint64_t capacity;
+    struct list regions; /* of shared memory: sim/shm.c */
 };
 
 struct inode *disk_lookup(struct sim_disk *disk, const char *name);
@@ -75,5 +78,11 @@ void inode_complete(struct inode *inode, struct disk_op *op);
 void inode_abort(struct disk_op *op);
 /* Makes the log's first operation durable. */
 void inode_sync_first(struct inode *inode);
+
+/* A process that dies leaves its regions; power does not. */
+void disk_copy_regions(struct sim_disk *to, const struct sim_disk *from);
+void disk_free_regions(struct sim_disk *disk);
+int world_shm_open(struct loop *loop, const char *name, uint64_t size,
+                   struct shm **ret);
 
 #endif

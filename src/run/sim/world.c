@@ -494,6 +494,7 @@ static const struct loop_ops world_ops = {
     .unlink = world_unlink,
     .sync_folder = world_sync_folder,
     .list_folder = world_list_folder,
+    .shm_open = world_shm_open,
     .fd_wait = net_fd_wait,
     .fd_wake = net_fd_wake,
     .listen = net_listen,

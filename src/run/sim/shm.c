@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* Shared memory of the simulator: it lies with the disk. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/mem.h"
+#include "run/shm.h"
+#include "run/sim/disk.h"
+#include "run/sim/world.h"
+
+struct region {
+    struct shm shm;
+    struct list link; /* of the disk */
+    char *name;
+    uint64_t reserved;
+    bool is_open;
+};
+
+static void
+region_free(struct region *r)
+{
+    list_remove(&r->link);
+    munmap(r->shm.base, r->shm.size);
+    free(r->name);
+    free(r);
+}
+
+static int
+reserve(struct shm *shm, uint64_t len)
+{
+    struct region *r = container_of(shm, struct region, shm);
+
+    if (len > shm->size) {
+        return -ENOSPC;
+    }
+    r->reserved = r->reserved > len ? r->reserved : len;
+    return 0;
+}
+
+static void
+sim_shm_close(struct shm *shm, bool remove)
+{
+    struct region *r = container_of(shm, struct region, shm);
+
+    r->is_open = false;
+    if (remove) {
+        region_free(r);
+    }
+}
+
+static const struct shm_ops ops = {reserve, sim_shm_close};
+
+static struct region *
+region_new(struct sim_disk *disk, const char *name, uint64_t size)
+{
+    struct region *r = xzalloc(sizeof(*r));
+
+    /* Most of it is never touched. */
+    void *base = mmap(NULL, size, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    if (base == MAP_FAILED) {
+        abort();
+    }
+    r->shm = (struct shm){&ops, base, size};
+    r->name = xstrdup(name);
+    list_push(&disk->regions, &r->link);
+    return r;
+}
+
+static struct region *
+find(struct sim_disk *disk, const char *name)
+{
+    list_for_each (it, &disk->regions) {
+        struct region *r = container_of(it, struct region, link);
+
+        if (!strcmp(r->name, name)) {
+            return r;
+        }
+    }
+    return NULL;
+}
+
+int
+world_shm_open(struct loop *loop, const char *name, uint64_t size,
+               struct shm **ret)
+{
+    struct sim_disk *disk = sim_world_disk(sim_of(loop));
+    struct region *r = find(disk, name);
+
+    if (r && r->is_open) {
+        return -EBUSY;
+    }
+    if (size) {
+        if (r) {
+            region_free(r);
+        }
+        r = region_new(disk, name, size);
+    }
+    if (!r) {
+        return -ENOENT;
+    }
+    r->is_open = true;
+    *ret = &r->shm;
+    return 0;
+}
+
+void
+disk_copy_regions(struct sim_disk *to, const struct sim_disk *from)
+{
+    list_for_each (it, &from->regions) {
+        const struct region *old = container_of(it, struct region, link);
+
+        struct region *r = region_new(to, old->name, old->shm.size);
+
+        r->reserved = old->reserved;
+        memcpy(r->shm.base, old->shm.base, old->reserved);
+    }
+}
+
+void
+disk_free_regions(struct sim_disk *disk)
+{
+    list_for_each_safe (it, &disk->regions) {
+        region_free(container_of(it, struct region, link));
+    }
+}
