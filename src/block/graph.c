@@ -20,6 +20,7 @@ graph_new(struct loop *loop, const struct graph_options *options)
     struct graph *graph = xzalloc(sizeof(*graph));
 
     graph->loop = loop;
+    journals_init(&graph->journals, loop);
     graph->drivers = options->drivers;
     graph->quiet = options->quiet;
     graph->backing_paths =
@@ -123,6 +124,12 @@ bool
 graph_is_quiet(const struct graph *graph)
 {
     return graph->quiet;
+}
+
+struct journals *
+graph_journals(struct graph *graph)
+{
+    return &graph->journals;
 }
 
 struct loop *

@@ -5,6 +5,7 @@
 
 #include "block/node.h"
 #include "block/throttle.h"
+#include "journal/journal.h"
 
 struct graph {
     struct loop *loop;
@@ -18,6 +19,7 @@ struct graph {
     bool quiet;
     struct waitq parked;
     uint64_t park_gen; /* counts unparks, so that none is missed */
+    struct journals journals;
 };
 
 struct root {

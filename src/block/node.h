@@ -286,6 +286,8 @@ void graph_end(struct graph *graph, bool all);
  */
 bool graph_close(struct graph *graph);
 struct loop *graph_loop(const struct graph *graph);
+/* Of the images that are open here (journal/journal.h). */
+struct journals *graph_journals(struct graph *graph);
 bool graph_is_quiet(const struct graph *graph);
 /* A line in the log about what was found beside an image (base/log.h). */
 #define NODE_SAY(node, level, ...)                                             \

@@ -78,7 +78,7 @@ leave_source(struct node *node, const struct node *file,
                  "The switch of '%s' to '%s' was cut off; the disk is still "
                  "'%s'",
                  file->filename, i->target.path, file->filename);
-        intent_remove(node->graph->loop, i);
+        intent_remove(&node->graph->journals, i, false);
         return 0;
     }
     if (node->read_only) {
@@ -143,7 +143,7 @@ arrive_at_target(struct node *node, const struct node *file,
              "The switch of '%s' to '%s' was cut off; it is finished%s",
              i->source.path, file->filename,
              i->delete_source ? ", and the old image is deleted" : "");
-    intent_remove(loop, i);
+    intent_remove(&node->graph->journals, i, true);
 }
 
 int
@@ -163,9 +163,7 @@ node_recover(struct node *node, struct err *err)
     } else if (!r && found == INTENT_AS_TARGET) {
         arrive_at_target(node, file, &intent);
     } else if (!r && found == INTENT_VOID && !node->read_only) {
-        auto_free char *path = journal_path(file->filename);
-
-        journal_remove(node->graph->loop, path);
+        intent_forget(&node->graph->journals, file->filename);
     }
     switch_intent_fini(&intent);
     return r;

@@ -1,15 +1,54 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /* Nodes: adding, removing, creating images. */
 #include <errno.h>
+#include <stdlib.h>
 
 #include "control/control_internal.h"
 #include "schema_dispatch.h"
+#include "transfer/resume.h"
+
+/* Jobs of an earlier daemon on the layers of @top go on. */
+static void
+resume_chain(struct control *ctl, struct node *top)
+{
+    if (top->read_only) {
+        return; /* it is only looked at */
+    }
+    for (struct node *n = node_ref(top), *next; n; n = next) {
+        resume_jobs(ctl->jobs, n, ctl->resume);
+        next = n->backing ? node_ref(n->backing->child) : NULL;
+        node_unref(n);
+    }
+}
+
+void
+control_resume(struct control *ctl)
+{
+    struct node **nodes;
+    size_t n;
+
+    ctl->resumes = true;
+    graph_hold_all(ctl->graph, &nodes, &n);
+    for (size_t i = 0; i < n; i++) {
+        if (nodes[i]->named) {
+            resume_chain(ctl, nodes[i]);
+        }
+        node_unref(nodes[i]);
+    }
+    free(nodes);
+}
 
 int
 cmd_blockdev_add(struct control *ctl, const struct args_blockdev_add *args,
                  json_t **ret, struct err *err)
 {
-    return node_add(ctl->graph, args->json, NULL, err);
+    struct node *node;
+    int r = node_add(ctl->graph, args->json, &node, err);
+
+    if (!r && ctl->resumes) {
+        resume_chain(ctl, node);
+    }
+    return r;
 }
 
 int

@@ -18,6 +18,7 @@ control_new(struct loop *loop, const struct control_options *options)
 
     ctl->loop = loop;
     ctl->held = options->hold_clients;
+    ctl->resume = options->resume;
     ctl->graph = graph_new(
         loop, &(struct graph_options){.drivers = all_drivers,
                                       .backing_paths = options->backing_paths,

@@ -12,6 +12,7 @@
 #include <stdbool.h>
 
 #include "base/err.h"
+#include "transfer/resume.h"
 
 struct control;
 struct graph;
@@ -26,6 +27,7 @@ struct control_options {
     uint64_t chain_index_bytes; /* of each disk; 0: the default */
     /* NBD clients wait until control_ready(). */
     bool hold_clients;
+    enum resume_mode resume; /* of jobs that an earlier daemon left */
 };
 
 struct control *control_new(struct loop *loop,
@@ -48,6 +50,12 @@ void control_quit(struct control *ctl);
 
 /* Lets NBD clients in, where they were held.  Does not yield. */
 void control_ready(struct control *ctl);
+
+/*
+ * Starts again what was under way on the nodes that are there, and from now on
+ * on every one that is added.  Yields.
+ */
+void control_resume(struct control *ctl);
 
 /* --object, decoded (borrowed).  Does not yield. */
 int control_add_object(struct control *ctl, json_t *object, struct err *err);

@@ -28,6 +28,8 @@ struct control {
     struct nbd_server *nbd; /* NULL: none, or it is being stopped */
     bool nbd_stopping;
     bool held; /* see control_options.hold_clients */
+    bool resumes; /* control_resume() was called */
+    enum resume_mode resume;
     json_t *objects; /* by id */
 };
 

@@ -28,6 +28,7 @@ enum {
     OPTION_OBJECT,
     OPTION_PIDFILE,
     OPTION_BACKING_PATHS,
+    OPTION_RESUME,
     OPTION_UNTRUSTED,
 };
 
@@ -48,6 +49,7 @@ static const struct option long_options[] = {
     {"nbd-server", required_argument, NULL, OPTION_NBD_SERVER},
     {"object", required_argument, NULL, OPTION_OBJECT},
     {"pidfile", required_argument, NULL, OPTION_PIDFILE},
+    {"resume", required_argument, NULL, OPTION_RESUME},
     {"trace", required_argument, NULL, 'T'},
     {"untrusted", no_argument, NULL, OPTION_UNTRUSTED},
     {"version", no_argument, NULL, 'V'},
@@ -96,15 +98,37 @@ static const char help[] =
     "  --chain-index-size <MiB>\n"
     "                         memory of each disk's index of its backing files\n"
     "                         (default: 32)\n"
+    "  --resume auto|ask|never\n"
+    "                         what becomes of the jobs that were under way on\n"
+    "                         images when the last daemon ended: they go on, are\n"
+    "                         there but paused, or stay as they are\n"
+    "                         (default: auto)\n"
     "  --untrusted            image headers may name no backing file\n"
     "\n"
     "All options but --help, --version, --daemonize, --pidfile,\n"
-    "--backing-paths, --chain-index-size and --untrusted take effect in their order.\n";
+    "--backing-paths, --chain-index-size, --resume and --untrusted take effect in\n"
+    "their order.\n";
 
 void
 print_help(const char *program)
 {
     printf(help, program);
+}
+
+static bool
+parse_resume(const char *text, enum resume_mode *ret)
+{
+    static const char *const modes[] = {[RESUME_AUTO] = "auto",
+                                        [RESUME_ASK] = "ask",
+                                        [RESUME_NEVER] = "never"};
+
+    for (size_t i = 0; i < ARRAY_LEN(modes); i++) {
+        if (!strcmp(text, modes[i])) {
+            *ret = (enum resume_mode)i;
+            return true;
+        }
+    }
+    return false;
 }
 
 int
@@ -143,6 +167,13 @@ options_first_pass(int argc, char **argv, struct daemon_options *ret)
                         "%s: --chain-index-size '%s' is no number of MiB from "
                         "1 to %d\n",
                         argv[0], optarg, CHAIN_INDEX_MIB_MAX);
+                return 1;
+            }
+            break;
+        case OPTION_RESUME:
+            if (!parse_resume(optarg, &ret->resume)) {
+                fprintf(stderr, "%s: --resume '%s' is none of auto, ask, never\n",
+                        argv[0], optarg);
                 return 1;
             }
             break;

@@ -7,12 +7,14 @@
 #include "base/list.h"
 #include "daemon/service.h"
 #include "run/process.h"
+#include "transfer/resume.h"
 
 /* What the first pass over the command line finds. */
 struct daemon_options {
     bool daemonize, untrusted;
     const char *pidfile, *backing_paths;
     unsigned long chain_index_mib; /* 0: the default */
+    enum resume_mode resume;
 };
 
 /* --chardev: where a monitor's clients come from, until it takes it. */

@@ -59,6 +59,7 @@ serve(struct daemon *d)
     chardev_serve(d);
     control_ready(d->ctl);
     service_notify("READY=1");
+    control_resume(d->ctl);
     control_wait_quit(d->ctl);
     service_notify("STOPPING=1");
 }
@@ -80,6 +81,7 @@ daemon_main(void *arg)
         .backing_paths =
             d->options.untrusted ? "" : d->options.backing_paths,
         .hold_clients = true,
+        .resume = d->options.resume,
     };
 
     d->ctl = control_new(d->loop, &options);

@@ -16,9 +16,8 @@
 enum { FLAG_DELETE = 1, IDS = 4 * 8, FIXED = IDS + 4 };
 
 struct intent {
-    struct loop *loop;
     struct switch_intent what;
-    struct journal *journal;
+    struct journal *journal, *pointer; /* beside source and target */
     bool recorded; /* and not withdrawn */
 };
 
@@ -135,39 +134,45 @@ decode(const struct journal_record *r, const char *source,
 
 /* Making one. */
 
+/* What is left of another switch must not come back. */
 static int
-make_pointer(struct intent *i)
+share(struct journals *journals, const char *image, struct journal **ret)
+{
+    struct journal_record record;
+    int r = journal_share(journals, image, ret);
+
+    return !r && journal_word(*ret, &record)
+               ? journal_add(*ret, JOURNAL_WITHDRAWN, NULL, 0)
+               : r;
+}
+
+static int
+make_pointer(struct intent *i, struct journals *journals)
 {
     const char *source = seen_from(i->what.target.path, i->what.source.path);
-    auto_free char *path = journal_path(i->what.target.path);
-    struct journal *pointer;
-    int r = journal_create(i->loop, path, &pointer);
+    int r = share(journals, i->what.target.path, &i->pointer);
 
-    if (!r) {
-        r = journal_add(pointer, JOURNAL_POINTER, source,
-                        (uint32_t)strlen(source) + 1);
-        journal_close(pointer);
-    }
-    return r;
+    return r ? r
+             : journal_add(i->pointer, JOURNAL_POINTER, source,
+                           (uint32_t)strlen(source) + 1);
 }
 
 int
-intent_prepare(struct loop *loop, const struct switch_intent *what,
+intent_prepare(struct journals *journals, const struct switch_intent *what,
                struct intent **ret, struct err *err)
 {
     struct intent *i = xzalloc(sizeof(*i));
-    auto_free char *path = journal_path(what->source.path);
 
-    i->loop = loop;
     i->what = copy_of(what);
-    int r = journal_create(loop, path, &i->journal);
+    int r = share(journals, what->source.path, &i->journal);
 
     if (!r) {
-        r = make_pointer(i);
+        r = make_pointer(i, journals);
     }
     if (r) {
-        intent_end(i);
-        return err_set_errno(err, r, "Cannot make the journal '%s'", path);
+        intent_end(i, false);
+        return err_set_errno(err, r, "Cannot make the journal of '%s'",
+                             what->source.path);
     }
     *ret = i;
     return 0;
@@ -195,58 +200,79 @@ intent_withdraw(struct intent *i)
     return r;
 }
 
+static void
+leave(struct journal *j, bool all)
+{
+    if (j) {
+        if (all) {
+            journal_clear(j);
+        }
+        journal_withdraw(j);
+        journal_leave(j);
+    }
+}
+
 void
-intent_end(struct intent *i)
+intent_end(struct intent *i, bool moved)
 {
     if (!i) {
         return;
     }
-    if (i->journal) {
-        journal_close(i->journal);
-    }
-    intent_remove(i->loop, &i->what);
+    /* The journal last: a pointer to nothing says nothing. */
+    leave(i->pointer, false);
+    leave(i->journal, moved);
     switch_intent_fini(&i->what);
     free(i);
 }
 
-void
-intent_remove(struct loop *loop, const struct switch_intent *what)
+static void
+take_back(struct journals *journals, const char *image, bool all)
 {
-    auto_free char *journal = journal_path(what->source.path);
-    auto_free char *pointer = journal_path(what->target.path);
+    auto_free char *path = journal_path(image);
+    struct journal *j;
 
-    /* The journal last: a pointer to nothing says nothing. */
-    journal_remove(loop, pointer);
-    journal_remove(loop, journal);
+    if (journal_open(journals->loop, path, &j)) {
+        return; /* and none is made */
+    }
+    journal_close(j);
+    if (!journal_share(journals, image, &j)) {
+        leave(j, all);
+    }
+}
+
+void
+intent_forget(struct journals *journals, const char *image)
+{
+    take_back(journals, image, false);
+}
+
+void
+intent_remove(struct journals *journals, const struct switch_intent *what,
+              bool moved)
+{
+    take_back(journals, what->target.path, false);
+    take_back(journals, what->source.path, moved);
 }
 
 /* Finding one. */
 
-/* The last word of the journal of @source. */
 static bool
 read_switch(const struct journal *j, const char *source,
             struct switch_intent *ret)
 {
     struct journal_record record;
-    uint32_t pos = 0;
-    bool found = false;
 
-    while (journal_next(j, &pos, &record)) {
-        if (found) {
-            switch_intent_fini(ret);
-        }
-        found = record.type == JOURNAL_SWITCH && decode(&record, source, ret);
-    }
-    return found;
+    return journal_word(j, &record) && record.type == JOURNAL_SWITCH &&
+           decode(&record, source, ret);
 }
 
 static char *
 read_pointer(const struct journal *j, const char *target)
 {
     struct journal_record record;
-    uint32_t pos = 0, at = 0;
+    uint32_t at = 0;
 
-    if (!journal_next(j, &pos, &record) || record.type != JOURNAL_POINTER) {
+    if (!journal_word(j, &record) || record.type != JOURNAL_POINTER) {
         return NULL;
     }
     const char *source = get_string(&record, &at);

@@ -32,18 +32,23 @@ void switch_intent_fini(struct switch_intent *intent);
 /* A switch under way. */
 struct intent;
 
+struct journals;
+
 /*
  * Makes the journal beside the source, and the pointer beside the target, both
- * still empty.  @intent is copied.
+ * of which say nothing yet.  @intent is copied.
  */
-int intent_prepare(struct loop *loop, const struct switch_intent *intent,
+int intent_prepare(struct journals *journals, const struct switch_intent *intent,
                    struct intent **ret, struct err *err);
 /* The target is the disk, unless it is marked: durably. */
 int intent_record(struct intent *intent);
 /* The source is the disk: durably.  Nothing where nothing was recorded. */
 int intent_withdraw(struct intent *intent);
-/* Nothing is under way: removes both files, frees.  NULL does nothing. */
-void intent_end(struct intent *intent);
+/*
+ * Nothing is under way: takes both back, frees.  Where the disk has @moved, no
+ * job of the source counts any more either.  NULL does nothing.
+ */
+void intent_end(struct intent *intent, bool moved);
 
 /* What lies beside an image. */
 enum intent_found {
@@ -60,7 +65,10 @@ enum intent_found {
  */
 int intent_find(struct loop *loop, const char *image, enum intent_found *ret,
                 struct switch_intent *ret_intent, struct err *err);
-/* Removes what lies beside both images, as intent_end() does. */
-void intent_remove(struct loop *loop, const struct switch_intent *intent);
+/* Takes back what lies beside both images, as intent_end() does. */
+void intent_remove(struct journals *journals,
+                   const struct switch_intent *intent, bool moved);
+/* Takes back what lies beside one image. */
+void intent_forget(struct journals *journals, const char *image);
 
 #endif

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /*
  * A journal: a small file of records beside an image, for changes of several
- * steps (docs/design/intents.md).
+ * steps and for jobs that are under way (docs/design/intents.md, resume.md).
  *
  *   "SLUICE-J", then records: length of the payload, CRC-32C of type and
  *   payload, type (little-endian, 32 bits each), payload, zeroes up to a
  *   multiple of 8.  A length of 0, or a record whose sum is wrong, ends it.
  *
  * It is allocated whole when it is made, so that records can be added on a
- * full disk.  All functions yield and return 0 or -errno.
+ * full disk.  Whatever writes to it shares one `struct journal`; it is removed
+ * when the last one leaves it and nothing that it says counts any more.
+ *
+ * All functions yield and return 0 or -errno.
  */
 #ifndef SLUICE_JOURNAL_JOURNAL_H
 #define SLUICE_JOURNAL_JOURNAL_H
@@ -16,17 +19,30 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/list.h"
+#include "run/wait.h"
 #include "run/file.h"
 
-enum { JOURNAL_SIZE = 4096, JOURNAL_PAYLOAD_MAX = 2048 };
+enum { JOURNAL_SIZE = 16384, JOURNAL_PAYLOAD_MAX = 2048 };
 
 enum journal_type {
+    /* Which file is the disk: of these three the last one counts. */
     JOURNAL_SWITCH = 1,
-    JOURNAL_WITHDRAWN = 2,
+    JOURNAL_WITHDRAWN = 2, /* nothing is under way */
     JOURNAL_POINTER = 3,
+    /* A job, by the string that both payloads begin with. */
+    JOURNAL_JOB = 4,
+    JOURNAL_JOB_ENDED = 5,
 };
 
 struct journal;
+
+/* Those of one graph that are open to be written. */
+struct journals {
+    struct loop *loop;
+    struct comutex lock; /* of the list, and of who makes and removes */
+    struct list open;
+};
 
 struct journal_record {
     enum journal_type type;
@@ -37,18 +53,40 @@ struct journal_record {
 /* The journal's path beside an image; the caller frees it.  No yield. */
 char *journal_path(const char *image);
 
-/* Makes an empty one, durably, in the place of an old one. */
-int journal_create(struct loop *loop, const char *path, struct journal **ret);
-/* -ENOENT where there is none, -EUCLEAN where it is something else. */
-int journal_open(struct loop *loop, const char *path, struct journal **ret);
-/* Adds a record, durably; -ENOSPC where it is full. */
+void journals_init(struct journals *journals, struct loop *loop);
+
+/*
+ * The journal of @image to be written: what it says stays, and where there is
+ * none it is made, durably.  -EUCLEAN where the file is something else.
+ */
+int journal_share(struct journals *journals, const char *image,
+                  struct journal **ret);
+/* NULL does nothing. */
+void journal_leave(struct journal *journal);
+/*
+ * Adds a record, durably.  What does not count any more is left out where there
+ * is no room; -ENOSPC where that does not help.
+ */
 int journal_add(struct journal *journal, enum journal_type type,
                 const void *payload, uint32_t len);
-/* The records, in order: false after the last.  *@pos begins at 0. */
-bool journal_next(const struct journal *journal, uint32_t *pos,
-                  struct journal_record *ret);
+/* What it says of the disk's file counts no more once it is left. */
+void journal_withdraw(struct journal *journal);
+/* Nothing counts any more, if nobody else shares it.  Does not yield. */
+void journal_clear(struct journal *journal);
+
+/*
+ * To be read only, as it was at that moment: -ENOENT where there is none,
+ * -EUCLEAN where it is something else.
+ */
+int journal_open(struct loop *loop, const char *path, struct journal **ret);
 /* Does not yield. */
 void journal_close(struct journal *journal);
+/* The records that count, in order: false after the last.  *@pos begins at 0. */
+bool journal_next(const struct journal *journal, uint32_t *pos,
+                  struct journal_record *ret);
+/* What it says of the disk's file; false: nothing.  Does not yield. */
+bool journal_word(const struct journal *journal, struct journal_record *ret);
+
 /* Removes the file, durably; nothing where it is not there. */
 int journal_remove(struct loop *loop, const char *path);
 

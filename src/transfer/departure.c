@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "block/dependents.h"
 #include "journal/intent.h"
+#include "transfer/resume.h"
 
 int
 departure_check(struct transfer *t, struct err *err)
@@ -40,7 +41,7 @@ prepare(struct transfer *t, bool delete_source, struct err *err)
         .delete_source = delete_source,
     };
 
-    return intent_prepare(graph_loop(source->graph), &what, &t->intent, err);
+    return intent_prepare(graph_journals(source->graph), &what, &t->intent, err);
 }
 
 static bool
@@ -119,6 +120,9 @@ departure_end(struct transfer *t, bool moved, struct err *err)
 {
     int r = moved && t->delete_source ? delete_source(t, err) : 0;
 
-    intent_end(take_ptr(t->intent));
+    if (moved) {
+        resume_forget(t, true); /* before the source may be opened again */
+    }
+    intent_end(take_ptr(t->intent), moved);
     return r;
 }

@@ -23,6 +23,7 @@
 
 #include "run/file.h"
 #include "transfer/departure.h"
+#include "transfer/resume.h"
 
 enum {
     SCAN_STEP_SHIFT = 30, /* look at most 1 GiB ahead before a pause point */
@@ -680,6 +681,9 @@ begin(struct transfer *t, struct err *err)
     if (!r && may_switch) {
         r = departure_prepare(t, err);
     }
+    if (!r) {
+        resume_record(t);
+    }
     return r || !t->recipe->begin ? r : t->recipe->begin(t, err);
 }
 
@@ -841,11 +845,12 @@ make_read_only(struct transfer *t)
 }
 
 static void
-let_go(struct transfer *t)
+let_go(struct transfer *t, bool success)
 {
     if (t->track.source) {
         track_stop(&t->track);
     }
+    resume_forget(t, success);
     departure_end(t, false, NULL);
     transfer_thaw(t);
     if (t->root) {
@@ -863,6 +868,7 @@ let_go(struct transfer *t)
     unref(&t->overlay);
     unref(&t->replaces);
     t->copy.source = t->copy.target = NULL;
+    unref(&t->device);
     unref(&t->held[0]);
     unref(&t->held[1]);
 }
@@ -877,13 +883,14 @@ transfer_free(struct job *job)
     free(t->writable);
     names_free(t->folders, t->n_folders);
     free(t->owner);
+    free(t->note);
     free(t);
 }
 
 void
 transfer_discard(struct transfer *t)
 {
-    let_go(t);
+    let_go(t, false);
     transfer_free(&t->job);
 }
 
@@ -891,7 +898,7 @@ void
 transfer_clean(struct job *job, bool success)
 {
     transfer_rest(transfer_of(job)); /* of a pivot that failed */
-    let_go(transfer_of(job));
+    let_go(transfer_of(job), success);
     copy_buffers_free(&transfer_of(job)->buffers);
 }
 
@@ -910,7 +917,21 @@ transfer_launch(struct transfer *t, struct jobs *jobs,
     }
     t->held[0] = t->copy.source ? node_ref(t->copy.source) : NULL;
     t->held[1] = node_ref(t->copy.target);
+    if (options->note) {
+        t->note = xstrdup(options->note);
+        t->device = node_ref(options->device);
+    }
+    t->job.user_paused = options->start_paused;
+    t->job.pauses = options->start_paused;
     job_start(jobs, &t->job, options->job_id);
+}
+
+const char *
+transfer_note(const struct job *job)
+{
+    return job->driver->clean == transfer_clean
+               ? container_of(job, struct transfer, job)->note
+               : NULL;
 }
 
 bool

@@ -55,6 +55,10 @@ struct transfer {
     struct node *base; /* stream */
     struct node *overlay; /* commit below the disk: what is above its top */
     char *owner;          /* "job 'x'", as others are told */
+    /* What it is, for the next daemon; of the disk; where it was written. */
+    char *note;
+    struct node *device;
+    struct journal *journal;
     struct node *frozen;  /* from here down, edges stay where they are */
     struct node **writable; /* read-only again in the end */
     unsigned n_writable;
@@ -170,6 +174,8 @@ int transfer_check_space(struct transfer *t, struct err *err);
  */
 int transfer_work(struct transfer *t);
 void transfer_rest(struct transfer *t);
+/* What its record says; NULL where it has none, or the job is no transfer. */
+const char *transfer_note(const struct job *job);
 /* job_driver.run, .clean and .cancelled of every recipe. */
 int transfer_run(struct job *job, struct err *err);
 void transfer_clean(struct job *job, bool success);

@@ -330,6 +330,12 @@ jobs_end(struct jobs *jobs, uint64_t deadline_ns)
     return true;
 }
 
+bool
+jobs_are_ending(const struct jobs *jobs)
+{
+    return jobs->closing;
+}
+
 /* Verbs. */
 
 int

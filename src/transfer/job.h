@@ -136,6 +136,8 @@ void jobs_free(struct jobs *jobs);
  * cancelled.  Then @jobs must not be freed.  Yields.
  */
 bool jobs_end(struct jobs *jobs, uint64_t deadline_ns);
+/* jobs_end() was called: what is cancelled was not cancelled by anybody. */
+bool jobs_are_ending(const struct jobs *jobs);
 struct loop *jobs_loop(const struct jobs *jobs);
 struct list *jobs_list(struct jobs *jobs); /* of struct job.link */
 struct job *jobs_find(struct jobs *jobs, const char *id);

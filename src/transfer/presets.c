@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /* The recipes by the names of the operations that they are (design §2). */
+#include "transfer/resume.h"
 #include "transfer/transfer.h"
 
 typedef int start_fn(struct jobs *jobs, const struct transfer_options *options,
@@ -63,10 +64,14 @@ int
 transfer_start(struct jobs *jobs, enum transfer_preset preset,
                const struct transfer_options *options, struct err *err)
 {
+    auto_free char *note = resume_describe(preset, options);
+    struct transfer_options o = *options;
+
+    o.note = note;
     hold(options);
     int r = check_active(options, err);
 
-    r = r ? r : presets[preset].start(jobs, options, err);
+    r = r ? r : presets[preset].start(jobs, &o, err);
 
     let_go(options);
     return r;

@@ -53,6 +53,8 @@ enum merge_into {
 
 struct transfer_options {
     const char *job_id;
+    bool start_paused; /* until somebody resumes it */
+    const char *note;  /* what its record says (resume.h); NULL: it has none */
     struct node *device; /* whose layers are moved */
     struct node *top;    /* commit: the uppermost layer that is moved */
     struct node *base;   /* stream: the layer to stop at, NULL: none;

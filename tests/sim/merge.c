@@ -139,31 +139,6 @@ stream_with_release(struct sweep *s)
                                       .release = true});
 }
 
-/* What a crash has left half merged is merged, then judged. */
-static void
-merge_again(struct graph *graph, struct node *top)
-{
-    struct jobs *jobs = jobs_new(graph_loop(graph), NULL, NULL);
-    const struct transfer_options o = {
-        .job_id = "again",
-        .device = top,
-        .base = top->backing ? top->backing->child : NULL,
-        .into = MERGE_INTO_SNAPSHOT,
-        .release = true,
-        .max_extra = 8192,
-        .exclusive = true,
-        .auto_finalize = true};
-
-    if (o.base && !transfer_start(jobs, PRESET_MERGE, &o, NULL)) {
-        struct job *job = jobs_find(jobs, "again");
-
-        while (job->status != JOB_CONCLUDED) {
-            waitq_wait(&job->changed);
-        }
-    }
-    jobs_free(jobs);
-}
-
 #define COMMON                                                                 \
     .size = SIZE, .guests = 2, .ops = 20, .max_states = 12,                    \
     .think_ns = 2 * NS_PER_MS, .disturb = sweep_cancel_job
@@ -182,10 +157,22 @@ static const struct sweep_setup setups[] = {
      .operation = sink,
      DISK,
      COMMON},
-    {.name = "merge-again",
+    {.name = "merge-resumed",
      .image = QCOW2_BASE("1024") QCOW2_TOP("1024", "qcow2"),
      .operation = sink,
-     .recover = merge_again,
+     .recover = sweep_resume,
+     DISK,
+     COMMON},
+    {.name = "merge-of-qed-resumed",
+     .image = QCOW2_BASE("1024") TOP("qed", "", "base", "qcow2"),
+     .operation = sink,
+     .recover = sweep_resume,
+     QED_DISK,
+     COMMON},
+    {.name = "merge-up-resumed",
+     .image = QCOW2_BASE("4096") QCOW2_TOP("1024", "qcow2"),
+     .operation = rise,
+     .recover = sweep_resume,
      DISK,
      COMMON},
     {.name = "merge-small-on-big",

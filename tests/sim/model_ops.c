@@ -148,7 +148,7 @@ start_stream(struct op *op, struct transfer_options *o, struct err *err)
         o->base = op->base = pick(op, 2) ? op->base : NULL;
     }
     bool read_only = o->device->read_only;
-    int r = stream_start(op->w->jobs, o, err);
+    int r = transfer_start(op->w->jobs, PRESET_STREAM, o, err);
 
     return r == -EACCES && read_only ? -EINVAL : r;
 }

@@ -11,7 +11,13 @@
 #include "drivers/drivers.h"
 #include "sim/sweep.h"
 
-enum { SECTOR = 512 };
+enum {
+    SECTOR = 512,
+    SECOND_CRASHES = 8, /* one in so many crashes is followed by another */
+    /* About as many as there are, in opening an image and in its recovery. */
+    OPENING_EVENTS = 16,
+    RECOVERY_EVENTS = 160,
+};
 
 void
 sweep_fail(struct sweep *s, const char *fmt, ...)
@@ -205,6 +211,7 @@ struct judge {
     struct sweep *s;
     struct sim *sim;
     const char *what;
+    uint64_t crash_at; /* an event of the recovery; 0: none */
 };
 
 static void
@@ -224,7 +231,7 @@ say(void *arg, const char *line)
 static bool
 allows(const struct sweep *s, uint64_t sector, uint64_t tag)
 {
-    bool all = s->crash && s->crash->kind == SIM_CRASH_PROCESS &&
+    bool all = s->crash && s->crash->kind == SIM_CRASH_PROCESS && !s->power &&
                !s->setup->forgets && s->script->trouble != TROUBLE_FAIL;
 
     return all ? oracle_allows_read(s->oracle, sector, tag, UINT64_MAX)
@@ -400,7 +407,7 @@ judge_main(void *arg)
     } else {
         judge_check(j, top);
         if (setup->recover) {
-            setup->recover(graph, top);
+            setup->recover(j->s, graph, top);
         }
         judge_sectors(j, top);
     }
@@ -411,18 +418,80 @@ judge_main(void *arg)
     graph_free(graph);
 }
 
-static void
-judge_disk(struct sweep *s, struct sim_disk *disk, const char *what)
-{
-    struct sim_options o = {
-        .seed = 1, .in_order = true, .max_ns = s->setup->max_ns};
-    struct judge j = {s, sim_new(disk, &o), what};
+static void judge_disk(struct sweep *s, struct sim_disk *disk,
+                       const char *what, uint64_t crash_at);
 
+static void
+crash_again(struct judge *j, enum sim_crash_kind kind, const char *what)
+{
+    struct sweep *s = j->s;
+    struct sim_crash crash = {.disk = sim_world_disk(j->sim),
+                              .kind = kind,
+                              .max_states = 2,
+                              .seed = j->crash_at};
+    bool recorded = s->recorded;
+    struct sim_disk *disk;
+    size_t len;
+
+    s->power = kind == SIM_CRASH_POWER;
+    while (!s->failures && (disk = sim_crash_next(&crash))) {
+        /* What was under way may have been finished by then. */
+        s->recorded = recorded && sim_disk_get(disk, "top.sluice", &len);
+        s->second_states++;
+        judge_disk(s, disk, what, 0);
+        sim_disk_free(disk);
+    }
+    s->power = false;
+    s->recorded = recorded;
+}
+
+/* The one that opens what a crash has left crashes, too. */
+static void
+on_recovery(void *arg, struct sim *sim)
+{
+    struct judge *j = arg;
+
+    if (sim_n_events(sim) == j->crash_at) {
+        crash_again(j, SIM_CRASH_PROCESS, "a crash and, at its recovery, a kill");
+        crash_again(j, SIM_CRASH_POWER,
+                    "a crash and, at its recovery, a power failure");
+    }
+}
+
+static void
+judge_disk(struct sweep *s, struct sim_disk *disk, const char *what,
+           uint64_t crash_at)
+{
+    struct judge j = {.s = s, .what = what, .crash_at = crash_at};
+    struct sim_options o = {.seed = 1,
+                            .in_order = true,
+                            .max_ns = s->setup->max_ns,
+                            .on_event = crash_at ? on_recovery : NULL,
+                            .arg = &j};
+
+    j.sim = sim_new(disk, &o);
     if (!loop_run_main(sim_loop(j.sim), judge_main, &j)) {
         sweep_fail(s, "after %s opening the disk hangs", what);
         return; /* its world is lost */
     }
     sim_free(j.sim);
+}
+
+/* Seldom, for it takes several times as long; a script always does. */
+static uint64_t
+second_crash(const struct sweep *s, const struct sim_crash *crash)
+{
+    uint64_t rng = sim_n_events(s->sim) * 977 + s->seed;
+
+    for (const char *f = crash->fates; *f; f++) {
+        rng = rng * 31 + (uint64_t)*f;
+    }
+    uint64_t n = sim_random(&rng);
+
+    return n % SECOND_CRASHES && s->crashes
+               ? 0
+               : 1 + (n >> 32) % (s->setup->recover ? RECOVERY_EVENTS
+                                                    : OPENING_EVENTS);
 }
 
 static void
@@ -433,7 +502,7 @@ judge_crash(struct sweep *s, struct sim_crash *crash, const char *what)
     while (!s->failures && (disk = sim_crash_next(crash))) {
         s->crash = crash;
         s->states++;
-        judge_disk(s, disk, what);
+        judge_disk(s, disk, what, second_crash(s, crash));
         sim_disk_free(disk);
         s->crash = NULL;
     }
@@ -654,7 +723,7 @@ sweep_run(struct sweep *s, const struct script *sc)
     s->n_messages = sim_n_messages(s->sim);
     sim_free(s->sim);
     s->sim = NULL;
-    judge_disk(s, disk, "closing");
+    judge_disk(s, disk, "closing", 0);
     sim_disk_free(disk);
     oracle_free(s->oracle);
 }

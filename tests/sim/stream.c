@@ -8,6 +8,7 @@
 
 #include "base/bytes.h"
 #include "sim/cases.h"
+#include "sim/transfer.h"
 #include "transfer/transfer.h"
 
 enum { SIZE = 40 * 1024, ODD_SIZE = 9 * 4096 + 512 };
@@ -54,7 +55,7 @@ stream(struct sweep *s, const struct plan *plan)
     auto_err err = ERR_INIT;
 
     s->op = jobs;
-    if (stream_start(jobs, &o, &err)) {
+    if (transfer_start(jobs, PRESET_STREAM, &o, &err)) {
         sweep_fail(s, "the stream does not start: %s", err.msg);
         jobs_free(jobs);
         s->op = NULL;
@@ -100,7 +101,7 @@ stream_on_a_full_disk(struct sweep *s)
                                  .auto_finalize = true};
     bool paused = false;
 
-    if (stream_start(jobs, &o, NULL)) {
+    if (transfer_start(jobs, PRESET_STREAM, &o, NULL)) {
         sweep_fail(s, "the stream does not start");
     }
     struct job *job = jobs_find(jobs, "j");
@@ -142,6 +143,11 @@ static const struct sweep_setup setups[] = {
     {.name = "stream-to-base",
      .operation = stream_to_base,
      .disturb = sweep_cancel_job,
+     COMMON,
+     GUESTS},
+    {.name = "stream-resumed",
+     .operation = stream_to_base,
+     .recover = sweep_resume,
      COMMON,
      GUESTS},
     /* Its last piece is one sector of one cluster. */

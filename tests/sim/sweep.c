@@ -147,8 +147,14 @@ sweep_crashes(const struct sweep_setup *setup, uint64_t first)
     do {
         run_seed(&s, seed++, 0);
     } while (seconds() < end && !s.failures);
-    printf("# %s: %llu crash states, seeds %llu to %llu\n", setup->name,
-           (unsigned long long)s.states, (unsigned long long)first,
+    if (setup->recover && !s.resumed && !s.failures) {
+        printf("# %s: nothing was resumed\n", setup->name);
+        return 1;
+    }
+    printf("# %s: %llu crash states, %llu of a second crash, seeds %llu to "
+           "%llu\n",
+           setup->name, (unsigned long long)s.states,
+           (unsigned long long)s.second_states, (unsigned long long)first,
            (unsigned long long)seed - 1);
     return report(&s);
 }

@@ -68,7 +68,7 @@ struct sweep_setup {
     /* Called in a coroutine at the switch that a script names. */
     void (*disturb)(struct sweep *s);
     /* Called with what a crash left, open read-write, before it is judged. */
-    void (*recover)(struct graph *graph, struct node *top);
+    void (*recover)(struct sweep *s, struct graph *graph, struct node *top);
     /* Starts what the disk needs outside (a server), and stops it. */
     void *(*serve)(struct graph *graph);
     void (*unserve)(void *service);
@@ -93,12 +93,14 @@ struct sweep {
     bool may_fail;       /* an I/O of this run fails: requests may, too */
     bool crashes;        /* judge all crash states, not only the script's */
     uint64_t max_states; /* overrides the setup's; 0: does not */
-    uint64_t states;     /* judged so far */
+    uint64_t states, second_states; /* judged so far */
+    uint64_t resumed; /* jobs that went on after a crash */
     uint64_t n_io, n_switches, n_messages; /* of the last run */
     unsigned failures;                     /* of the last run */
     char *why;                             /* the first of them */
     struct script found;                   /* with what made it fail */
     const struct sim_crash *crash;         /* being judged */
+    bool power; /* the second crash, at its recovery, was that of power */
     void *service;
     void *op; /* the operation's own */
     bool moved;   /* the root is on another node than "top" */

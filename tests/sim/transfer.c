@@ -2,6 +2,8 @@
 /* See transfer.h. */
 #include "sim/transfer.h"
 
+#include "transfer/resume.h"
+
 enum { VERB_NS = 60000000 };
 
 struct node *
@@ -90,4 +92,47 @@ sweep_run_transfer(struct sweep *s, const struct sweep_transfer *plan)
     s->done = job && !job->err.code && !job->cancelled;
     s->op = NULL;
     jobs_free(jobs);
+}
+
+static struct job *
+first_running(struct jobs *jobs)
+{
+    list_for_each (it, jobs_list(jobs)) {
+        struct job *job = container_of(it, struct job, link);
+
+        if (job->status != JOB_CONCLUDED) {
+            return job;
+        }
+    }
+    return NULL;
+}
+
+void
+sweep_resume(struct sweep *s, struct graph *graph, struct node *top)
+{
+    struct loop *loop = graph_loop(graph);
+    struct jobs *jobs = jobs_new(loop, NULL, NULL);
+    struct job *job;
+
+    resume_jobs(jobs, top, RESUME_AUTO);
+    while ((job = first_running(jobs))) {
+        if (job->status == JOB_READY) {
+            job_complete(job, NULL);
+        }
+        waitq_wait_until(&job->changed, loop_now(loop) + NS_PER_MS);
+    }
+    list_for_each (it, jobs_list(jobs)) {
+        job = container_of(it, struct job, link);
+        if (job->err.code) {
+            sweep_fail(s, "what was resumed failed: %s", job->err.msg);
+        }
+        s->resumed++;
+    }
+    jobs_free(jobs);
+    json_t *left = resume_list(loop, "top");
+
+    if (json_array_size(left)) {
+        sweep_fail(s, "the journal still speaks of a job");
+    }
+    json_decref(left);
 }

@@ -26,6 +26,11 @@ struct sweep_transfer {
  * it was meant to.  It fails the sweep where it fails without a reason.
  */
 void sweep_run_transfer(struct sweep *s, const struct sweep_transfer *plan);
+/*
+ * For `recover`: what was under way when all ended goes on, to its end, and
+ * then the journal says nothing any more.
+ */
+void sweep_resume(struct sweep *s, struct graph *graph, struct node *top);
 /* The layer at @depth below the disk, or NULL. */
 struct node *sweep_layer(const struct sweep *s, unsigned depth);
 

@@ -15,6 +15,7 @@
 
 static struct sim_disk *disk;
 static struct loop *loop;
+static struct journals journals;
 
 static void
 in_world(void (*fn)(void *))
@@ -25,6 +26,7 @@ in_world(void (*fn)(void *))
     struct sim *sim = sim_new(disk, &o);
 
     loop = sim_loop(sim);
+    journals_init(&journals, loop);
     CHECK(loop_run_main(loop, fn, NULL));
     sim_free(sim);
     sim_disk_free(disk);
@@ -54,7 +56,7 @@ check_life(void *arg)
     struct intent *i;
 
     CHECK_INT(find("folder/a", &got), INTENT_NONE);
-    CHECK_INT(intent_prepare(loop, &a_to_b, &i, NULL), 0);
+    CHECK_INT(intent_prepare(&journals, &a_to_b, &i, NULL), 0);
     CHECK_INT(find("folder/a", &got), INTENT_VOID);
     CHECK_INT(find("folder/b", &got), INTENT_VOID);
     CHECK_INT(intent_withdraw(i), 0); /* of nothing */
@@ -78,7 +80,7 @@ check_life(void *arg)
     CHECK_INT(intent_record(i), 0);
     CHECK_INT(find("folder/a", &got), INTENT_AS_SOURCE);
     switch_intent_fini(&got);
-    intent_end(i);
+    intent_end(i, false);
     CHECK_INT(find("folder/a", &got), INTENT_NONE);
     CHECK_INT(find("folder/b", &got), INTENT_NONE);
 }
@@ -97,7 +99,7 @@ check_damage(void *arg)
     struct intent *i;
     size_t len;
 
-    CHECK_INT(intent_prepare(loop, &a_to_b, &i, NULL), 0);
+    CHECK_INT(intent_prepare(&journals, &a_to_b, &i, NULL), 0);
     CHECK_INT(intent_record(i), 0);
     const unsigned char *now = sim_disk_get(disk, "folder/a.sluice", &len);
     auto_free unsigned char *good = xmalloc(len);
@@ -119,7 +121,7 @@ check_damage(void *arg)
                                 !strcmp(got.target.path, "folder/b")));
         switch_intent_fini(&got);
     }
-    intent_end(i);
+    intent_end(i, false);
 }
 
 static void
@@ -152,6 +154,104 @@ a_file_that_is_no_journal_is_named(void)
     in_world(check_strangers);
 }
 
+static unsigned
+count_records(const char *path)
+{
+    struct journal_record record;
+    struct journal *j;
+    uint32_t pos = 0;
+    unsigned n = 0;
+
+    CHECK_INT(journal_open(loop, path, &j), 0);
+    while (journal_next(j, &pos, &record)) {
+        n++;
+    }
+    journal_close(j);
+    return n;
+}
+
+static void
+add_job(struct journal *j, const char *id, enum journal_type type, size_t len)
+{
+    auto_free char *payload = xzalloc(len);
+
+    snprintf(payload, len, "%s", id);
+    CHECK_INT(journal_add(j, type, payload, (uint32_t)len), 0);
+}
+
+/* What counts is there, however often the file was too small for all. */
+static void
+check_sharing(void *arg)
+{
+    struct switch_intent got = {0};
+    struct journal *j, *same;
+    struct intent *i;
+
+    CHECK_INT(journal_share(&journals, "folder/a", &j), 0);
+    CHECK_INT(journal_share(&journals, "folder/a", &same), 0);
+    CHECK(j == same);
+    journal_leave(same);
+    add_job(j, "one", JOURNAL_JOB, 100);
+    CHECK_INT(intent_prepare(&journals, &a_to_b, &i, NULL), 0);
+    CHECK_INT(intent_record(i), 0);
+    for (unsigned n = 0; n < 3 * JOURNAL_SIZE / 400; n++) {
+        add_job(j, "two", JOURNAL_JOB, 400);
+        add_job(j, "two", JOURNAL_JOB_ENDED, 4);
+    }
+    add_job(j, "three", JOURNAL_JOB, 10);
+    CHECK_INT(count_records("folder/a.sluice"), 3);
+    CHECK_INT(find("folder/a", &got), INTENT_AS_SOURCE);
+    switch_intent_fini(&got);
+    CHECK_INT(find("folder/b", &got), INTENT_AS_TARGET);
+    switch_intent_fini(&got);
+    /* Others are left in peace by what ends. */
+    intent_end(i, false);
+    CHECK_INT(find("folder/a", &got), INTENT_VOID);
+    CHECK_INT(find("folder/b", &got), INTENT_NONE);
+    journal_leave(j);
+    CHECK_INT(count_records("folder/a.sluice"), 2);
+    CHECK_INT(journal_share(&journals, "folder/a", &j), 0);
+    add_job(j, "one", JOURNAL_JOB_ENDED, 4);
+    add_job(j, "three", JOURNAL_JOB_ENDED, 6);
+    journal_leave(j);
+    CHECK_INT(find("folder/a", &got), INTENT_NONE);
+}
+
+static void
+a_journal_is_shared_and_stays_small(void)
+{
+    in_world(check_sharing);
+}
+
+/* Of things that all count it holds as many as have room. */
+static void
+check_full(void *arg)
+{
+    auto_free char *payload = xzalloc(1024);
+    struct journal *j;
+    int r = 0;
+    int n;
+
+    CHECK_INT(journal_share(&journals, "a", &j), 0);
+    for (n = 0; !r; n++) {
+        snprintf(payload, 1024, "%d", n);
+        r = journal_add(j, JOURNAL_JOB, payload, 1024);
+    }
+    CHECK_INT(r, -ENOSPC);
+    CHECK_INT(n, JOURNAL_SIZE / (1024 + 16) + 1);
+    CHECK_INT(count_records("a.sluice"), (unsigned)n - 1);
+    add_job(j, "0", JOURNAL_JOB_ENDED, 2);
+    add_job(j, "new", JOURNAL_JOB, 1000);
+    CHECK_INT(count_records("a.sluice"), (unsigned)n - 1);
+    journal_leave(j);
+}
+
+static void
+a_full_journal_says_so(void)
+{
+    in_world(check_full);
+}
+
 static void
 the_sum_is_crc32c(void)
 {
@@ -172,5 +272,8 @@ main(void)
     tap_run("a damaged record is none", a_damaged_record_is_none);
     tap_run("a file that is no journal is named",
             a_file_that_is_no_journal_is_named);
+    tap_run("a journal is shared, and stays small",
+            a_journal_is_shared_and_stays_small);
+    tap_run("a full journal says so", a_full_journal_says_so);
     return tap_done();
 }

@@ -24,6 +24,7 @@
 #include "journal/intent.h"
 #include "transfer/pivot.h"
 #include "transfer/recipes/recipes.h"
+#include "transfer/resume.h"
 
 enum { RETRY_MS = 5 };
 
@@ -454,25 +455,33 @@ choose(const struct transfer_options *o, enum merge_into *ret, struct err *err)
 }
 
 int
-merge_start(struct jobs *jobs, const struct transfer_options *o,
+merge_start(struct jobs *jobs, const struct transfer_options *given,
             struct err *err)
 {
-    enum merge_into into;
-    int r = job_check_id(jobs, o->job_id, err);
+    struct transfer_options o = *given;
+    int r;
 
-    if (!r) {
-        r = choose(o, &into, err);
+    if (resume_is_same(jobs, PRESET_MERGE, given)) {
+        return 0;
     }
-    if (!r && !o->release && o->delete_source) {
+    r = job_check_id(jobs, o.job_id, err);
+    if (!r) {
+        r = choose(given, &o.into, err);
+    }
+    if (!r && !o.release && o.delete_source) {
         r = err_set(err, -EINVAL, "'delete' needs 'release'");
     }
     if (r) {
         return r;
     }
-    return !o->release ? start_plain(jobs, o, into, err)
-           : into == MERGE_INTO_SNAPSHOT
-               ? start_into_snapshot(jobs, o, err)
-               : start_into_overlay(jobs, o, err);
+    /* Who goes on with it goes the same way. */
+    auto_free char *note = resume_describe(PRESET_MERGE, &o);
+
+    o.note = note;
+    return !o.release ? start_plain(jobs, &o, o.into, err)
+           : o.into == MERGE_INTO_SNAPSHOT
+               ? start_into_snapshot(jobs, &o, err)
+               : start_into_overlay(jobs, &o, err);
 }
 
 int

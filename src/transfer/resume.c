@@ -1,0 +1,383 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * See resume.h.  A record is the job's id, a zero, and a JSON object.  Files are
+ * known by their inodes: names of nodes are the next daemon's own, and a folder
+ * may have been moved.
+ */
+#include "transfer/resume.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "journal/journal.h"
+#include "transfer/engine.h"
+
+static const char *const names[] = {
+    [PRESET_STREAM] = "stream",
+    [PRESET_COMMIT] = "commit",
+    [PRESET_MERGE] = "merge",
+};
+
+static const char *const ways[] = {
+    [MERGE_INTO_AUTO] = "auto",
+    [MERGE_INTO_SNAPSHOT] = "snapshot",
+    [MERGE_INTO_OVERLAY] = "overlay",
+};
+
+/* @name's index in @table; -1 where it is not there. */
+static int
+look_up(const char *const *table, size_t n, const char *name)
+{
+    for (size_t i = 0; i < n && name; i++) {
+        if (table[i] && !strcmp(table[i], name)) {
+            return (int)i;
+        }
+    }
+    return -1;
+}
+
+/* Describing. */
+
+static void
+set_file(json_t *note, const char *key, const struct node *node)
+{
+    const struct node *file = node ? node_local_file(node) : NULL;
+
+    if (file) {
+        json_object_set_new(
+            note, key,
+            json_pack("{s:s, s:I}", "file", file->filename, "ino",
+                      (json_int_t)file->file_id.ino));
+    }
+}
+
+static json_t *
+folders(const struct transfer_options *o)
+{
+    json_t *list = json_array();
+
+    for (size_t i = 0; i < o->n_dependents_in; i++) {
+        json_array_append_new(list, json_string(o->dependents_in[i]));
+    }
+    return list;
+}
+
+char *
+resume_describe(enum transfer_preset preset, const struct transfer_options *o)
+{
+    const char *name =
+        (size_t)preset < ARRAY_LEN(names) ? names[preset] : NULL;
+
+    if (!name || !node_local_file(o->device)) {
+        return NULL;
+    }
+    json_t *note = json_pack(
+        "{s:s, s:s, s:I, s:I, s:b, s:b, s:b, s:b, s:b, s:b, s:i, s:i, s:o}",
+        "preset", name, "into", ways[o->into], "speed", (json_int_t)o->speed,
+        "max-extra", (json_int_t)o->max_extra, "wait", o->wait_for_verb,
+        "release", o->release, "delete", o->delete_source, "exclusive",
+        o->exclusive, "auto-finalize", o->auto_finalize, "auto-dismiss",
+        o->auto_dismiss, "on-error", (int)o->on_error, "on-target-error",
+        (int)o->on_target_error, "dependents-in", folders(o));
+
+    if (o->backing_file) {
+        json_object_set_new(note, "backing-file", json_string(o->backing_file));
+    }
+    set_file(note, "device", o->device);
+    set_file(note, "top", o->top);
+    set_file(note, "base", o->base);
+    bool is_whole = (!o->top || json_object_get(note, "top")) &&
+                    (!o->base || json_object_get(note, "base"));
+    char *text = is_whole ? json_dumps(note, JSON_COMPACT) : NULL;
+
+    json_decref(note);
+    return text;
+}
+
+bool
+resume_is_same(struct jobs *jobs, enum transfer_preset preset,
+               const struct transfer_options *o)
+{
+    const struct job *job = o->job_id ? jobs_find(jobs, o->job_id) : NULL;
+    auto_free char *text = job ? resume_describe(preset, o) : NULL;
+    const char *theirs = job ? transfer_note(job) : NULL;
+
+    if (!text || !theirs) {
+        return false;
+    }
+    json_t *a = json_loads(text, 0, NULL), *b = json_loads(theirs, 0, NULL);
+
+    if (o->into == MERGE_INTO_AUTO) {
+        json_object_del(a, "into");
+        json_object_del(b, "into");
+    }
+    json_object_del(a, "speed");
+    json_object_del(b, "speed");
+    bool same = json_equal(a, b);
+
+    json_decref(a);
+    json_decref(b);
+    return same;
+}
+
+/* The record of a job that runs. */
+
+static int
+add_record(struct transfer *t, struct journal *j, enum journal_type type)
+{
+    const char *note = type == JOURNAL_JOB ? t->note : "";
+    size_t id = strlen(t->job.id) + 1, len = id + strlen(note);
+    auto_free char *payload = xmalloc(len + 1);
+
+    memcpy(payload, t->job.id, id);
+    memcpy(payload + id, note, len - id);
+    return len > JOURNAL_PAYLOAD_MAX
+               ? -ENAMETOOLONG
+               : journal_add(j, type, payload, (uint32_t)len);
+}
+
+void
+resume_record(struct transfer *t)
+{
+    if (!t->note || t->journal) {
+        return;
+    }
+    const char *image = node_local_file(t->device)->filename;
+    int r = journal_share(graph_journals(t->device->graph), image,
+                          &t->journal);
+
+    if (!r) {
+        r = add_record(t, t->journal, JOURNAL_JOB);
+    }
+    if (r) {
+        journal_leave(take_ptr(t->journal));
+        NODE_SAY(t->device, info,
+                 "%s: it will not go on by itself after a crash: the journal "
+                 "of '%s' cannot be written: %s",
+                 t->owner, image, err_text(r));
+    }
+}
+
+void
+resume_forget(struct transfer *t, bool done)
+{
+    struct journal *j = take_ptr(t->journal);
+
+    if (j && (done || !jobs_are_ending(t->job.jobs))) {
+        int r = add_record(t, j, JOURNAL_JOB_ENDED);
+
+        if (r) {
+            NODE_SAY(t->device, warn,
+                     "%s has ended, but its journal does not say so: %s",
+                     t->owner, err_text(r));
+        }
+    }
+    journal_leave(j);
+}
+
+/* What is left of others. */
+
+/* Of one record; NULL where it says nothing. */
+static json_t *
+parse(const struct journal_record *record)
+{
+    size_t id = strnlen((const char *)record->payload, record->len) + 1;
+    json_t *note =
+        id < record->len
+            ? json_loadb((const char *)record->payload + id, record->len - id,
+                         0, NULL)
+            : NULL;
+
+    if (json_is_object(note)) {
+        json_object_set_new(note, "id",
+                            json_string((const char *)record->payload));
+    } else {
+        json_decref(take_ptr(note));
+    }
+    return note;
+}
+
+json_t *
+resume_list(struct loop *loop, const char *image)
+{
+    auto_free char *path = journal_path(image);
+    json_t *list = json_array();
+    struct journal_record record;
+    struct journal *j;
+    uint32_t pos = 0;
+
+    if (journal_open(loop, path, &j)) {
+        return list;
+    }
+    while (journal_next(j, &pos, &record)) {
+        json_t *note = record.type == JOURNAL_JOB ? parse(&record) : NULL;
+
+        if (note) {
+            json_array_append_new(list, note);
+        }
+    }
+    journal_close(j);
+    return list;
+}
+
+static void
+forget(struct node *device, const char *id)
+{
+    struct journal *j;
+
+    if (!journal_share(graph_journals(device->graph),
+                       node_local_file(device)->filename, &j)) {
+        journal_add(j, JOURNAL_JOB_ENDED, id, (uint32_t)strlen(id) + 1);
+        journal_leave(j);
+    }
+}
+
+static bool
+is_file(const struct node *node, json_t *what)
+{
+    const struct node *file = node_local_file(node);
+
+    return file && json_integer_value(json_object_get(what, "ino")) ==
+                       (json_int_t)file->file_id.ino;
+}
+
+/* The layer from @device on that a note names; *@ret NULL where it names none. */
+static int
+find_layer(struct node *device, json_t *note, const char *key,
+           struct node **ret, struct err *err)
+{
+    json_t *what = json_object_get(note, key);
+
+    *ret = NULL;
+    for (struct node *n = what ? device : NULL; n;
+         n = n->backing ? n->backing->child : NULL) {
+        if (is_file(n, what)) {
+            *ret = n;
+        }
+    }
+    return !what || *ret
+               ? 0
+               : err_set(err, -ENOENT, "'%s' is not below '%s' any more",
+                         json_string_value(json_object_get(what, "file")),
+                         node_local_file(device)->filename);
+}
+
+static bool
+flag(json_t *note, const char *key)
+{
+    return json_is_true(json_object_get(note, key));
+}
+
+static uint64_t
+number(json_t *note, const char *key)
+{
+    return (uint64_t)json_integer_value(json_object_get(note, key));
+}
+
+static enum on_error
+policy(json_t *note, const char *key)
+{
+    uint64_t n = number(note, key);
+
+    return n <= ON_ERROR_AUTO ? (enum on_error)n : ON_ERROR_AUTO;
+}
+
+static const char *
+text(json_t *note, const char *key)
+{
+    return json_string_value(json_object_get(note, key));
+}
+
+static int
+start(struct jobs *jobs, struct node *device, json_t *note, bool paused,
+      struct err *err)
+{
+    int preset = look_up(names, ARRAY_LEN(names), text(note, "preset"));
+    int into = look_up(ways, ARRAY_LEN(ways), text(note, "into"));
+    json_t *list = json_object_get(note, "dependents-in");
+    size_t n = json_array_size(list);
+    auto_free const char **dependents = xmalloc((n + 1) * sizeof(char *));
+
+    for (size_t i = 0; i < n; i++) {
+        dependents[i] = json_string_value(json_array_get(list, i));
+        dependents[i] = dependents[i] ? dependents[i] : "";
+    }
+    struct transfer_options o = {
+        .job_id = text(note, "id"),
+        .device = device,
+        .backing_file = text(note, "backing-file"),
+        .into = into < 0 ? MERGE_INTO_AUTO : (enum merge_into)into,
+        .speed = number(note, "speed"),
+        .max_extra = number(note, "max-extra"),
+        .wait_for_verb = flag(note, "wait"),
+        .release = flag(note, "release"),
+        .delete_source = flag(note, "delete"),
+        .exclusive = flag(note, "exclusive"),
+        .auto_finalize = flag(note, "auto-finalize"),
+        .auto_dismiss = flag(note, "auto-dismiss"),
+        .on_error = policy(note, "on-error"),
+        .on_target_error = policy(note, "on-target-error"),
+        .dependents_in = dependents,
+        .n_dependents_in = n,
+        .start_paused = paused,
+    };
+
+    if (preset < 0) {
+        return err_set(err, -ENOTSUP, "it is of a kind that is not known here");
+    }
+    int r = find_layer(device, note, "base", &o.base, err);
+
+    r = r ? r : find_layer(device, note, "top", &o.top, err);
+    return r ? r : transfer_start(jobs, (enum transfer_preset)preset, &o, err);
+}
+
+static void
+resume(struct jobs *jobs, struct node *device, json_t *note, bool paused)
+{
+    const char *id = text(note, "id");
+    const char *file = node_local_file(device)->filename;
+    auto_err err = ERR_INIT;
+
+    if (!is_file(device, json_object_get(note, "device"))) {
+        NODE_SAY(device, warn,
+                 "Job '%s' was of another file that was named '%s'; it is "
+                 "forgotten",
+                 id, file);
+        forget(device, id);
+    } else if (start(jobs, device, note, paused, &err)) {
+        NODE_SAY(device, warn,
+                 "Job '%s' (%s), which was under way on '%s', cannot go on: "
+                 "%s%s%s",
+                 id, text(note, "preset"), file, err.msg,
+                 err.hint ? "; " : "", err.hint ? err.hint : "");
+        forget(device, id);
+    } else {
+        NODE_SAY(device, info, "Job '%s' (%s), which was under way on '%s', %s",
+                 id, text(note, "preset"), file,
+                 paused ? "is there again, paused" : "goes on");
+    }
+}
+
+void
+resume_jobs(struct jobs *jobs, struct node *node, enum resume_mode mode)
+{
+    const struct node *file = node_local_file(node);
+
+    if (!file || node->drv->is_protocol || mode == RESUME_NEVER) {
+        return;
+    }
+    json_t *list = resume_list(jobs_loop(jobs), file->filename), *note;
+    size_t i;
+
+    node_ref(node);
+    json_array_foreach (list, i, note) {
+        if (!jobs_find(jobs, text(note, "id"))) {
+            resume(jobs, node, note, mode == RESUME_ASK);
+        }
+    }
+    node_unref(node);
+    json_decref(list);
+}

@@ -1,0 +1,244 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""Jobs that outlive their daemon: killed or ended in the midst of one, the next
+one goes on with it; qemu-img judges the end.
+
+resume.py SLUICED
+"""
+import os
+import sys
+import time
+
+from harness import Daemon, QmpError, main, need, run
+
+SLUICED = os.path.abspath(sys.argv[1])
+MIB = 1 << 20
+SPEED = 6 * MIB  # some seconds for a disk
+
+need("qemu-img", "qemu-io")
+
+
+def make(fmt="qcow2"):
+    for name in ("base", "mid", "top", "top.sluice"):
+        if os.path.exists(name):
+            os.unlink(name)
+    run("qemu-img", "create", "-q", "-f", "qcow2", "base", "32M")
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 1 0 32M", "base")
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2",
+        "mid")
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 2 4M 20M", "mid")
+    run("qemu-img", "create", "-q", "-f", fmt, "-b", "mid", "-F", "qcow2",
+        "top")
+    run("qemu-io", "-f", fmt, "-c", "write -P 3 8M 20M", "top")
+    run("qemu-img", "convert", "-f", fmt, "-O", "raw", "top", "model")
+
+
+def daemon(fmt="qcow2", *options):
+    return Daemon(SLUICED, "--blockdev", f"driver={fmt},node-name=top,"
+                  "file.driver=file,file.filename=top", *options)
+
+
+def job(q):
+    jobs = q.cmd("query-jobs")
+    return jobs[0] if jobs else None
+
+
+def begin(q, command, **arguments):
+    q.cmd(command, job_id="j", device="top", speed=SPEED, **arguments)
+    while job(q)["current-progress"] == 0:
+        time.sleep(0.01)
+
+
+def judge(fmt, name="top"):
+    run("qemu-img", "check", "-q", "-f", fmt, name, ok=(0, 3))  # leaks
+    run("qemu-img", "compare", "-q", "-f", fmt, "-F", "raw", name, "model")
+
+
+def cut(fmt, command, **arguments):
+    """Killed a while after its start."""
+    with daemon(fmt) as d:
+        begin(d.qmp(), command, **arguments)
+        time.sleep(0.3)
+        d.kill()
+        d.wait()
+    run("qemu-img", "compare", "-q", "-f", fmt, "-F", "raw", "top", "model")
+    assert os.path.exists("top.sluice")
+
+
+def finish(q):
+    if job(q):
+        q.cmd("block-job-set-speed", device="j", speed=0)
+        while job(q):
+            time.sleep(0.01)
+
+
+def goes_on(command, fmt, layers, **arguments):
+    def test():
+        make(fmt)
+        cut(fmt, command, **arguments)
+        with daemon(fmt) as d:
+            q = d.qmp()
+            while not job(q):
+                time.sleep(0.01)
+            assert job(q)["id"] == "j" and job(q)["type"] == command[6:], job(q)
+            assert "goes on" in d.errors(), d.errors()
+            finish(q)
+            q.cmd("quit")
+            assert d.wait() == 0, d.errors()
+        assert not os.path.exists("top.sluice")
+        survivor = "top" if layers[0] == "top" else layers[0]
+        judge("qcow2" if survivor != "top" else fmt, survivor)
+        with daemon(fmt) as d:  # nothing is left to go on with
+            assert not job(d.qmp())
+            d.stop()
+            assert "goes on" not in d.errors()
+    test.__name__ = (f"{command} of {fmt} into {layers[0]} goes on after a "
+                     "kill")
+    return test
+
+
+def a_daemon_that_ends_leaves_its_jobs_to_the_next():
+    make()
+    with daemon() as d:
+        begin(d.qmp(), "block-stream")
+        assert d.stop() == 0
+    with daemon() as d:
+        q = d.qmp()
+        while not job(q):
+            time.sleep(0.01)
+        finish(q)
+        d.stop()
+    judge("qcow2")
+    assert "backing file" not in run("qemu-img", "info", "top")[1]
+
+
+def asked_it_is_there_but_paused():
+    make()
+    cut("qcow2", "block-stream")
+    with daemon("qcow2", "--resume", "ask") as d:
+        q = d.qmp()
+        while not job(q):
+            time.sleep(0.01)
+        time.sleep(0.3)
+        assert job(q)["status"] == "paused", job(q)
+        assert job(q)["current-progress"] == 0, job(q)
+        q.cmd("job-resume", id="j")
+        finish(q)
+        d.stop()
+    judge("qcow2")
+
+
+def never_means_that_it_stays_as_it_is():
+    make()
+    cut("qcow2", "block-stream")
+    for _ in range(2):
+        with daemon("qcow2", "--resume", "never") as d:
+            assert not job(d.qmp())
+            d.stop()
+    assert os.path.exists("top.sluice")
+    run("qemu-img", "compare", "-q", "-F", "raw", "top", "model")
+
+
+def a_job_that_was_cancelled_does_not_come_back():
+    make()
+    with daemon() as d:
+        q = d.qmp()
+        begin(q, "block-merge")
+        q.cmd("job-cancel", id="j")
+        while job(q):
+            time.sleep(0.01)
+        d.kill()
+        d.wait()
+    assert not os.path.exists("top.sluice")
+    with daemon() as d:
+        assert not job(d.qmp())
+        d.stop()
+
+
+def what_cannot_go_on_is_said_and_forgotten():
+    make()
+    with daemon() as d:
+        q = d.qmp()
+        base = [n for n in q.cmd("query-named-block-nodes")
+                if n.get("file") == "base" and n["drv"] == "qcow2"]
+        begin(q, "block-stream", base_node=base[0]["node-name"])
+        d.kill()
+        d.wait()
+    run("qemu-img", "rebase", "-f", "qcow2", "-b", "", "mid")
+    with daemon() as d:
+        q = d.qmp()
+        d.until(lambda: "base" in d.errors() or missing(), LookupError)
+        assert not job(q)
+        assert "is not below 'top' any more" in d.errors(), d.errors()
+        d.stop()
+    assert not os.path.exists("top.sluice")
+
+
+def missing():
+    raise LookupError
+
+
+def another_file_of_that_name_is_left_alone():
+    make()
+    cut("qcow2", "block-stream")
+    os.rename("top", "old")
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "mid", "-F", "qcow2",
+        "top")
+    with daemon() as d:
+        q = d.qmp()
+        d.until(lambda: "another file" in d.errors() or missing(), LookupError)
+        assert not job(q)
+        d.stop()
+    assert not os.path.exists("top.sluice")
+    assert '"depth": 0' not in run("qemu-img", "map", "--output=json", "top")[1]
+
+
+def the_same_merge_again_is_no_error():
+    make()
+    with daemon() as d:
+        q = d.qmp()
+        begin(q, "block-merge")
+        q.cmd("block-merge", job_id="j", device="top")
+        assert len(q.cmd("query-jobs")) == 1
+        try:
+            q.cmd("block-merge", job_id="j", device="top", into="overlay",
+                  release=False)
+            raise AssertionError("another merge of that name was taken")
+        except QmpError as e:
+            assert "already in use" in e.desc, e.desc
+        finish(q)
+        d.stop()
+
+
+def one_that_is_added_later_goes_on_then():
+    make()
+    cut("qcow2", "block-stream")
+    with Daemon(SLUICED) as d:
+        q = d.qmp()
+        q.cmd("blockdev-add", driver="qcow2", node_name="disk", read_only=True,
+              file={"driver": "file", "filename": "top"})
+        assert not job(q)  # it is only looked at
+        q.cmd("blockdev-del", node_name="disk")
+        q.cmd("blockdev-add", driver="qcow2", node_name="disk",
+              file={"driver": "file", "filename": "top"})
+        assert job(q)["id"] == "j"
+        finish(q)
+        d.stop()
+    judge("qcow2")
+
+
+if __name__ == "__main__":
+    main([(f.__name__.replace("_", " "), f) for f in (
+        goes_on("block-stream", "qcow2", ["top"]),
+        goes_on("block-stream", "qed", ["top"]),
+        goes_on("block-merge", "qcow2", ["mid"], into="snapshot"),
+        goes_on("block-merge", "qed", ["mid"], into="snapshot"),
+        goes_on("block-merge", "qcow2", ["top"], into="overlay"),
+        goes_on("block-commit", "qcow2", ["top"], top="mid"),
+        a_daemon_that_ends_leaves_its_jobs_to_the_next,
+        asked_it_is_there_but_paused, never_means_that_it_stays_as_it_is,
+        a_job_that_was_cancelled_does_not_come_back,
+        what_cannot_go_on_is_said_and_forgotten,
+        another_file_of_that_name_is_left_alone,
+        the_same_merge_again_is_no_error,
+        one_that_is_added_later_goes_on_then)])
