@@ -9,6 +9,8 @@
  *        [--length BYTES] [--count N] [--seed N] [--pid PID]
  *
  * All replies that one receive brings are answered with one gathered send.
+ * It ends after --seconds (3 by default), after --count requests, or when it
+ * is told to with SIGTERM, whichever comes first, with what is in flight.
  * Prints one JSON object: requests, seconds, iops, bytes_per_second, latencies
  * in microseconds, and with --pid the CPU time that this process took
  * meanwhile, in microseconds per request.  Simple replies only (NBD protocol,
@@ -18,6 +20,7 @@
 #include <endian.h>
 #include <errno.h>
 #include <getopt.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -188,6 +191,14 @@ connect_to(struct load *l)
 
 /* The work. */
 
+static volatile sig_atomic_t told_to_stop;
+
+static void
+on_sigterm(int sig)
+{
+    told_to_stop = sig;
+}
+
 static uint64_t
 next_offset(struct load *l)
 {
@@ -310,7 +321,7 @@ run(struct load *l)
         }
         memmove(in, in + at, have - at);
         have -= at;
-        stop = stop || (!l->count && now >= end);
+        stop = stop || told_to_stop || now >= end;
         if (!stop) {
             send_requests(l, now);
         }
@@ -441,6 +452,7 @@ main(int argc, char **argv)
     for (uint64_t i = 0; i < l.block; i++) {
         l.payload[i] = (unsigned char)(roll(&l) | 1);
     }
+    signal(SIGTERM, on_sigterm);
     uint64_t cpu = cpu_ns(l.pid), start = clock_ns(CLOCK_MONOTONIC);
 
     run(&l);
