@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Copies of a disk while it is written: what is measured of them."""
 import contextlib
-import json
 import os
 import signal
 import subprocess
+import threading
 import time
 
-from cases import (DAEMONS, GIB, MIB, Bar, Case, plain_copy, run_stream, sh,
-                   warm_memory)
-from peers import QSD, SLUICE
+from ground import GIB, MIB, must_be_alike, sh
+from judge import Bar, Case
+from streams import DAEMONS, ended, nbdkit, plain_copy, run_job
 
 
 def add_target(ground, server, fs, fmt, size, below="file"):
@@ -46,73 +46,49 @@ def switch(server):
         return None
 
 
-@contextlib.contextmanager
-def guest(ground, server, **options):
-    """A load beside what is measured; its figures are in the dictionary."""
-    figures = {}
-    argv = [f"{ground.build}/bench/load", "--socket", server.socket,
-            "--pid", str(server.pid)]
-    for key, value in options.items():
-        argv += [f"--{key}", str(value)]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
-    try:
-        yield figures
-    finally:
-        out, _ = process.communicate()
-        figures.update(json.loads(out))
-
-
-def must_be_alike(fmt, path, source, source_fmt):
-    out = subprocess.run(["qemu-img", "compare", "-q", "-f", fmt, "-F",
-                          source_fmt, path, source])
-    if out.returncode:
-        raise RuntimeError(f"{path} is not what {source} is")
-
-
-def idle_mirror(fs, fmt, bars):
+def idle_mirror(fs, fmt, size, bars):
     """All that a disk reads as, while nobody writes."""
-    gib = 3
 
-    def sample(ground, peer):
-        source = ground.full(fs, fmt, gib)
+    def sample(ground, peer, first):
+        source = ground.full(fs, fmt, size)
         if peer is None:
-            return plain_copy(ground, fs, ground.raw(fs, gib), gib * GIB)
-        warm_memory(ground, gib * GIB)
+            return plain_copy(ground, fs, ground.raw(fs, size), size)
+        ground.warm_memory(size)
         with peer.start(ground.folders["run"], (source, fmt)) as server:
-            path = add_target(ground, server, fs, fmt, gib * GIB)
+            path = add_target(ground, server, fs, fmt, size)
             start = time.monotonic()
             mirror(server)
             server.qmp.wait_event("BLOCK_JOB_READY")
             seconds = time.monotonic() - start
             server.qmp("block-job-cancel", device="j")
-            server.qmp.wait_event("BLOCK_JOB_COMPLETED")
-        must_be_alike(fmt, path, source, fmt)
+            ended(server.qmp.wait_event("BLOCK_JOB_COMPLETED"))
+        if first:
+            must_be_alike(fmt, path, source, fmt)
         os.unlink(path)
-        return {"mib_s": gib * 1024 / seconds, "ready_s": seconds}
-    return Case(f"mirror {gib} GiB {fmt}, {fs}, idle", DAEMONS + ["copy"],
-                sample, bars, chart="mib_s")
+        return {"mib_s": size / MIB / seconds, "ready_s": seconds}
+    return Case(f"mirror {size / GIB:g} GiB {fmt}, {fs}, idle", [fs],
+                DAEMONS + ["copy"], sample, bars, chart="mib_s")
 
 
-def busy_mirror(fs, bars):
+def busy_mirror(fs, size, bars):
     """The same under random writes: until it is ready, and what is left of
     the guest."""
-    gib = 3
     writes = {"op": "write", "depth": 8}
 
-    def sample(ground, peer):
-        source = ground.full(fs, "qcow2", gib)
-        warm_memory(ground, gib * GIB)
+    def sample(ground, peer, first):
+        source = ground.full(fs, "qcow2", size)
+        ground.warm_memory(size)
         with peer.start(ground.folders["run"], (source, "qcow2")) as server:
             idle = ground.load(server, seconds=1, **writes)
-            path = add_target(ground, server, fs, "qcow2", gib * GIB)
-            with guest(ground, server, seconds=3, **writes) as busy:
+            path = add_target(ground, server, fs, "qcow2", size)
+            with ground.guest(server, seconds=3, **writes) as busy:
                 time.sleep(0.2)
                 start = time.monotonic()
                 mirror(server)
             ready = None
             deadline = time.monotonic() + 60
             while ready is None and time.monotonic() < deadline:
-                with guest(ground, server, seconds=1, **writes):
+                with ground.guest(server, seconds=1, **writes):
                     pass
                 server.qmp("query-jobs")  # takes the events
                 ready = next((e for e in server.qmp.events
@@ -126,8 +102,8 @@ def busy_mirror(fs, bars):
         seconds = at - (time.time() - (time.monotonic() - start))
         return {"ready_s": seconds, "guest_kept": busy["iops"] / idle["iops"],
                 "idle_iops": idle["iops"], "busy_iops": busy["iops"]}
-    return Case(f"mirror {gib} GiB qcow2, {fs}, under 4k writes, depth 8",
-                DAEMONS, sample, bars, chart="guest_kept")
+    return Case(f"mirror {size / GIB:g} GiB qcow2, {fs}, under 4k writes, "
+                "depth 8", [fs], DAEMONS, sample, bars, chart="guest_kept")
 
 
 def moved_when_ready(server, patience):
@@ -144,14 +120,14 @@ def moved_when_ready(server, patience):
         return None
 
 
-def slow_target(bars):
+def slow_target(size, patience, bars):
     """The guest writes 30 MB/s, the target takes 20: QEMU's never ends."""
-    size, rate, patience = 64 * MIB, 20 * 1000 * 1000, 15
+    rate = 20 * 1000 * 1000
 
-    def sample(ground, peer):
+    def sample(ground, peer, first):
         source = ground.path("tmpfs", "source.qcow2")
         sh("qemu-img", "create", "-q", "-f", "qcow2", source, str(size))
-        sh("qemu-io", "-f", "qcow2", "-c", "write -P 9 0 64M", source)
+        sh("qemu-io", "-f", "qcow2", "-c", f"write -P 9 0 {size}", source)
         with peer.start(ground.folders["run"]) as server:
             for name, bps in (("slow", rate), ("fast", 30 * 1000 * 1000)):
                 server.qmp("object-add", qom_type="throttle-group", id=name,
@@ -166,7 +142,7 @@ def slow_target(bars):
                        node_name="guest", name="", writable=True)
             path = add_target(ground, server, "tmpfs", "qcow2", size, "slow")
             wall = time.time()
-            with guest(ground, server, op="write", block=65536, depth=8,
+            with ground.guest(server, op="write", block=65536, depth=8,
                        seconds=patience):
                 time.sleep(0.1)
                 mirror(server, "guest")
@@ -182,8 +158,8 @@ def slow_target(bars):
             if ready else patience
         return {"ready_s": seconds, "ready": float(ready is not None),
                 "over_least": seconds * rate / moved if moved else 0}
-    return Case("mirror 64 MiB, guest 30 MB/s, target 20 MB/s", DAEMONS,
-                sample, bars)
+    return Case(f"mirror {size // MIB} MiB, guest 30 MB/s, target 20 MB/s",
+                ["tmpfs"], DAEMONS, sample, bars)
 
 
 @contextlib.contextmanager
@@ -226,7 +202,7 @@ def serve(server, *nodes):
 def forwarded_write(bars):
     """Both sides are 1 ms away: the slower, not the sum."""
 
-    def sample(ground, peer):
+    def sample(ground, peer, first):
         with far_disks(ground, 2, "wdelay=1ms") as (paths, _), \
                 peer.start(ground.folders["run"]) as server:
             add_far(server, "disk", paths[0])
@@ -240,15 +216,15 @@ def forwarded_write(bars):
         return {"write_ms": 1000 / both["iops"],
                 "alone_ms": 1000 / alone["iops"],
                 "over_alone": alone["iops"] / both["iops"]}
-    return Case("forwarded write, source and target 1 ms away", DAEMONS,
-                sample, bars)
+    return Case("forwarded write, source and target 1 ms away", [],
+                DAEMONS, sample, bars)
 
 
 def pause(fs, dirty, bars):
     """How long the switch holds the guest."""
     mib = 384 if dirty else 16
 
-    def sample(ground, peer):
+    def sample(ground, peer, first):
         source = ground.path(fs, "source.qcow2")
         sh("qemu-img", "create", "-q", "-f", "qcow2", source, "1G")
         sh("qemu-io", "-f", "qcow2", "-c", f"write -P 9 0 {mib}M", source)
@@ -259,7 +235,7 @@ def pause(fs, dirty, bars):
                 mirror(server)
                 server.qmp.wait_event("BLOCK_JOB_READY")
                 os.sync()
-            with guest(ground, server, op="write", depth=1, seconds=2,
+            with ground.guest(server, op="write", depth=1, seconds=2,
                        length=16 * MIB) as figures:
                 time.sleep(0.3)
                 if dirty:
@@ -274,7 +250,8 @@ def pause(fs, dirty, bars):
             result["held"] = report["requests-held"]
         return result
     what = f"{mib} MiB of dirty pages" if dirty else "idle"
-    return Case(f"pause at the switch, {fs}, {what}", DAEMONS, sample, bars)
+    return Case(f"pause at the switch, {fs}, {what}", [fs], DAEMONS, sample,
+                bars)
 
 
 def add_qcow2(server, name, file, backing, **more):
@@ -282,64 +259,54 @@ def add_qcow2(server, name, file, backing, **more):
                backing=backing, **more)
 
 
-def far_stream(server, files):
+def far_stream(server, files, patience):
     add_qcow2(server, "disk", files["top"], "far")
-    return run_stream(server)
+    return run_job(server, "block-stream", patience, device="disk")
 
 
-def far_commit(server, files):
+def far_commit(server, files, patience):
     """The layer that is committed is the one far away."""
     add_qcow2(server, "low", files["low"], None, read_only=True)
     add_qcow2(server, "mid", "far", "low", read_only=True)
     add_qcow2(server, "disk", files["top"], "mid")
-    start = time.monotonic()
-    server.qmp("block-commit", job_id="j", device="disk", top_node="mid",
-               base_node="low")
-    server.qmp.wait_event("BLOCK_JOB_COMPLETED")
-    return time.monotonic() - start
+    return run_job(server, "block-commit", patience, device="disk",
+                   top_node="mid", base_node="low")
 
 
-def far_layers(command, run, bars):
-    """1 GiB of data, 20 ms away."""
+def far_layers(command, run, result, bars):
+    """1 GiB of data, 20 ms away; file @result has them in the end.  The quick
+    bench measures the slow ones for a few seconds of it."""
 
-    def sample(ground, peer):
-        source = ground.raw("tmpfs", 1) if run is far_stream else \
+    def sample(ground, peer, first):
+        source = ground.raw("tmpfs") if run is far_stream else \
             ground.full("tmpfs", "qcow2")
-        far = ground.path("run", "far.sock")
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(far)
-        nbdkit = subprocess.Popen(["nbdkit", "-f", "-r", "-U", far,
-                                   "--filter=delay", "file", source,
-                                   "rdelay=20ms"])
         files = {}
         for name in ("low", "top"):
             path = ground.path("tmpfs", f"{name}.qcow2")
             sh("qemu-img", "create", "-q", "-f", "qcow2", path, "1G")
             files[name] = {"driver": "file", "filename": path,
                            "auto-read-only": True}
-        warm_memory(ground, GIB)
-        try:
-            while not os.path.exists(far):
-                time.sleep(0.01)
-            with peer.start(ground.folders["run"]) as server:
-                server.qmp("blockdev-add", driver="nbd", node_name="far",
-                           read_only=True, server={"type": "unix",
-                                                   "path": far})
-                seconds = run(server, files)
-        finally:
-            nbdkit.terminate()
-            nbdkit.wait()
+        ground.warm_memory(GIB)
+        with nbdkit(ground, "far.sock", "-r", "--filter=delay", "file", source,
+                    "rdelay=20ms") as far, \
+                peer.start(ground.folders["run"]) as server:
+            server.qmp("blockdev-add", driver="nbd", node_name="far",
+                       read_only=True, server={"type": "unix", "path": far})
+            done = run(server, files, 3 if ground.quick else 120)
+        if first and done.whole:
+            must_be_alike("qcow2", files[result]["filename"],
+                          ground.raw("tmpfs"), "raw")
         for f in files.values():
             os.unlink(f["filename"])
-        return {"mib_s": 1024 / seconds}
-    return Case(f"{command} of 1 GiB from a source 20 ms away", DAEMONS,
-                sample, bars, chart="mib_s")
+        return {"mib_s": done.mib / done.seconds}
+    return Case(f"{command} of 1 GiB from a source 20 ms away", ["tmpfs"],
+                DAEMONS, sample, bars, chart="mib_s")
 
 
 def beside_a_hanging_disk(bars):
     """A job starts on disk A while the server behind disk B is stopped."""
 
-    def sample(ground, peer):
+    def sample(ground, peer, first):
         with far_disks(ground, 1) as (paths, servers), \
                 peer.start(ground.folders["run"]) as server:
             for name in ("a", "b"):
@@ -353,34 +320,41 @@ def beside_a_hanging_disk(bars):
                        file={"driver": "file",
                              "filename": ground.path("tmpfs", "b.qcow2")})
             serve(server, "a", "b")
-            with guest(ground, server, op="read", depth=1, seconds=5) as on_a:
+            with ground.guest(server, op="read", depth=1, seconds=5) as on_a:
                 servers[0].send_signal(signal.SIGSTOP)
-                with guest(ground, server, op="write", depth=4, seconds=4.5,
-                           export="b"):
+                # A peer may wait for it before it answers.
+                wake = threading.Timer(3.5, servers[0].send_signal,
+                                       [signal.SIGCONT])
+                wake.start()
+                with ground.guest(server, op="write", depth=4, seconds=4.5,
+                                  export="b"):
                     time.sleep(0.5)
                     start = time.monotonic()
                     server.qmp("blockdev-mirror", job_id="j", device="a",
                                target="target", sync="full")
                     seconds = time.monotonic() - start
-                    time.sleep(3)
-                    servers[0].send_signal(signal.SIGCONT)
+                wake.join()
         return {"start_ms": seconds * 1000, "longest_ms": on_a["max_us"] / 1000}
-    return Case("a job starts while another disk's backend hangs", DAEMONS,
-                sample, bars)
+    return Case("a job starts while another disk's backend hangs", ["tmpfs"],
+                DAEMONS, sample, bars)
 
 
-def copy_cases():
+def copy_cases(quick):
+    size = GIB if quick else 3 * GIB
+    slow = (16 * MIB, 4) if quick else (64 * MIB, 15)
     return [
-        idle_mirror("tmpfs", "qcow2", [Bar("mib_s", "copy", 0.85)]),
-        idle_mirror("tmpfs", "qed", [Bar("mib_s", "copy", 0.85)]),
-        busy_mirror("tmpfs", [Bar("guest_kept", None, 0.5)]),
-        slow_target([Bar("ready", None, 1),
-                     Bar("over_least", None, 1.1, True)]),
+        idle_mirror("tmpfs", "qcow2", size, [Bar("mib_s", "copy", 0.85)]),
+        idle_mirror("tmpfs", "qed", size, [Bar("mib_s", "copy", 0.85)]),
+        busy_mirror("tmpfs", size, [Bar("guest_kept", None, 0.5)]),
+        slow_target(*slow, [Bar("ready", None, 1),
+                            Bar("over_least", None, 1.1, True)]),
         forwarded_write([Bar("write_ms", None, 1.2, True)]),
         pause("ext4", False, [Bar("pause_ms", None, 1, True)]),
         pause("ext4", True, [Bar("pause_ms", None, 1, True)]),
-        far_layers("block-stream", far_stream, [Bar("mib_s", None, 400)]),
-        far_layers("block-commit", far_commit, [Bar("mib_s", None, 400)]),
+        far_layers("block-stream", far_stream, "top",
+                   [Bar("mib_s", None, 400)]),
+        far_layers("block-commit", far_commit, "low",
+                   [Bar("mib_s", None, 400)]),
         beside_a_hanging_disk([Bar("start_ms", None, 20, True),
                                Bar("longest_ms", None, 20, True)]),
     ]

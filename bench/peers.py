@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The programs that are measured: each serves one disk over a Unix socket."""
+"""The programs that are measured: each serves one disk over a Unix socket.
+A qemu-storage-daemon is measured with each way of doing its file I/O that it
+has here ("aio"); a bar is held against the better of them."""
 import json
 import os
 import shutil
@@ -105,25 +107,30 @@ class Server:
 
 
 class Daemon:
-    """sluiced or a qemu-storage-daemon: the same command line."""
+    """sluiced or a qemu-storage-daemon: the same command line.  @aio: how it
+    reads and writes files, None for its default.  @before: a command that
+    runs it, as strace."""
 
-    def __init__(self, name, program):
-        self.name, self.program = name, program
+    def __init__(self, name, program, aio=None, before=()):
+        self.name, self.program, self.aio = name, program, aio
+        self.before = before
 
-    def start(self, folder, disk=None, direct=False):
-        """@disk: (path, format); None: a daemon without disks."""
+    def start(self, folder, disk=None, direct=False, backing=None):
+        """@disk, @backing: (path, format); without @disk: a daemon that serves
+        nothing yet.  A backing file that is not given comes from the header,
+        with the daemon's default aio."""
         path = f"{folder}/bench.sock"
-        argv = [self.program,
+        argv = [*self.before, self.program,
                 "--chardev", f"socket,id=c,path={path}.qmp,server=on,wait=off",
                 "--monitor", "chardev=c"]
+        options = ",cache.direct=on" if direct else ""
+        if backing:
+            argv += self.blockdev("base", backing, options + ",read-only=on")
         if disk:
-            image, fmt = disk
-            cache = ",cache.direct=on" if direct else ""
-            argv += ["--blockdev", f"driver=file,node-name=file,"
-                     f"filename={image}{cache}",
-                     "--blockdev", f"driver={fmt},node-name=disk,file=file"
-                     + cache,
-                     "--nbd-server", f"addr.type=unix,addr.path={path}",
+            argv += self.blockdev("disk", disk, options)
+            if backing:
+                argv[-1] += ",backing=base"
+            argv += ["--nbd-server", f"addr.type=unix,addr.path={path}",
                      "--export", "type=nbd,id=e,node-name=disk,name=,"
                      "writable=on"]
         server = Server(argv, path)
@@ -135,15 +142,30 @@ class Daemon:
             raise
         return server
 
+    def blockdev(self, node, image, options):
+        """@options: of the node and of its file."""
+        path, fmt = image
+        aio = f",aio={self.aio}" if self.aio else ""
+        return ["--blockdev", f"driver=file,node-name={node}-file,"
+                f"filename={path}{aio}{options}",
+                "--blockdev", f"driver={fmt},node-name={node},"
+                f"file={node}-file{options}"]
+
 
 class Nbdkit:
-    def __init__(self, name, *plugin):
-        self.name, self.plugin = name, plugin
+    """The file plugin has no O_DIRECT; @direct are the parameters that come
+    closest.  Its reads are served from the page cache all the same, so that
+    it is shown in the direct cases and no bar is held against it there."""
+    program = "nbdkit"
 
-    def start(self, folder, disk=None, direct=False):
+    def __init__(self, name, *plugin, direct=()):
+        self.name, self.plugin, self.direct = name, plugin, direct
+
+    def start(self, folder, disk=None, direct=False, backing=None):
         path = f"{folder}/bench.sock"
         plugin = [p.format(raw=disk[0] if disk else "") for p in self.plugin]
-        server = Server(["nbdkit", "-f", "-U", path, *plugin], path)
+        server = Server([self.program, "-f", "-U", path, *plugin,
+                         *(self.direct if direct else ())], path)
         try:
             wait_for(path, server.process)
         except Exception:
@@ -152,24 +174,58 @@ class Nbdkit:
         return server
 
 
-SLUICE, QSD, QSD2 = "sluice", "qsd", "qsd2"
+SLUICE = "sluice"
+QSD, QSD_URING, QSD_NATIVE = "qsd", "qsd-uring", "qsd-native"
+QSD2, QSD2_URING, QSD2_NATIVE = "qsd2", "qsd2-uring", "qsd2-native"
 NBDKIT, CEILING = "nbdkit", "ceiling"
 
+# aio=native is for direct I/O only.
+BUFFERED = [QSD, QSD_URING, QSD2, QSD2_URING]
+DIRECT = [*BUFFERED, QSD_NATIVE, QSD2_NATIVE]
 
-def find(build):
-    """The peers that are here, by name."""
+
+def storage_daemons(program, default, uring, native):
+    return {default: Daemon(default, program),
+            uring: Daemon(uring, program, "io_uring"),
+            native: Daemon(native, program, "native")}
+
+
+def serves(daemon, folder):
+    """Whether it has this aio, on this kernel."""
+    image = f"{folder}/probe.raw"
+    with open(image, "wb") as f:
+        f.truncate(1 << 20)
+    try:
+        with daemon.start(folder, (image, "raw"),
+                          direct=daemon.aio == "native"):
+            return True
+    except (RuntimeError, OSError):
+        return False
+    finally:
+        os.unlink(image)
+
+
+def find(build, folder):
+    """The peers that are here, by name; @folder, on a disk, is for a probe."""
     found = {SLUICE: Daemon(SLUICE, f"{build}/sluiced")}
     if shutil.which("qemu-storage-daemon"):
-        found[QSD] = Daemon(QSD, "qemu-storage-daemon")
+        found.update(storage_daemons("qemu-storage-daemon", QSD, QSD_URING,
+                                     QSD_NATIVE))
     if os.environ.get("PEER_QSD"):
-        found[QSD2] = Daemon(QSD2, os.environ["PEER_QSD"])
+        found.update(storage_daemons(os.environ["PEER_QSD"], QSD2, QSD2_URING,
+                                     QSD2_NATIVE))
+    for name in [QSD_URING, QSD_NATIVE, QSD2_URING, QSD2_NATIVE]:
+        if name in found and not serves(found[name], folder):
+            print(f"bench: there is no {name} here")
+            del found[name]
     if shutil.which("nbdkit"):
-        found[NBDKIT] = Nbdkit(NBDKIT, "file", "{raw}")
+        found[NBDKIT] = Nbdkit(NBDKIT, "file", "{raw}",
+                               direct=["cache=none", "fadvise=random"])
         found[CEILING] = Nbdkit(CEILING, "null", "1G")
     return found
 
 
-def version(daemon):
-    out = subprocess.run([daemon.program, "--version"], capture_output=True,
+def version(peer):
+    out = subprocess.run([peer.program, "--version"], capture_output=True,
                          text=True).stdout
     return out.splitlines()[0] if out else "?"

@@ -141,7 +141,7 @@ def a_loop_through_other_names_is_found():
 
 def bottom(act, *says, code=FAILED):
     """A deep chain whose last image was dealt with."""
-    chains.make_chain(".", DEPTH, SIZE, SIZE)
+    chains.make_chain(".", DEPTH, SIZE)
     os.unlink("0.qcow2")
     act("0.qcow2")
     refused(f"{DEPTH - 1}.qcow2", "0.qcow2", "'1.qcow2'", *says, code=code)
@@ -242,7 +242,7 @@ def a_header_must_state_an_image_format():
 
 
 def a_chain_of_many_images_is_no_loop():
-    top = chains.make_chain(".", 1000, SIZE, SIZE)
+    top = chains.make_chain(".", 1000, SIZE)
     text = run(SLUICE, "--json", "info", top, "-f", "qcow2")[1]
     assert len(json.loads(text)["chain"]) == 1000
     # The thousandth comes back to the first.

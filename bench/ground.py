@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Where the files of the bench lie: file systems, images that are made once,
+the load, and what results are compared with."""
+import contextlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import tempfile
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+LOOP_SIZE = 24 * GIB  # sparse
+
+
+def sh(*argv):
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+
+
+def answer(*argv):
+    return subprocess.run(argv, check=True, capture_output=True,
+                          text=True).stdout.strip()
+
+
+def fs_type(path, field="fstype"):
+    return answer("df", f"--output={field}", path).splitlines()[1]
+
+
+def remove(path):
+    if os.path.isdir(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.unlink(path)
+
+
+def folder_in(stack, parent):
+    """A new folder, removed with @stack."""
+    path = tempfile.mkdtemp(prefix="bench-", dir=parent)
+    stack.callback(shutil.rmtree, path, True)
+    return path
+
+
+def loop_mounted(stack, kind, parent):
+    """A file system in a file on @parent, taken back with @stack.  Its device
+    bypasses the page cache of the file system below where that one can."""
+    image, at = f"{parent}/{kind}.image", f"{parent}/{kind}"
+    with open(image, "wb") as f:
+        f.truncate(LOOP_SIZE)
+    stack.callback(remove, image)
+    sh(f"mkfs.{kind}", "-q", image)
+    os.mkdir(at)
+    stack.callback(os.rmdir, at)
+    attach = ["losetup", "--find", "--show", image]
+    try:
+        device = answer(*attach, "--direct-io=on")
+    except subprocess.CalledProcessError:
+        device = answer(*attach)
+    stack.callback(subprocess.run, ["losetup", "--detach", device])
+    sh("mount", device, at)
+    stack.callback(subprocess.run, ["umount", at])
+    return at
+
+
+def write_random(path, size):
+    block = bytearray(random.Random(7).randbytes(MIB))
+    with open(path, "wb") as f:
+        for i in range(size // MIB):
+            block[:8] = i.to_bytes(8, "big")
+            f.write(block)
+
+
+class Ground:
+    """@disk: a folder on a disk, @memory: one on tmpfs.  "ext4" is the disk's
+    own file system if it is one, else one in a file on it; "xfs" and "btrfs"
+    are in a file on it too, made when they are asked for."""
+
+    def __init__(self, stack, build, disk, memory, quick, seconds):
+        self.stack, self.build = stack, build
+        self.quick, self.seconds = quick, seconds
+        self.disk, self.made = folder_in(stack, disk), set()
+        self.folders = {"run": folder_in(stack, None),
+                        "tmpfs": folder_in(stack, memory)}
+        if fs_type(memory) != "tmpfs":
+            raise RuntimeError(f"{memory} is not on tmpfs")
+        self.folders["ext4"] = self.disk if fs_type(disk) == "ext4" \
+            else self.mounted("ext4")
+
+    def mounted(self, kind):
+        if os.geteuid() != 0 or not shutil.which(f"mkfs.{kind}"):
+            raise RuntimeError(f"{self.disk} is not on {kind}; to make one in "
+                               f"a file, be root and have mkfs.{kind}")
+        return loop_mounted(self.stack, kind, self.disk)
+
+    def path(self, fs, name):
+        if fs not in self.folders:
+            self.folders[fs] = self.mounted(fs)
+        return os.path.join(self.folders[fs], name)
+
+    def where(self, fs):
+        """The file system, and what it lies on."""
+        at = self.folders.get(fs, self.disk)
+        source = fs_type(at, "source")
+        if source.startswith("/dev/loop"):
+            source = f"a file on {fs_type(self.disk)}"
+        return f"{fs_type(at)} ({source})"
+
+    def once(self, fs, name, make):
+        path = self.path(fs, name)
+        if path not in self.made:
+            remove(path)
+            make(path)
+            os.sync()
+            self.made.add(path)
+        return path
+
+    def drop(self, path):
+        self.made.discard(path)
+        remove(path)
+
+    def raw(self, fs, size=GIB):
+        return self.once(fs, f"raw{size // MIB}",
+                         lambda p: write_random(p, size))
+
+    def full(self, fs, fmt, size=GIB):
+        """An image in which everything is allocated."""
+        if fmt == "raw":
+            return self.raw(fs, size)
+
+        def make(path):
+            sh("qemu-img", "convert", "-f", "raw", "-O", fmt,
+               self.raw(fs, size), path)
+        return self.once(fs, f"full{size // MIB}.{fmt}", make)
+
+    def overlay(self, fs, fmt, backing, backing_fmt, name="overlay"):
+        path = self.path(fs, f"{name}.{fmt}")
+        remove(path)
+        sh("qemu-img", "create", "-q", "-f", fmt, "-b", backing, "-F",
+           backing_fmt, path)
+        return path
+
+    def warm_memory(self, size):
+        """Fresh memory of a virtual machine costs far more on first touch than
+        later (the host has to find it), whoever touches it.  Page cache and
+        tmpfs take from the same free memory, so touch it right before."""
+        path = self.path("tmpfs", "warm")
+        with open(path, "wb") as f:
+            block = bytes(MIB)
+            for _ in range(size // MIB):
+                f.write(block)
+        os.unlink(path)
+
+    def load_command(self, server, options):
+        argv = [f"{self.build}/bench/load", "--socket", server.socket,
+                "--pid", str(server.pid)]
+        for key, value in options.items():
+            argv += [f"--{key}", str(value)]
+        return argv
+
+    def load(self, server, **options):
+        options.setdefault("seconds", self.seconds)
+        return json.loads(answer(*self.load_command(server, options)))
+
+    @contextlib.contextmanager
+    def guest(self, server, until_end=False, **options):
+        """A load beside what is measured; its figures are in the dictionary
+        afterwards.  @until_end: it stops where the block ends."""
+        figures = {}
+        if until_end:
+            options["seconds"] = 3600
+        process = subprocess.Popen(self.load_command(server, options),
+                                   stdout=subprocess.PIPE, text=True)
+        try:
+            yield figures
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            if until_end:
+                process.terminate()
+            out, _ = process.communicate()
+            if not process.returncode:
+                figures.update(json.loads(out))
+        if process.returncode:
+            raise RuntimeError("the load failed")
+
+
+def backing_of(path, fmt):
+    info = json.loads(answer("qemu-img", "info", "--output=json", "-f", fmt,
+                             path))
+    return info.get("backing-filename")
+
+
+def must_be_alike(fmt, path, source, source_fmt, start=0):
+    """From byte @start on; with one, no image may have a backing file: QEMU
+    does not see it through the node that cuts off the start."""
+
+    def image(path, fmt):
+        if not start:
+            return f"driver={fmt},file.driver=file,file.filename={path}"
+        return f"driver=raw,offset={start},file.driver={fmt}," \
+            f"file.file.driver=file,file.file.filename={path}"
+
+    done = subprocess.run(["qemu-img", "compare", "-q", "--image-opts",
+                           image(path, fmt), image(source, source_fmt)])
+    if done.returncode:
+        raise RuntimeError(f"{path} is not what {source} is")
