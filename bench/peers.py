@@ -156,7 +156,7 @@ class Nbdkit:
     """The file plugin has no O_DIRECT; @direct are the parameters that come
     closest.  Its reads are served from the page cache all the same, so that
     it is shown in the direct cases and no bar is held against it there."""
-    program = "nbdkit"
+    program, before = "nbdkit", ()
 
     def __init__(self, name, *plugin, direct=()):
         self.name, self.plugin, self.direct = name, plugin, direct
@@ -164,7 +164,7 @@ class Nbdkit:
     def start(self, folder, disk=None, direct=False, backing=None):
         path = f"{folder}/bench.sock"
         plugin = [p.format(raw=disk[0] if disk else "") for p in self.plugin]
-        server = Server([self.program, "-f", "-U", path, *plugin,
+        server = Server([*self.before, self.program, "-f", "-U", path, *plugin,
                          *(self.direct if direct else ())], path)
         try:
             wait_for(path, server.process)

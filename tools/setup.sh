@@ -7,7 +7,7 @@ packages="gcc meson ninja-build pkg-config python3 liburing-dev libjansson-dev
     libnbd-dev libzstd-dev zlib1g-dev"
 if [ "${1-}" = --tests ]; then
     packages="$packages clang qemu-utils qemu-system-common nbdkit libnbd-bin
-        fio e2fsprogs xfsprogs btrfs-progs zstd strace util-linux"
+        fio e2fsprogs xfsprogs btrfs-progs zstd strace util-linux valgrind"
 fi
 missing=
 for p in $packages; do
