@@ -24,24 +24,25 @@ import chains
 import peers
 from ground import GIB, Ground, remove
 
-# Two runs are compared, so that what comes before and after falls out.
-WARM, COUNTED = 1000, 4000
+# Requests before those that are counted, and these.  Two runs are compared, so
+# that what comes before and after falls out.
+FLAT, DEEP = (1000, 4000), (400, 600)  # peers take ages for a deep one
 LAYERS = 100
 ALLOCATE = {"malloc", "calloc", "realloc", "posix_memalign", "aligned_alloc",
             "memalign"}
 COPY = re.compile(r"_*(memcpy|memmove|mempcpy)")
 
 
-def system_calls(ground, peer, prepare, load):
+def system_calls(ground, peer, prepare, load, warm, counted):
     """Calls for each request by name: strace comes when all is set up."""
     out = ground.path("run", "strace")
     with start(ground, peer, prepare) as server:
-        ground.load(server, count=WARM, seed=1, **load)
+        ground.load(server, count=warm, seed=1, **load)
         strace = subprocess.Popen(["strace", "-f", "-c", "-U", "calls,name",
                                    "-o", out, "-p", str(server.pid)],
                                   stderr=subprocess.PIPE, text=True)
         strace.stderr.readline()  # "attached"
-        ground.load(server, count=COUNTED, seed=2, **load)
+        ground.load(server, count=counted, seed=2, **load)
         strace.send_signal(signal.SIGINT)
         strace.communicate()
     calls = {}
@@ -49,7 +50,7 @@ def system_calls(ground, peer, prepare, load):
         for line in f:
             found = re.match(r"\s*(\d+)\s+(\w+)$", line)
             if found and found[2] != "total":
-                calls[found[2]] = int(found[1]) / COUNTED
+                calls[found[2]] = int(found[1]) / counted
     return calls
 
 
@@ -97,10 +98,10 @@ def profile(ground, peer, prepare, load, count):
     return read_profile(out)
 
 
-def instructions(ground, peer, prepare, load):
-    few = profile(ground, peer, prepare, load, WARM)
-    many = profile(ground, peer, prepare, load, WARM + COUNTED)
-    return [{k: (b[k] - a[k]) / COUNTED for k in b}
+def instructions(ground, peer, prepare, load, warm, counted):
+    few = profile(ground, peer, prepare, load, warm)
+    many = profile(ground, peer, prepare, load, warm + counted)
+    return [{k: (b[k] - a[k]) / counted for k in b}
             for a, b in zip(few, many)]
 
 
@@ -141,11 +142,13 @@ def requests(ground):
 
 def count(ground, found, name, load, prepare, top):
     load = {"seconds": 300, **load}
+    numbers = DEEP if prepare.__name__ == "deep" else FLAT
     for peer in found:
         if peer.name == peers.NBDKIT and prepare.__name__ != "full":
             continue  # it knows no layers
-        calls = system_calls(ground, peer, prepare, load)
-        used, called = instructions(ground, peer, prepare, load)
+        how = (ground, peer, prepare, load, *numbers)
+        calls = system_calls(*how)
+        used, called = instructions(*how)
         most = sorted(calls.items(), key=lambda c: -c[1])
         names = ", ".join(f"{n} {c:.2f}" for n, c in most if c >= 0.02)
         print(f"| {name} | {peer.name} | {sum(calls.values()):.2f}: {names} | "
