@@ -179,7 +179,7 @@ def main():
         found = [here[n] for n in (peers.SLUICE, peers.QSD, peers.QSD_URING,
                                    peers.NBDKIT) if n in here]
         print(f"{ground.where('ext4')}\n\n| request | server | system calls | "
-              "instructions | allocations | memcpy |\n|---|---|---|---|---|---|")
+              "instructions | allocations | memcpy |\n" + "|---" * 6 + "|")
         for name, load, prepare in requests(ground):
             if a.only in name:
                 count(ground, found, name, load, prepare, a.top)
