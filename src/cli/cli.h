@@ -151,6 +151,7 @@ int verb_copy(struct cli *cli);
 int verb_mirror(struct cli *cli); /* copy.c */
 int verb_commit(struct cli *cli);
 int verb_merge(struct cli *cli);
+int verb_status(struct cli *cli);
 int verb_snapshot(struct cli *cli);
 int verb_job(struct cli *cli);
 int verb_events(struct cli *cli);

@@ -21,6 +21,8 @@ const struct verb cli_verbs[] = {
      true},
     {"check", "check PATH -f FORMAT [--repair leaks|all]",
      "check an image's consistency", verb_check, true, 1},
+    {"status", "status PATH", "show what is under way on an image, or was cut off",
+     verb_status, true},
     {"map", "map PATH -f FORMAT", "show which layer holds which range",
      verb_map, true},
     {"compare", "compare PATH PATH -f FORMAT [-F FORMAT]",

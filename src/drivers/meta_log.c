@@ -70,16 +70,20 @@ publish(void)
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
 }
 
+static char *
+name_of_file(const struct node *file)
+{
+    return xasprintf("%llx-%llx", (unsigned long long)file->file_id.dev,
+                     (unsigned long long)file->file_id.ino);
+}
+
 /* The region's name; NULL where the image is not one local file. */
 static char *
 region_name(const struct node *image)
 {
     const struct node *file = image->file ? image->file->child : NULL;
 
-    return file && node_local_file(image) == file
-               ? xasprintf("%llx-%llx", (unsigned long long)file->file_id.dev,
-                           (unsigned long long)file->file_id.ino)
-               : NULL;
+    return file && node_local_file(image) == file ? name_of_file(file) : NULL;
 }
 
 /* No two logs of one file and boot begin at one moment. */
@@ -269,14 +273,14 @@ by_phase_and_offset(const void *a, const void *b)
 
 /* NULL, or why the region is none of ours. */
 static const char *
-check_region(const struct shm *shm, uint64_t autoclear)
+check_region(const struct shm *shm, uint64_t autoclear, bool any_image)
 {
     const struct head *h = (const struct head *)shm->base;
 
     if (shm->size < HEAD_SIZE || h->magic != MAGIC) {
         return "it is of another version";
     }
-    if (h->autoclear != autoclear) {
+    if (h->autoclear != autoclear && !any_image) {
         return "another program has written to it since";
     }
     if (h->slice_size % GRANULE || h->slice_size > 8 * GRANULE ||
@@ -285,6 +289,18 @@ check_region(const struct shm *shm, uint64_t autoclear)
         return "it is damaged";
     }
     return h->is_partial ? "it did not have room for all" : NULL;
+}
+
+static uint32_t
+count_slots(const struct shm *shm)
+{
+    struct head *head = (struct head *)shm->base;
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < head->used; i++) {
+        n += slot_at(head, i)->granules != 0;
+    }
+    return n;
 }
 
 static int
@@ -347,6 +363,22 @@ replay(struct node *image, struct shm *shm, uint32_t *ret_n, struct err *err)
     return r ? err_set_errno(err, r, "writing it failed") : 0;
 }
 
+enum log_left
+meta_log_look(const struct node *file)
+{
+    auto_free char *name = name_of_file(file);
+    struct shm *shm;
+    int r = shm_open_region(graph_loop(file->graph), name, 0, &shm);
+
+    if (r) {
+        return r == -EBUSY ? LOG_IN_USE : LOG_NONE;
+    }
+    bool is_empty = check_region(shm, 0, true) || !count_slots(shm);
+
+    shm_close(shm, false);
+    return is_empty ? LOG_NONE : LOG_LEFT_BEHIND;
+}
+
 /* @r: why there is none. */
 static int
 no_region(const struct node *image, uint64_t autoclear, int r,
@@ -384,7 +416,7 @@ meta_log_recover(struct node *image, uint64_t autoclear, struct err *err)
     if (r) {
         return no_region(image, autoclear & META_LOG_AUTOCLEAR, r, err);
     }
-    const char *why = check_region(shm, autoclear & META_LOG_AUTOCLEAR);
+    const char *why = check_region(shm, autoclear & META_LOG_AUTOCLEAR, false);
 
     r = why ? 0 : replay(image, shm, &n, &inner);
     if (why) {
@@ -401,7 +433,7 @@ meta_log_recover(struct node *image, uint64_t autoclear, struct err *err)
                          "as, before the next reboot");
         err_propagate(err, &inner);
     } else if (n) {
-        NODE_SAY(image, info,
+        NODE_SAY(image, warn,
                  "A daemon that was using '%s' died; what it had not yet "
                  "written was written (%u tables)",
                  file, n);

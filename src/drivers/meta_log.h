@@ -31,6 +31,14 @@ struct meta_log;
  */
 int meta_log_recover(struct node *image, uint64_t autoclear, struct err *err);
 
+/* Is there a region of this file?  Changes nothing.  Does not yield. */
+enum log_left {
+    LOG_NONE,
+    LOG_IN_USE,      /* of a process that lives */
+    LOG_LEFT_BEHIND, /* of one that died, for who opens the image next */
+};
+enum log_left meta_log_look(const struct node *file);
+
 /*
  * An empty log for @n_slots slices of @slice_size bytes; NULL where there is no
  * such memory, which is said once.  Does not yield.

@@ -103,10 +103,12 @@ batch_in_background(void *arg)
     ssize_t done = 0;
 
     while (sg.len) {
-        struct batch part = {
-            .rf = b->rf, .off = b->off + (uint64_t)done, .write = b->write};
+        struct batch part;
         uint64_t bytes;
 
+        part.rf = b->rf;
+        part.off = b->off + (uint64_t)done;
+        part.write = b->write;
         part.n = sg_to_iov(sg_slice(sg, 0, min_u64(sg.len, BACKGROUND_CHUNK)),
                            part.iov, IOV_BATCH, &bytes);
         ssize_t r = direct_call(&part, 0);
@@ -207,8 +209,10 @@ static int
 transfer(struct file *file, uint64_t off, struct sg sg, unsigned flags,
          bool write)
 {
-    struct batch b = {.rf = file_of(file), .write = write};
+    struct batch b; /* its elements are set by each turn: no need to clear them */
 
+    b.rf = file_of(file);
+    b.write = write;
     while (sg.len) {
         b.n = sg_to_iov(sg, b.iov, IOV_BATCH, &b.bytes);
         b.off = off;

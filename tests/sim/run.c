@@ -331,6 +331,8 @@ judge_source(struct judge *j, struct graph *graph)
     }
     if (!r) {
         node_del(graph, "top", NULL);
+    } else if (r == -ENOENT && s->again) {
+        /* The recovery has deleted it: the target must be the disk. */
     } else if (r != -ESTALE && !s->moved) {
         sweep_fail(s, "after %s the source does not open: %s", j->what,
                    err.msg);
@@ -433,6 +435,7 @@ crash_again(struct judge *j, enum sim_crash_kind kind, const char *what)
     struct sim_disk *disk;
     size_t len;
 
+    s->again = true;
     s->power = kind == SIM_CRASH_POWER;
     while (!s->failures && (disk = sim_crash_next(&crash))) {
         /* What was under way may have been finished by then. */
@@ -441,7 +444,7 @@ crash_again(struct judge *j, enum sim_crash_kind kind, const char *what)
         judge_disk(s, disk, what, 0);
         sim_disk_free(disk);
     }
-    s->power = false;
+    s->again = s->power = false;
     s->recorded = recorded;
 }
 

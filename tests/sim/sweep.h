@@ -100,7 +100,7 @@ struct sweep {
     char *why;                             /* the first of them */
     struct script found;                   /* with what made it fail */
     const struct sim_crash *crash;         /* being judged */
-    bool power; /* the second crash, at its recovery, was that of power */
+    bool again, power; /* a second one, at its recovery; and that of power */
     void *service;
     void *op; /* the operation's own */
     bool moved;   /* the root is on another node than "top" */

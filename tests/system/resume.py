@@ -3,15 +3,16 @@
 """Jobs that outlive their daemon: killed or ended in the midst of one, the next
 one goes on with it; qemu-img judges the end.
 
-resume.py SLUICED
+resume.py SLUICED SLUICE
 """
+import json
 import os
 import sys
 import time
 
-from harness import Daemon, QmpError, main, need, run
+from harness import Daemon, Nbd, QmpError, main, nbd_server, need, run
 
-SLUICED = os.path.abspath(sys.argv[1])
+SLUICED, SLUICE = (os.path.abspath(p) for p in sys.argv[1:3])
 MIB = 1 << 20
 SPEED = 6 * MIB  # some seconds for a disk
 
@@ -38,6 +39,14 @@ def daemon(fmt="qcow2", *options):
                   "file.driver=file,file.filename=top", *options)
 
 
+def wait_for(condition):
+    for _ in range(2000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not come")
+
+
 def job(q):
     jobs = q.cmd("query-jobs")
     return jobs[0] if jobs else None
@@ -45,8 +54,7 @@ def job(q):
 
 def begin(q, command, **arguments):
     q.cmd(command, job_id="j", device="top", speed=SPEED, **arguments)
-    while job(q)["current-progress"] == 0:
-        time.sleep(0.01)
+    wait_for(lambda: job(q)["current-progress"])
 
 
 def judge(fmt, name="top"):
@@ -68,8 +76,7 @@ def cut(fmt, command, **arguments):
 def finish(q):
     if job(q):
         q.cmd("block-job-set-speed", device="j", speed=0)
-        while job(q):
-            time.sleep(0.01)
+        wait_for(lambda: not job(q))
 
 
 def goes_on(command, fmt, layers, **arguments):
@@ -78,8 +85,7 @@ def goes_on(command, fmt, layers, **arguments):
         cut(fmt, command, **arguments)
         with daemon(fmt) as d:
             q = d.qmp()
-            while not job(q):
-                time.sleep(0.01)
+            wait_for(lambda: job(q))
             assert job(q)["id"] == "j" and job(q)["type"] == command[6:], job(q)
             assert "goes on" in d.errors(), d.errors()
             finish(q)
@@ -104,8 +110,7 @@ def a_daemon_that_ends_leaves_its_jobs_to_the_next():
         assert d.stop() == 0
     with daemon() as d:
         q = d.qmp()
-        while not job(q):
-            time.sleep(0.01)
+        wait_for(lambda: job(q))
         finish(q)
         d.stop()
     judge("qcow2")
@@ -117,8 +122,7 @@ def asked_it_is_there_but_paused():
     cut("qcow2", "block-stream")
     with daemon("qcow2", "--resume", "ask") as d:
         q = d.qmp()
-        while not job(q):
-            time.sleep(0.01)
+        wait_for(lambda: job(q))
         time.sleep(0.3)
         assert job(q)["status"] == "paused", job(q)
         assert job(q)["current-progress"] == 0, job(q)
@@ -145,8 +149,7 @@ def a_job_that_was_cancelled_does_not_come_back():
         q = d.qmp()
         begin(q, "block-merge")
         q.cmd("job-cancel", id="j")
-        while job(q):
-            time.sleep(0.01)
+        wait_for(lambda: not job(q))
         d.kill()
         d.wait()
     assert not os.path.exists("top.sluice")
@@ -167,15 +170,11 @@ def what_cannot_go_on_is_said_and_forgotten():
     run("qemu-img", "rebase", "-f", "qcow2", "-b", "", "mid")
     with daemon() as d:
         q = d.qmp()
-        d.until(lambda: "base" in d.errors() or missing(), LookupError)
+        wait_for(lambda: "base" in d.errors())
         assert not job(q)
         assert "is not below 'top' any more" in d.errors(), d.errors()
         d.stop()
     assert not os.path.exists("top.sluice")
-
-
-def missing():
-    raise LookupError
 
 
 def another_file_of_that_name_is_left_alone():
@@ -186,7 +185,7 @@ def another_file_of_that_name_is_left_alone():
         "top")
     with daemon() as d:
         q = d.qmp()
-        d.until(lambda: "another file" in d.errors() or missing(), LookupError)
+        wait_for(lambda: "another file" in d.errors())
         assert not job(q)
         d.stop()
     assert not os.path.exists("top.sluice")
@@ -227,6 +226,43 @@ def one_that_is_added_later_goes_on_then():
     judge("qcow2")
 
 
+def status(image):
+    return json.loads(run(SLUICE, "--json", "status", image)[1])
+
+
+def status_needs_no_daemon_and_changes_nothing():
+    make()
+    assert run(SLUICE, "status", "top")[1].endswith("nothing is under way\n")
+    with daemon("qcow2", *nbd_server(), "--export",
+                "nbd,id=e,node-name=top,name=a,writable=on") as d:
+        begin(d.qmp(), "block-stream", base="base")
+        with Nbd("nbd.sock", "a") as nbd:
+            nbd.write(31 * MIB, b"n" * 65536)
+        s = status("top")
+        assert s["in-use"] and not s["writes-in-memory"], s
+        assert [j["id"] for j in s["jobs"]] == ["j"], s
+        d.kill()
+        d.wait()
+    for _ in range(2):
+        wait_for(lambda: not status("top")["in-use"])
+        s = status("top")
+        assert s["writes-in-memory"] and s["jobs"][0]["preset"] == "stream", s
+        assert s["jobs"][0]["base"]["file"] == "base", s
+        assert "was cut off" in run(SLUICE, "status", "top")[1]
+    # Whoever opens the image brings in what was only in memory, and says so.
+    out = run(SLUICE, "check", "top", "-f", "qcow2")[1]
+    assert "A daemon that was using 'top' died" in out, out
+    s = status("top")
+    assert not s["writes-in-memory"] and s["jobs"], s
+    with daemon() as d:
+        q = d.qmp()
+        wait_for(lambda: job(q))
+        finish(q)
+        d.stop()
+    assert status("top")["jobs"] == []
+    assert run(SLUICE, "status", "none", ok=(4,))[0] == 4
+
+
 if __name__ == "__main__":
     main([(f.__name__.replace("_", " "), f) for f in (
         goes_on("block-stream", "qcow2", ["top"]),
@@ -241,4 +277,5 @@ if __name__ == "__main__":
         what_cannot_go_on_is_said_and_forgotten,
         another_file_of_that_name_is_left_alone,
         the_same_merge_again_is_no_error,
-        one_that_is_added_later_goes_on_then)])
+        one_that_is_added_later_goes_on_then,
+        status_needs_no_daemon_and_changes_nothing)])
