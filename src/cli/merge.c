@@ -15,7 +15,7 @@ struct merge {
     const char *disk, *snapshot, *into, *job_id;
     json_t *folders; /* --dependents-in */
     uint64_t speed;
-    bool delete, exclusive, detach;
+    bool delete, keep_name, exclusive, detach;
     char *node, *id;
 };
 
@@ -30,6 +30,7 @@ layers(const struct merge *m)
     if (m->into) {
         json_object_set_new(o, "into", json_string(m->into));
     }
+    json_object_set_new(o, "keep-name", json_boolean(m->keep_name));
     return o;
 }
 
@@ -130,6 +131,7 @@ verb_merge(struct cli *cli)
         {0, "snapshot", &m.snapshot, NULL, false},
         {0, "into", &m.into, NULL, false},
         {0, "delete", NULL, &m.delete, false},
+        {0, "keep-name", NULL, &m.keep_name, false},
         {0, "dependents-in", NULL, NULL, false, &m.folders},
         {0, "exclusive", NULL, &m.exclusive, false},
         {0, "speed", &speed, NULL, false},

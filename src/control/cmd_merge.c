@@ -43,6 +43,7 @@ cmd_block_merge(struct control *ctl, const struct args_block_merge *args,
         .into = take_into(args->has_into, args->into),
         .release = !args->has_release || args->release,
         .max_extra = args->max_extra,
+        .keep_name = args->keep_name,
         .on_error = take_on_error(args->has_on_error, args->on_error,
                                   ON_ERROR_AUTO),
         .on_target_error = take_on_error(args->has_on_error, args->on_error,
@@ -69,6 +70,7 @@ cmd_query_merge_plan(struct control *ctl,
     struct transfer_options o = {
         .into = take_into(args->has_into, args->into),
         .release = true,
+        .keep_name = args->keep_name,
     };
     int r = find_layers(ctl, args->device, args->snapshot, &o, err);
     struct transfer_plan plan;

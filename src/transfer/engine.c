@@ -736,6 +736,7 @@ transfer_new(const struct transfer_recipe *recipe,
     t->release.max_extra = options->max_extra;
     t->delete_source = options->delete_source;
     t->exclusive = options->exclusive;
+    t->keep_name = options->keep_name;
     t->folders = xzalloc((options->n_dependents_in + 1) * sizeof(char *));
     while (t->n_folders < options->n_dependents_in) {
         t->folders[t->n_folders] =

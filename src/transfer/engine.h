@@ -87,7 +87,7 @@ struct transfer {
     bool measuring;
     struct comutex mark_lock; /* of the target's mark, and of the intent */
     struct intent *intent;    /* of the switch, while it is under way */
-    bool delete_source, exclusive;
+    bool delete_source, exclusive, keep_name;
     char **folders; /* where dependants are looked for, beside its own */
     size_t n_folders;
     uint64_t window; /* where the search for dirty blocks goes on */

@@ -75,11 +75,12 @@ resume_describe(enum transfer_preset preset, const struct transfer_options *o)
         return NULL;
     }
     json_t *note = json_pack(
-        "{s:s, s:s, s:I, s:I, s:b, s:b, s:b, s:b, s:b, s:b, s:i, s:i, s:o}",
+        "{s:s, s:s, s:I, s:I, s:b, s:b, s:b, s:b, s:b, s:b, s:b, s:i, s:i, "
+        "s:o}",
         "preset", name, "into", ways[o->into], "speed", (json_int_t)o->speed,
         "max-extra", (json_int_t)o->max_extra, "wait", o->wait_for_verb,
         "release", o->release, "delete", o->delete_source, "exclusive",
-        o->exclusive, "auto-finalize", o->auto_finalize, "auto-dismiss",
+        o->exclusive, "keep-name", o->keep_name, "auto-finalize", o->auto_finalize, "auto-dismiss",
         o->auto_dismiss, "on-error", (int)o->on_error, "on-target-error",
         (int)o->on_target_error, "dependents-in", folders(o));
 
@@ -316,6 +317,7 @@ start(struct jobs *jobs, struct node *device, json_t *note, bool paused,
         .release = flag(note, "release"),
         .delete_source = flag(note, "delete"),
         .exclusive = flag(note, "exclusive"),
+        .keep_name = flag(note, "keep-name"),
         .auto_finalize = flag(note, "auto-finalize"),
         .auto_dismiss = flag(note, "auto-dismiss"),
         .on_error = policy(note, "on-error"),

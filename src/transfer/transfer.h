@@ -80,6 +80,7 @@ struct transfer_options {
     enum merge_into into;
     bool release;       /* the sources give their blocks back as they land */
     uint64_t max_extra; /* bytes, with @release; 0: 4 MiB */
+    bool keep_name; /* merge: the survivor takes the file name of @device */
     bool auto_finalize, auto_dismiss;
     uint64_t max_in_flight; /* bytes; 0: the default, 64 MiB */
     uint64_t piece; /* bytes of one copy, a power of two; 0: 1 MiB */

@@ -97,6 +97,20 @@ sink(struct sweep *s)
 }
 
 static void
+sink_and_keep_the_name(struct sweep *s)
+{
+    merge(s, &(struct sweep_transfer){.preset = PRESET_MERGE,
+                                      .release = true,
+                                      .keep_name = true,
+                                      .into = MERGE_INTO_SNAPSHOT,
+                                      .base = 1});
+    if (s->done && (root_node(s->root)->filename[0] != 't' ||
+                    sim_disk_get(sim_world_disk(s->sim), "base", &(size_t){0}))) {
+        sweep_fail(s, "the survivor has not taken the name");
+    }
+}
+
+static void
 sink_three(struct sweep *s)
 {
     merge(s, &(struct sweep_transfer){.preset = PRESET_MERGE,
@@ -155,6 +169,12 @@ static const struct sweep_setup setups[] = {
      .image = QCOW2_BASE("1024") QCOW2_TOP("1024", "qcow2"),
      .judge_moved = IMAGE("qcow2", "base"),
      .operation = sink,
+     DISK,
+     COMMON},
+    {.name = "merge-keep-name",
+     .image = QCOW2_BASE("1024") QCOW2_TOP("1024", "qcow2"),
+     .operation = sink_and_keep_the_name,
+     .recover = sweep_resume,
      DISK,
      COMMON},
     {.name = "merge-resumed",

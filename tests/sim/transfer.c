@@ -47,6 +47,7 @@ start(struct sweep *s, struct jobs *jobs, const struct sweep_transfer *plan)
                                  .wait_for_verb = plan->wait_for_verb,
                                  .delete_source = plan->delete_source,
                                  .into = plan->into,
+                                 .keep_name = plan->keep_name,
                                  .release = plan->release,
                                  .max_extra = 8192,
                                  .exclusive = true,

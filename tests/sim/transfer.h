@@ -16,7 +16,7 @@ struct sweep_transfer {
     bool wait_for_verb;
     bool delete_source;
     enum merge_into into;
-    bool release;
+    bool release, keep_name;
     bool at_any_time; /* the verb comes when it pleases */
     uint64_t speed;   /* so slow that the guests are ahead; 0: no limit */
 };

@@ -169,6 +169,58 @@ def what_is_empty_is_deleted():
     judge("base", "qcow2")
 
 
+def the_survivor_keeps_the_name():
+    """Whoever starts from the configuration finds the disk."""
+    make()
+    with daemon() as d:
+        qmp = d.qmp()
+        guest = Guest()
+        qmp.cmd("block-merge", job_id="m", device="top", into="snapshot",
+                keep_name=True)
+        finish(qmp)
+        nodes = {n["node-name"]: n["file"]
+                 for n in qmp.cmd("query-named-block-nodes")}
+        assert nodes["base"] == "top", nodes
+        assert not os.path.exists("base") and os.path.exists("top")
+        guest.stop()
+        d.stop()
+    judge("top", "qcow2")
+    with Daemon(SLUICED, "--blockdev", "driver=qcow2,node-name=top,"
+                "file.driver=file,file.filename=top") as d:
+        d.qmp()
+        d.stop()
+
+
+def a_name_that_does_not_fit_is_refused():
+    make(base="raw")
+    with daemon(base="raw") as d:
+        qmp = d.qmp()
+        try:
+            qmp.cmd("block-merge", job_id="m", device="top", into="snapshot",
+                    keep_name=True)
+            raise AssertionError("a raw image got a qcow2 image's name")
+        except QmpError as e:
+            assert "opened as qcow2: it is raw" in e.desc, e.desc
+        d.stop()
+    os.mkdir("sub")
+    make()
+    os.rename("base", "sub/base")
+    run("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b",
+        "sub/base", "top")
+    with Daemon(SLUICED, "--blockdev", "driver=qcow2,node-name=top,"
+                "file.driver=file,file.filename=top") as d:
+        qmp = d.qmp()
+        try:
+            qmp.cmd("block-merge", job_id="m", device="top", into="snapshot",
+                    keep_name=True)
+            raise AssertionError("a name was taken into another folder")
+        except QmpError as e:
+            assert "different folders" in e.desc, e.desc
+        plan = qmp.cmd("query-merge-plan", device="top", keep_name=True)
+        assert plan["into"] == "overlay", plan
+        d.stop()
+
+
 def what_others_need_is_refused():
     make()
     create("qcow2", "other", ("base", "qcow2"))
@@ -265,5 +317,6 @@ if __name__ == "__main__":
           into_the_overlay("qed", "qed"),
           into_the_overlay("qcow2", "qcow2", True),
           the_way_with_fewer_bytes_is_taken, what_is_empty_is_deleted,
+          the_survivor_keeps_the_name, a_name_that_does_not_fit_is_refused,
           what_others_need_is_refused, a_cut_merge_goes_on, in_little_space,
           the_command_merges])

@@ -23,6 +23,7 @@
 #include "block/resize.h"
 #include "journal/intent.h"
 #include "transfer/pivot.h"
+#include "transfer/recipes/keep_name.h"
 #include "transfer/recipes/recipes.h"
 #include "transfer/resume.h"
 
@@ -111,7 +112,13 @@ delete_layers(struct transfer *t, struct err *err)
     struct release *rel = &t->release;
     int r = 0;
 
+    if (t->keep_name) {
+        r = keep_name(t->copy.source, t->copy.target, err);
+    }
     for (unsigned i = rel->n_layers; i-- && t->delete_source && !r;) {
+        if (t->keep_name && rel->layers[i] == t->copy.source) {
+            continue; /* its file has gone with its name */
+        }
         const struct node *file = node_local_file(rel->layers[i]);
         const struct dependents_search search = {
             .node = rel->layers[i],
@@ -232,7 +239,17 @@ static int
 check_into_snapshot(const struct transfer_options *o, struct err *err)
 {
     const struct node *overlay = find_overlay(o->device);
+    int r = 0;
 
+    if (o->keep_name) {
+        r = overlay ? err_set(err, -ENOTSUP,
+                              "'keep-name' is for a disk: '%s' lies over '%s'",
+                              overlay->name, o->device->name)
+                    : keep_name_check(o->device, o->base, err);
+    }
+    if (r) {
+        return r;
+    }
     for (const struct node *n = o->device; n != o->base;
          n = n->backing->child) {
         if (!n->drv->unallocate) {
@@ -360,6 +377,7 @@ start_into_overlay(struct jobs *jobs, const struct transfer_options *given,
 
     o.base = o.base->backing ? o.base->backing->child : NULL;
     o.release = true;
+    o.keep_name = false; /* it has it */
     int r = stream_make(jobs, &into_overlay, &o, &t, err);
 
     if (!r) {
@@ -470,6 +488,9 @@ merge_start(struct jobs *jobs, const struct transfer_options *given,
     }
     if (!r && !o.release && o.delete_source) {
         r = err_set(err, -EINVAL, "'delete' needs 'release'");
+    }
+    if (!r && !o.release && o.keep_name) {
+        r = err_set(err, -EINVAL, "'keep-name' needs 'release'");
     }
     if (r) {
         return r;
