@@ -8,6 +8,7 @@
 
 #include "base/bytes.h"
 #include "base/log.h"
+#include "block/graph_internal.h"
 #include "drivers/drivers.h"
 #include "sim/sweep.h"
 
@@ -673,6 +674,18 @@ on_switch(void *arg, struct sim *sim)
     }
 }
 
+/*
+ * The guest's gate is closed, and nothing is in flight that an edit still
+ * waits for: it has only to swap.
+ */
+static bool
+guest_is_held_up(void *arg)
+{
+    const struct sweep *s = arg;
+
+    return s->root && s->root->gates && !s->root->in_flight;
+}
+
 static struct sim_options
 world_options(struct sweep *s)
 {
@@ -683,6 +696,7 @@ world_options(struct sweep *s)
                             .max_ns = s->setup->max_ns,
                             .on_event = on_event,
                             .on_switch = on_switch,
+                            .holds_up = guest_is_held_up,
                             .arg = s};
 
     if (sc->trouble == TROUBLE_FAIL) {
@@ -724,6 +738,11 @@ sweep_run(struct sweep *s, const struct script *sc)
     s->n_io = sim_n_io(s->sim);
     s->n_switches = sim_n_switches(s->sim);
     s->n_messages = sim_n_messages(s->sim);
+    if (sim_n_held_up(s->sim)) {
+        sweep_fail(s, "%llu fsyncs or opens were awaited while the gates were "
+                      "closed",
+                   (unsigned long long)sim_n_held_up(s->sim));
+    }
     sim_free(s->sim);
     s->sim = NULL;
     judge_disk(s, disk, "closing", 0);

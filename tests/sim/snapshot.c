@@ -8,6 +8,7 @@
 
 #include "block/edit.h"
 #include "base/bytes.h"
+#include "run/file.h"
 #include "sim/cases.h"
 
 enum { SIZE = 40 * 1024 };
@@ -60,9 +61,65 @@ static const struct sweep_setup setups[] = {
      .max_states = 32},
 };
 
+/* What graph_edit() forbids: the gates are closed. */
+static int
+sync_a_file(void *arg)
+{
+    struct sweep *s = arg;
+    struct file *file;
+
+    CHECK_INT(file_open(sim_loop(s->sim), "base", FILE_WRITE, &file), 0);
+    CHECK_INT(file_sync(file), 0);
+    file_close(file);
+    return 0;
+}
+
+static void
+edit_and_sync(struct sweep *s)
+{
+    struct edit edit = {EDIT_NOTHING, s->top, NULL};
+    struct edit_options o = {
+        .deadline_ns = NEVER, .check = sync_a_file, .arg = s};
+
+    CHECK_INT(graph_edit(s->graph, &edit, 1, &o, NULL, NULL), 0);
+    CHECK_INT(sim_n_held_up(s->sim), 2);
+}
+
+static void
+edit_alone(struct sweep *s)
+{
+    struct edit edit = {EDIT_NOTHING, s->top, NULL};
+    struct edit_options o = {.deadline_ns = NEVER};
+
+    CHECK_INT(graph_edit(s->graph, &edit, 1, &o, NULL, NULL), 0);
+    sync_a_file(s);
+    CHECK_INT(sim_n_held_up(s->sim), 0);
+}
+
+/* The count that every sweep is judged by. */
+static void
+a_sync_inside_the_gates_is_counted(void)
+{
+    struct sweep_setup setup = setups[0];
+
+    setup.judge_options = NULL;
+    for (unsigned bad = 0; bad < 2; bad++) {
+        struct sweep s = {.setup = &setup, .quiet = true};
+        struct script sc = sweep_script(&setup, 1);
+
+        setup.operation = bad ? edit_and_sync : edit_alone;
+        sweep_run(&s, &sc);
+        CHECK_INT(s.failures, bad);
+        script_fini(&sc);
+        sweep_fini(&s);
+    }
+}
+
 int
 main(int argc, char **argv)
 {
     cases_run(argc, argv, setups, ARRAY_LEN(setups), 300);
+    tap_run("a sync inside the gates is counted",
+            a_sync_inside_the_gates_is_counted);
     return tap_done();
 }

@@ -5,6 +5,7 @@
  * oracle that judges
  *
  *   every read of the guest,
+ *   that no fsync and no open is awaited while an edit holds the guest up,
  *   every state that a power failure or a kill can leave, at every durable
  *   event: the image opens, its check finds no corruption, every sector reads
  *   as allowed,

@@ -101,6 +101,12 @@ struct sim_options {
     /* Called in the loop's context before the n-th switch (from 1). */
     uint64_t switch_at;
     void (*on_switch)(void *arg, struct sim *sim);
+    /*
+     * Asked when an fsync, of a file or a folder, or an open begins, and again
+     * when it ends: is somebody kept waiting who must not be?  Where both
+     * answers are yes, it is counted.
+     */
+    bool (*holds_up)(void *arg);
     void *arg;
 };
 
@@ -114,12 +120,16 @@ struct sim_disk *sim_world_disk(struct sim *sim);
  * connect for @down_ns.
  */
 void sim_cut_links(struct sim *sim, uint64_t down_ns);
-/* Counters: I/Os begun, durable events, fsyncs, messages, switches. */
+/*
+ * Counters: I/Os begun, durable events, fsyncs, messages, switches, and what
+ * held somebody up.
+ */
 uint64_t sim_n_io(const struct sim *sim);
 uint64_t sim_n_events(const struct sim *sim);
 uint64_t sim_n_syncs(const struct sim *sim);
 uint64_t sim_n_messages(const struct sim *sim);
 uint64_t sim_n_switches(const struct sim *sim);
+uint64_t sim_n_held_up(const struct sim *sim);
 
 /* The generator that all of the simulator's choices come from (splitmix64). */
 uint64_t sim_random(uint64_t *state);

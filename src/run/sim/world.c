@@ -110,6 +110,16 @@ delay(struct sim *sim)
     }
 }
 
+/* The time that what holds others up takes: an fsync's, an open's. */
+static void
+slow_delay(struct sim *sim)
+{
+    bool at_first = sim->o.holds_up && sim->o.holds_up(sim->o.arg);
+
+    delay(sim);
+    sim->n_held_up += at_first && sim->o.holds_up(sim->o.arg);
+}
+
 static void
 world_offload(struct loop *loop, void (*fn)(void *), void *arg)
 {
@@ -234,7 +244,7 @@ world_sync(struct file *file)
     int r = io_begin(sim);
     bool dropped = ++sim->n_syncs == sim->o.drop_sync_at;
 
-    delay(sim);
+    slow_delay(sim);
     if (r) {
         return r;
     }
@@ -380,7 +390,7 @@ world_open(struct loop *loop, const char *path, unsigned flags,
     struct sim *sim = sim_of(loop);
     struct inode *inode = disk_lookup(sim->disk, path);
 
-    delay(sim);
+    slow_delay(sim);
     if (!inode && !(flags & FILE_CREATE)) {
         return -ENOENT;
     }
@@ -444,7 +454,7 @@ world_sync_folder(struct loop *loop, const char *path)
     struct sim *sim = sim_of(loop);
     int r = io_begin(sim);
 
-    delay(sim);
+    slow_delay(sim);
     if (!r) {
         disk_sync_names(sim->disk);
         durable_event(sim);
@@ -562,4 +572,10 @@ uint64_t
 sim_n_switches(const struct sim *sim)
 {
     return sim->loop.n_switches;
+}
+
+uint64_t
+sim_n_held_up(const struct sim *sim)
+{
+    return sim->n_held_up;
 }

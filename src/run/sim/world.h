@@ -17,7 +17,7 @@ struct sim {
     struct sim_options o;
     uint64_t now, rng;
     uint64_t moved_at; /* switches when the time last passed */
-    uint64_t n_io, n_events, n_syncs;
+    uint64_t n_io, n_events, n_syncs, n_held_up;
 
     /* net.c */
     uint64_t n_messages;
