@@ -54,6 +54,67 @@ switch_to_qcow2(struct sweep *s)
 }
 
 static void
+step(struct sweep *s, enum step_op op, uint64_t sector)
+{
+    sweep_step(s, &(struct step){.op = op, .sector = sector, .n = 8});
+}
+
+/*
+ * What was discarded is missing on the target, so the write misses it: that
+ * must be said on the target before the guest hears of the write, let alone of
+ * the flush, and goes on.
+ */
+static void
+write_what_is_missing(struct sweep *s)
+{
+    uint64_t at = sim_random(&s->rng) % 72;
+
+    step(s, STEP_DISCARD, at);
+    step(s, STEP_WRITE, at);
+    step(s, STEP_FLUSH, at);
+    step(s, STEP_WRITE, at);
+}
+
+static void
+switch_and_miss(struct sweep *s)
+{
+    copy(s, &(struct sweep_transfer){.preset = PRESET_PRE_COPY,
+                                     .target = TO_QCOW2,
+                                     .in_switch = write_what_is_missing,
+                                     .n_in_switch = 4});
+}
+
+/* It is forwarded, and no flush of the target covers it before the switch. */
+static void
+write_once(struct sweep *s)
+{
+    step(s, STEP_WRITE, sim_random(&s->rng) % 72);
+}
+
+static void
+flush(struct sweep *s)
+{
+    step(s, STEP_FLUSH, 0);
+}
+
+/* From copy to copy: the first target is a layer before it was flushed. */
+static void
+switch_twice(struct sweep *s)
+{
+    copy(s, &(struct sweep_transfer){.preset = PRESET_PRE_COPY,
+                                     .target = TO_QCOW2,
+                                     .in_switch = write_once,
+                                     .n_in_switch = 1});
+    if (s->done) {
+        s->done = false;
+        copy(s, &(struct sweep_transfer){.preset = PRESET_POST_COPY,
+                                         .target =
+                                             IMAGE("next", "qcow2", "next"),
+                                         .once_started = flush});
+    }
+}
+
+static void
 must_be_gone(struct sweep *s)
 {
     size_t len;
@@ -158,6 +219,11 @@ stay(struct sweep *s)
     .options = IMAGE("top", "qcow2", "top"), .size = SIZE, .guests = 2,        \
     .ops = 40, .max_states = 6, .think_ns = 2 * NS_PER_MS, .ends_on_target = true
 
+/* Where what matters is a moment, it is met by many short runs. */
+#define SHORT                                                                  \
+    .options = IMAGE("top", "qcow2", "top"), .size = SIZE, .guests = 2,        \
+    .ops = 10, .max_states = 2, .think_ns = 2 * NS_PER_MS, .ends_on_target = true
+
 #define OVERLAY_COPY                                                           \
     "create qcow2 copy cluster-size=2048 backing-file=top "                    \
     "backing-fmt=qcow2 size=40960\n"
@@ -240,6 +306,22 @@ static const struct sweep_setup setups[] = {
      .operation = hybrid,
      .disturb = sweep_cancel_job,
      COMMON},
+    {.name = "mirror-miss",
+     .image = TWO QCOW2_COPY,
+     .judge_target = IMAGE("top", "qcow2", "copy"),
+     .operation = switch_and_miss,
+     .disturb = sweep_cancel_job,
+     .leaves_a_record = true,
+     SHORT},
+    {.name = "mirror-twice",
+     .image = TWO QCOW2_COPY
+              "create qcow2 next cluster-size=2048 size=40960\n",
+     .judge_target = IMAGE("top", "qcow2", "copy"),
+     .judge_next = IMAGE("top", "qcow2", "next"),
+     .operation = switch_twice,
+     .disturb = sweep_cancel_job,
+     .leaves_a_record = true,
+     SHORT},
     /* The disk stays, so that nothing is asked of the target. */
     {.name = "mirror-stay",
      .image = TWO QCOW2_COPY,

@@ -153,8 +153,8 @@ struct guest {
     unsigned id;
 };
 
-static void
-take_step(struct sweep *s, const struct step *st)
+void
+sweep_step(struct sweep *s, const struct step *st)
 {
     switch (st->op) {
     case STEP_READ:
@@ -190,7 +190,7 @@ guest(void *arg)
             if (s->setup->think_ns && !s->script->calm) {
                 coro_sleep(sim_random(&s->rng) % s->setup->think_ns);
             }
-            take_step(s, &s->script->steps[i]);
+            sweep_step(s, &s->script->steps[i]);
         }
     }
     free(g);
@@ -359,6 +359,14 @@ open_judged(struct judge *j, struct graph *graph, struct node **ret,
 
     if (setup->judge_moved && (j->s->moved || source == -ESTALE)) {
         return open_top(graph, setup->judge_moved, ret, err);
+    }
+    if (setup->judge_next) {
+        int got = open_for_guest(graph, setup->judge_next, ret, NULL);
+
+        if (!got && (j->s->done || !is_blank(j->s, *ret))) {
+            return 0;
+        }
+        node_del(graph, "top", NULL);
     }
     if (setup->judge_target) {
         if (setup->target_has_no_mark && source != -ESTALE && !j->s->moved) {

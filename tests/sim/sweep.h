@@ -49,6 +49,8 @@ struct sweep_setup {
      * it is refused as unfinished, the one above is; else NULL.
      */
     const char *judge_target;
+    /* The image that the disk goes on on after that one; else NULL. */
+    const char *judge_next;
     /* From the switch on "top.sluice", while it is there, says so. */
     bool leaves_a_record;
     /* The target has no mark: it is judged where the source says that it is it. */
@@ -115,6 +117,9 @@ void sweep_fini(struct sweep *s);
 /* Counts a failure; the first one is kept. */
 void sweep_fail(struct sweep *s, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
+
+/* A guest's request, judged as all of them are; for `operation`.  Yields. */
+void sweep_step(struct sweep *s, const struct step *step);
 
 /* For `disturb`: the job "j" of s->op, its jobs, where it is there. */
 void sweep_cancel_job(struct sweep *s);

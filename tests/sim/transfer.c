@@ -2,14 +2,15 @@
 /* See transfer.h. */
 #include "sim/transfer.h"
 
+#include "transfer/engine.h"
 #include "transfer/resume.h"
 
-enum { VERB_NS = 60000000 };
+enum { VERB_NS = 60000000, WATCH_NS = 20000 };
 
 struct node *
 sweep_layer(const struct sweep *s, unsigned depth)
 {
-    struct node *n = s->top;
+    struct node *n = root_node(s->root);
 
     while (n && depth--) {
         n = n->backing ? n->backing->child : NULL;
@@ -63,6 +64,34 @@ start(struct sweep *s, struct jobs *jobs, const struct sweep_transfer *plan)
     return jobs_find(jobs, "j");
 }
 
+/* Calls in_switch() at its time. */
+struct watch {
+    struct sweep *s;
+    const struct sweep_transfer *plan;
+    const struct transfer *t;
+    bool over, left;
+};
+
+static void
+watch(void *arg)
+{
+    struct watch *w = arg;
+    bool was_there = false;
+
+    for (unsigned n = 0; !w->over && n < w->plan->n_in_switch;) {
+        bool there =
+            w->t->track.pivoting && !w->t->copy.target->incomplete;
+
+        if (there && !was_there) {
+            w->plan->in_switch(w->s);
+            n++;
+        }
+        was_there = there;
+        coro_sleep(WATCH_NS);
+    }
+    w->left = true;
+}
+
 void
 sweep_run_transfer(struct sweep *s, const struct sweep_transfer *plan)
 {
@@ -72,8 +101,17 @@ sweep_run_transfer(struct sweep *s, const struct sweep_transfer *plan)
     uint64_t at = plan->at_any_time
                       ? loop_now(loop) + sim_random(&s->rng) % VERB_NS
                       : 0;
+    struct watch w = {.s = s, .plan = plan, .left = true};
 
+    if (job && plan->in_switch) {
+        w.t = transfer_of(job);
+        w.left = false;
+        coro_start(loop, watch, &w);
+    }
     s->op = jobs;
+    if (job && plan->once_started) {
+        plan->once_started(s);
+    }
     while (job && job->status != JOB_CONCLUDED) {
         if (loop_now(loop) < at) {
             coro_sleep(NS_PER_MS / 10);
@@ -92,6 +130,10 @@ sweep_run_transfer(struct sweep *s, const struct sweep_transfer *plan)
     }
     s->done = job && !job->err.code && !job->cancelled;
     s->op = NULL;
+    w.over = true;
+    while (!w.left) {
+        coro_sleep(WATCH_NS);
+    }
     jobs_free(jobs);
 }
 

@@ -19,6 +19,14 @@ struct sweep_transfer {
     bool release, keep_name;
     bool at_any_time; /* the verb comes when it pleases */
     uint64_t speed;   /* so slow that the guests are ahead; 0: no limit */
+    /*
+     * Called when the target passes for the disk, and the guests are not on it
+     * yet, at most @n_in_switch times.  May yield; may be NULL.
+     */
+    void (*in_switch)(struct sweep *s);
+    unsigned n_in_switch;
+    /* Called when the job is there.  May yield; may be NULL. */
+    void (*once_started)(struct sweep *s);
 };
 
 /*
