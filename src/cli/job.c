@@ -84,9 +84,14 @@ job_dry_run(struct cli *cli, struct qmp_client *c, const char *verb,
 }
 
 static int
-wait_for_job(struct cli *cli, struct qmp_client *c, const char *id)
+wait_for_job(struct cli *cli, struct qmp_client *c, const char *id,
+             enum at_ready at_ready)
 {
-    struct follow f = {.cli = cli, .client = c, .id = id, .what = "job"};
+    struct follow f = {.cli = cli,
+                       .client = c,
+                       .id = id,
+                       .what = "job",
+                       .at_ready = at_ready};
 
     follow_job(&f);
     return follow_say(&f, NULL);
@@ -152,7 +157,11 @@ command_job(struct cli *cli, struct qmp_client *c, const char *verb,
                             json_pack("{s:s}", stop ? "device" : "id", id),
                             NULL, err);
     }
-    return r ? cli_error(cli, err) : EXIT_OK;
+    if (r) {
+        return cli_error(cli, err);
+    }
+    /* The copy is none before the job has ended. */
+    return stop ? wait_for_job(cli, c, id, READY_TOLD) : EXIT_OK;
 }
 
 static int
@@ -169,7 +178,7 @@ job_verb(struct cli *cli, struct qmp_client *c, const char *verb,
         return list_jobs(cli, c, id, err);
     }
     if (!strcmp(verb, "wait")) {
-        return wait_for_job(cli, c, id);
+        return wait_for_job(cli, c, id, READY_WAIT);
     }
     return command_job(cli, c, verb, id, err);
 }

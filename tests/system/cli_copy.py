@@ -304,10 +304,41 @@ def a_mirror_stays_until_it_is_stopped():
         d.guest_writes(8 * MIB, b"m")
         r = d.verb("job", "stop", "mirror-e", "--dry-run")
         assert r["dry-run"] and r["status"] == "ready", r
-        d.text("job", "stop", "mirror-e")
-        r = d.verb("job", "wait", "mirror-e")
-        assert r["bytes-forwarded"] == 4096, r
-        assert d.node_of_export() == "top" and not d.jobs()
+        # It returns when the copy is one, and the job is dismissed.
+        r = d.verb("job", "stop", "mirror-e")
+        assert not d.jobs(), d.jobs()
+        assert r["bytes-forwarded"] == 4096 and r["job"] == "mirror-e", r
+        assert d.node_of_export() == "top"
+        d.stop()
+    judge("m", "qcow2")
+
+
+def a_stop_says_what_came_of_it_of_jobs_that_dismiss_themselves():
+    """And of one that goes on, where the user has waited enough."""
+    with Disk() as d:
+        d.guest_writes(8 * MIB, b"m")
+        run("qemu-img", "create", "-q", "-f", "qcow2", "m", str(SIZE))
+        d.q.cmd("blockdev-add", driver="qcow2", node_name="m", backing=None,
+                file={"driver": "file", "filename": "m"})
+        d.q.cmd("blockdev-mirror", job_id="j", device="top", target="m",
+                sync="full", auto_finalize=False)
+        d.q.wait_event("BLOCK_JOB_READY")
+        p = d.start("job", "stop", "j", "--json")
+        d.q.wait_event("JOB_STATUS_CHANGE", id="j", status="pending")
+        assert json.loads(p.process.stdout.readline())["type"] == "progress"
+        p.process.send_signal(signal.SIGINT)
+        out = p.process.stdout.read().decode().splitlines()
+        assert p.wait() == OK and json.loads(out[-1])["detached"], out
+        assert d.jobs() == ["j"]
+        p = d.start("job", "wait", "j")
+        d.q.cmd("job-finalize", id="j")
+        out = p.process.stdout.read().decode()
+        assert p.wait() == OK and "is done" in out, out
+        d.q.cmd("blockdev-mirror", job_id="k", device="top", target="m",
+                sync="full")
+        d.q.wait_event("BLOCK_JOB_READY", device="k")
+        out = d.text("job", "stop", "k")
+        assert "Job 'k' is done" in out and not d.jobs(), out
         d.stop()
     judge("m", "qcow2")
 
@@ -569,6 +600,7 @@ if __name__ == "__main__":
           an_old_image_is_upgraded_when_that_is_said, dry_runs_say_bytes_and_space,
           what_fails_is_taken_away, usage_errors,
           a_mirror_stays_until_it_is_stopped,
+          a_stop_says_what_came_of_it_of_jobs_that_dismiss_themselves,
           a_mirror_switches_when_it_is_told_to, a_mirror_can_be_waited_for,
           by_hand("pre-copy"), by_hand("hybrid"), a_detached_copy_goes_on,
           ctrl_c_detaches, cancelled("qcow2", False), cancelled("raw", True),
