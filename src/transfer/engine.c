@@ -162,12 +162,32 @@ copy_dirty_runs(struct worker *w, bool *ret_is_read)
     return r;
 }
 
+static struct grace *
+chain_grace(const struct transfer *t)
+{
+    return t->source_root ? root_grace(t->source_root) : NULL;
+}
+
+int
+transfer_look(struct transfer *t, transfer_next *next, uint64_t off,
+              uint64_t limit, struct missing *ret)
+{
+    struct grace *grace = chain_grace(t);
+    unsigned token = grace ? grace_enter(grace) : 0;
+    int r = next(t, off, limit, ret);
+
+    if (grace) {
+        grace_leave(grace, token);
+    }
+    return r;
+}
+
 static int
 copy_piece(struct worker *w, bool *ret_is_read)
 {
     struct transfer *t = w->t;
     /* What the chain loses meanwhile must live until this has been read. */
-    struct grace *grace = t->source_root ? root_grace(t->source_root) : NULL;
+    struct grace *grace = chain_grace(t);
     unsigned token = grace ? grace_enter(grace) : 0;
     int r = w->dirty ? copy_dirty_runs(w, ret_is_read)
             : t->tracked
@@ -384,7 +404,8 @@ next_hot(struct transfer *t, struct missing *ret)
         t->hot_head = (t->hot_head + 1) % HOT_MAX;
         t->hot_n--;
         if (off < t->copy.target->size && !transfer_is_active(t, off, t->piece)) {
-            int r = t->recipe->next(t, off, t->piece, ret);
+            int r =
+                transfer_look(t, t->recipe->next, off, t->piece, ret);
 
             if (r) {
                 return r;
@@ -408,7 +429,7 @@ next_piece(struct transfer *t, uint64_t *pos, struct missing *ret, bool *ret_hot
     if (!t->rest.len) {
         uint64_t limit = min_u64(size - *pos, 1ULL << SCAN_STEP_SHIFT);
 
-        r = t->recipe->next(t, *pos, limit, &t->rest);
+        r = transfer_look(t, t->recipe->next, *pos, limit, &t->rest);
         if (r) {
             t->rest.len = 0;
             return r;

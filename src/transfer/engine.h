@@ -157,6 +157,12 @@ int transfer_make_writable(struct transfer *t, struct node *node,
 void transfer_keep_writable(struct transfer *t);
 void transfer_launch(struct transfer *t, struct jobs *jobs,
                      const struct transfer_options *options);
+/*
+ * Asks @next: what an edit takes out of the chain meanwhile lives until it has
+ * answered, where @t has a claim on its source.  Yields.
+ */
+int transfer_look(struct transfer *t, transfer_next *next, uint64_t off,
+                  uint64_t limit, struct missing *ret);
 /* plan.c */
 
 /* Sums up what @next finds in a transfer that is not started.  Yields. */

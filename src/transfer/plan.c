@@ -74,7 +74,7 @@ transfer_measure(struct transfer *t, transfer_next *next,
     struct missing m;
 
     for (uint64_t off = 0; off < target->size; off = m.off + m.len) {
-        int r = next(t, off, target->size - off, &m);
+        int r = transfer_look(t, next, off, target->size - off, &m);
 
         if (!r && m.len && !m.zero) {
             r = count_new(&counter, target, m.off, m.len);

@@ -8,6 +8,7 @@
 #include <errno.h>
 
 #include "base/bytes.h"
+#include "block/edit.h"
 #include "sim/cases.h"
 #include "sim/transfer.h"
 
@@ -17,6 +18,17 @@ enum { SIZE = 40 * 1024 };
 #define IMAGE(name, driver, file)                                              \
     "{\"driver\":\"" driver "\",\"node-name\":\"" name                         \
     "\",\"discard\":\"unmap\"," FILE_OF(file) "}"
+
+/* And between them one that holds only what is hidden, and a table. */
+#define THREE                                                                  \
+    "create qcow2 base cluster-size=1024 size=40960\n"                         \
+    "fill qcow2 base 5 40 1\n"                                                 \
+    "create qcow2 middle cluster-size=512 backing-file=base "                  \
+    "backing-fmt=qcow2 size=40960\n"                                           \
+    "fill qcow2 middle 32 8 1001\n"                                            \
+    "create qcow2 top cluster-size=2048 backing-file=middle "                  \
+    "backing-fmt=qcow2 size=40960\n"                                           \
+    "fill qcow2 top 30 13 2001\n"
 
 /* base <- top, and an empty target beside them. */
 #define TWO                                                                    \
@@ -112,6 +124,35 @@ switch_twice(struct sweep *s)
                                              IMAGE("next", "qcow2", "next"),
                                          .once_started = flush});
     }
+}
+
+/*
+ * As the end of a stream or a commit below does it: a layer goes whose
+ * data is hidden, whoever is looking through it.
+ */
+static void
+drop_a_layer(struct sweep *s)
+{
+    struct edge *backing = s->top->backing;
+    struct node *middle = backing ? backing->child : NULL;
+
+    if (middle && middle->backing) {
+        struct edit edit = {EDIT_BACKING, s->top, middle->backing->child};
+        struct edit_options o = {.alike = true};
+
+        if (graph_edit(s->graph, &edit, 1, &o, NULL, NULL)) {
+            sweep_fail(s, "the layer stays");
+        }
+    }
+}
+
+static void
+stay_with_the_top_layer(struct sweep *s)
+{
+    sweep_run_transfer(s, &(struct sweep_transfer){.preset = PRESET_PRE_COPY,
+                                                   .target = TO_QCOW2,
+                                                   .sync = SYNC_TOP,
+                                                   .finish = FINISH_STAY});
 }
 
 static void
@@ -321,6 +362,18 @@ static const struct sweep_setup setups[] = {
      .operation = switch_twice,
      .disturb = sweep_cancel_job,
      .leaves_a_record = true,
+     SHORT},
+    {.name = "mirror-thinner",
+     .image = THREE QCOW2_COPY,
+     .judge_target = IMAGE("top", "qcow2", "copy"),
+     .operation = switch_to_qcow2,
+     .disturb = drop_a_layer,
+     .leaves_a_record = true,
+     SHORT},
+    {.name = "mirror-top-thinner",
+     .image = THREE QCOW2_COPY,
+     .operation = stay_with_the_top_layer,
+     .disturb = drop_a_layer,
      SHORT},
     /* The disk stays, so that nothing is asked of the target. */
     {.name = "mirror-stay",

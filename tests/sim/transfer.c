@@ -45,6 +45,7 @@ start(struct sweep *s, struct jobs *jobs, const struct sweep_transfer *plan)
                                  .speed = plan->speed,
                                  .finish = plan->finish,
                                  .copy_mode = plan->mode,
+                                 .sync = plan->sync,
                                  .wait_for_verb = plan->wait_for_verb,
                                  .delete_source = plan->delete_source,
                                  .into = plan->into,

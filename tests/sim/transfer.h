@@ -13,6 +13,7 @@ struct sweep_transfer {
     unsigned device, top, base; /* @base 0: none */
     enum finish finish;
     enum copy_mode mode;
+    enum sync_mode sync;
     bool wait_for_verb;
     bool delete_source;
     enum merge_into into;
