@@ -50,6 +50,7 @@ class Guest:
     def __init__(self):
         self.process = subprocess.Popen([GUEST, URI, "model", "ranges", "0"],
                                         stdout=subprocess.PIPE)
+        assert self.process.stdout.readline() == b"working\n"
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)

@@ -8,7 +8,8 @@
  *
  * RANGES is a file with a line "OFFSET LENGTH" for each range that may be
  * written (bytes, multiples of 4096).  Ends after SECONDS (0: at SIGTERM) and
- * prints one line: reads, writes, and the latencies in microseconds.
+ * prints two lines: "working", after its first read; in the end reads, writes,
+ * and the latencies in microseconds.
  */
 #include <fcntl.h>
 #include <libnbd.h>
@@ -190,6 +191,8 @@ main(int argc, char **argv)
     g.writes.us = malloc(SAMPLES_MAX * sizeof(float));
     do_read(&g);
     g.first_read_us = now_us() - begin;
+    puts("working"); /* whoever started it may go on */
+    fflush(stdout);
     while (!stop && (!seconds || now_us() - begin < seconds * 1e6)) {
         if (roll(&g, 2)) {
             do_read(&g);
