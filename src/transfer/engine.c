@@ -874,6 +874,7 @@ let_go(struct transfer *t, bool success)
     }
     resume_forget(t, success);
     departure_end(t, false, NULL);
+    departure_free_overlays(t);
     transfer_thaw(t);
     if (t->root) {
         root_free(take_ptr(t->root));

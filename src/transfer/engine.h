@@ -60,6 +60,7 @@ struct transfer {
     struct node *device;
     struct journal *journal;
     struct node *frozen;  /* from here down, edges stay where they are */
+    bool holds_overlays;  /* and those from above to the source */
     struct node **writable; /* read-only again in the end */
     unsigned n_writable;
     struct node *held[2]; /* source and target, whatever leaves the graph */

@@ -79,6 +79,7 @@ struct attempt {
     struct transfer *t;
     uint64_t broken;
     bool detach;
+    bool layer; /* a layer needs no record: is the source one? */
 };
 
 void
@@ -86,7 +87,7 @@ transfer_claim_to_switch(struct transfer *t, bool switching)
 {
     enum claim before = t->shadowed ? CLAIM_SINK : CLAIM_TARGET;
 
-    root_set_claim(t->root, switching ? CLAIM_WRITE : before);
+    root_set_claim(t->root, switching ? CLAIM_FILL : before);
     if (t->shadowed) {
         root_set_claim(t->source_root, switching ? CLAIM_NONE : CLAIM_READ);
     }
@@ -108,8 +109,11 @@ check(void *arg)
     }
     if (a->detach) {
         track_detach(track);
+    } else if (a->layer != departure_is_of_a_layer(a->t)) {
+        return -EAGAIN;
     } else {
         transfer_claim_to_switch(a->t, true);
+        departure_free_overlays(a->t);
     }
     return 0;
 }
@@ -160,6 +164,7 @@ swap(struct transfer *t, enum finish finish, struct attempt *a,
 
     if (r && finish == FINISH_SWITCH) {
         transfer_claim_to_switch(t, false);
+        departure_hold_overlays(t, NULL);
     }
 
     t->report.pause_ns = report.pause_ns;
@@ -194,6 +199,7 @@ attempt(struct transfer *t, enum finish finish, struct err *err)
         /* Who falls behind from here on waits for this, then takes it back. */
         r = track->broken == a.broken ? transfer_mark(t, false, err) : -EAGAIN;
         if (!r) {
+            a.layer = departure_is_of_a_layer(t);
             r = track->broken == a.broken ? departure_record(t, err) : -EAGAIN;
         }
     }
@@ -210,8 +216,11 @@ int
 transfer_pivot(struct transfer *t, enum finish finish, struct err *err)
 {
     struct track *track = &t->track;
-    int r = 0;
+    int r = finish == FINISH_SWITCH ? departure_prepare_overlays(t, err) : 0;
 
+    if (r) {
+        return r;
+    }
     t->ending = true;
     track->forwarding = true;
     track->withdraw = finish == FINISH_SWITCH ? transfer_withdraw : NULL;

@@ -6,9 +6,11 @@
  * not.
  */
 #include <errno.h>
+#include <string.h>
 
 #include "base/bytes.h"
 #include "block/edit.h"
+#include "run/file.h"
 #include "sim/cases.h"
 #include "sim/transfer.h"
 
@@ -153,6 +155,64 @@ stay_with_the_top_layer(struct sweep *s)
                                                    .target = TO_QCOW2,
                                                    .sync = SYNC_TOP,
                                                    .finish = FINISH_STAY});
+}
+
+/*
+ * A layer of the disk is another file afterwards.  The old one goes: only what
+ * the disk's header names durably by then can be found.
+ */
+static void
+move_a_layer(struct sweep *s, const struct sweep_transfer *plan)
+{
+    sweep_run_transfer(s, plan);
+    struct node *layer = sweep_layer(s, 1);
+
+    if (root_node(s->root) != s->top) {
+        sweep_fail(s, "the disk is not where it was");
+    } else if (s->done && (!layer || strcmp(layer->name, "target"))) {
+        sweep_fail(s, "the target is not the layer below the disk");
+    } else if (s->done && layer->backing) {
+        sweep_fail(s, "the copy ended, but the target has a backing file");
+    }
+    if (s->done && file_unlink(sim_loop(s->sim), "middle") && !s->may_fail) {
+        sweep_fail(s, "the old layer stays");
+    }
+}
+
+static void
+switch_a_layer(struct sweep *s)
+{
+    move_a_layer(s, &(struct sweep_transfer){.preset = PRESET_PRE_COPY,
+                                             .target = TO_QCOW2,
+                                             .device = 1});
+}
+
+static void
+switch_a_layer_when_told(struct sweep *s)
+{
+    move_a_layer(s, &(struct sweep_transfer){.preset = PRESET_MIRROR,
+                                             .target = TO_QCOW2,
+                                             .wait_for_verb = true,
+                                             .device = 1});
+}
+
+static void
+post_copy_a_layer(struct sweep *s)
+{
+    move_a_layer(s, &(struct sweep_transfer){.preset = PRESET_POST_COPY,
+                                             .target = TO_QED,
+                                             .device = 1});
+}
+
+static void
+hybrid_of_a_layer(struct sweep *s)
+{
+    move_a_layer(s, &(struct sweep_transfer){.preset = PRESET_HYBRID,
+                                             .target = TO_QCOW2,
+                                             .mode = COPY_MODE_BACKGROUND,
+                                             .at_any_time = true,
+                                             .speed = 4 * MIB,
+                                             .device = 1});
 }
 
 static void
@@ -374,6 +434,26 @@ static const struct sweep_setup setups[] = {
      .image = THREE QCOW2_COPY,
      .operation = stay_with_the_top_layer,
      .disturb = drop_a_layer,
+     SHORT},
+    {.name = "mirror-layer",
+     .image = THREE QCOW2_COPY,
+     .operation = switch_a_layer,
+     .disturb = sweep_cancel_job,
+     SHORT},
+    {.name = "mirror-layer-told",
+     .image = THREE QCOW2_COPY,
+     .operation = switch_a_layer_when_told,
+     .disturb = sweep_pause_job,
+     SHORT},
+    {.name = "post-copy-layer",
+     .image = THREE "create qed copy size=40960\n",
+     .operation = post_copy_a_layer,
+     .disturb = sweep_cancel_job,
+     SHORT},
+    {.name = "hybrid-layer",
+     .image = THREE QCOW2_COPY,
+     .operation = hybrid_of_a_layer,
+     .disturb = sweep_cancel_job,
      SHORT},
     /* The disk stays, so that nothing is asked of the target. */
     {.name = "mirror-stay",

@@ -224,18 +224,136 @@ def a_mirror_may_lie_on_its_source():
     assert names("copy", "qcow2") is None
 
 
+def add_copy(qmp, fmt="qcow2", name="copy"):
+    run("qemu-img", "create", "-q", "-f", fmt, name, str(SIZE))
+    qmp.cmd("blockdev-add", driver=fmt, node_name=name, backing=None,
+            discard="unmap", file={"driver": "file", "filename": name})
+
+
+def must_refuse(qmp):
+    def refused(text, command, **arguments):
+        try:
+            qmp.cmd(command, **arguments)
+        except QmpError as e:
+            assert text in str(e), e
+            return
+        raise AssertionError(f"{command} {arguments} went through")
+    return refused
+
+
+def a_layer_goes_on_in_another_file(mode, fmt, ready=None):
+    """The disk above it follows, and so does its header."""
+    def test():
+        make_chain()
+        with daemon() as d:
+            qmp, guest = d.qmp(), Guest()
+            add_copy(qmp, fmt)
+            qmp.events.clear()
+            qmp.cmd("block-copy", job_id="j", device="two", target="copy",
+                    mode=mode, finish="switch")
+            if ready:
+                wait_end(qmp, "BLOCK_JOB_READY")
+                qmp.cmd("job-complete", id="j")
+            wait_end(qmp, "null")
+            assert not [e for e in qmp.events if "error" in e["data"]]
+            graph = {n["node-name"]: n for n
+                     in qmp.cmd("query-named-block-nodes", flat=True)}
+            assert graph["top"]["backing_file"] == "copy", graph["top"]
+            assert not graph["top"]["ro"] and "copy" in graph
+            qmp.cmd("blockdev-del", node_name="two")
+            guest.stop()
+            d.stop()
+        os.rename("two", "old")
+        assert names("top", "qcow2") == "copy" and not names("copy", fmt)
+        assert not [n for n in os.listdir() if n.endswith(".sluice")]
+        judge("top", "qcow2")
+    return f"{mode} of a layer", test
+
+
+def what_a_header_cannot_name_takes_no_layers_place():
+    make_chain()
+    with daemon() as d:
+        qmp, guest = d.qmp(), Guest()
+        refused = must_refuse(qmp)
+        qmp.cmd("blockdev-add", driver="null-co", node_name="n", size=SIZE)
+        refused("cannot name 'n'", "block-copy", job_id="j", device="two",
+                target="n")
+        # As a copy it is welcome; that it is to be more is said later.
+        qmp.cmd("blockdev-mirror", job_id="j", device="two", target="n",
+                sync="full")
+        qmp.wait_event("BLOCK_JOB_READY")
+        qmp.cmd("job-complete", id="j")
+        end = qmp.wait_event("BLOCK_JOB_COMPLETED")
+        assert "cannot name 'n'" in end["data"]["error"], end
+        qmp.cmd("blockdev-mirror", job_id="j", device="two", target="n",
+                sync="full")
+        qmp.wait_event("BLOCK_JOB_READY")
+        qmp.cmd("block-job-cancel", device="j")
+        end = qmp.wait_event("BLOCK_JOB_COMPLETED")
+        assert "error" not in end["data"], end
+        guest.stop()
+        d.stop()
+    judge("top", "qcow2")
+    assert names("top", "qcow2") == "two"
+
+
+def who_needs_the_chain_as_it_is_is_named():
+    """Refused when the second one starts, not when it ends."""
+    make_chain()
+    with daemon() as d:
+        qmp, guest = d.qmp(), Guest()
+        refused = must_refuse(qmp)
+        add_copy(qmp)
+
+        def copies(device, *modes):
+            return [("block-copy", {"device": device, "target": "copy",
+                                    "mode": m}) for m in modes]
+
+        def stop(job):
+            qmp.cmd("block-job-cancel", device=job, force=True)
+            qmp.wait_event("BLOCK_JOB_CANCELLED")
+
+        whole = copies("top", "hybrid", "post-copy")
+        for first, seconds in (
+                (("block-stream", {"device": "top"}),
+                 whole + copies("two", "pre-copy", "mirror", "hybrid",
+                                "post-copy") +
+                 [("blockdev-mirror", {"device": "two", "target": "copy",
+                                       "sync": "full"})]),
+                (("block-stream", {"device": "one"}), whole),
+                (("block-commit", {"device": "top", "top_node": "two",
+                                   "base_node": "one"}),
+                 whole + copies("two", "pre-copy"))):
+            qmp.cmd(first[0], job_id="first", speed=MIB, **first[1])
+            for command, arguments in seconds:
+                refused("job 'first'", command, job_id="k", **arguments)
+            stop("first")
+        seconds = [("block-stream", {"device": "top"}),
+                   ("block-commit", {"device": "top", "top_node": "two",
+                                     "base_node": "one"})]
+        for first, others in (
+                (copies("top", "hybrid")[0],
+                 seconds + [("block-stream", {"device": "one"})]),
+                (copies("two", "pre-copy")[0], seconds),
+                (("blockdev-mirror", {"device": "two", "target": "copy",
+                                      "sync": "full"}), seconds)):
+            qmp.cmd(first[0], job_id="first", speed=MIB, **first[1])
+            for command, arguments in others:
+                refused("job 'first'", command, job_id="k", **arguments)
+            stop("first")
+        # And nothing of that is left.
+        qmp.cmd("block-stream", job_id="k", device="top")
+        qmp.wait_event("BLOCK_JOB_COMPLETED")
+        guest.stop()
+        d.stop()
+    judge("top", "qcow2")
+
+
 def what_stands_in_the_way_is_named():
     make_chain()
     with daemon() as d:
         qmp = d.qmp()
-
-        def refused(text, command, **arguments):
-            try:
-                qmp.cmd(command, **arguments)
-            except QmpError as e:
-                assert text in str(e), e
-                return
-            raise AssertionError(f"{command} {arguments} went through")
+        refused = must_refuse(qmp)
 
         # The layers between are neither the old content nor the new.
         qmp.cmd("block-export-add", type="nbd", id="r", node_name="one",
@@ -292,5 +410,11 @@ if __name__ == "__main__":
           the_header_names_what_it_is_told, a_layer_below_is_streamed,
           two_streams_at_once, a_commit_below_a_mirror,
           a_stream_below_a_mirror, a_mirror_may_lie_on_its_source,
+          a_layer_goes_on_in_another_file("pre-copy", "qcow2"),
+          a_layer_goes_on_in_another_file("mirror", "qed", "job-complete"),
+          a_layer_goes_on_in_another_file("post-copy", "qed"),
+          a_layer_goes_on_in_another_file("hybrid", "qcow2", "job-complete"),
+          what_a_header_cannot_name_takes_no_layers_place,
+          who_needs_the_chain_as_it_is_is_named,
           what_stands_in_the_way_is_named,
           a_base_that_others_read_is_refused])

@@ -114,6 +114,7 @@ check(void *arg)
         return -EAGAIN;
     }
     root_set_claim(a->t->root, CLAIM_FILL);
+    departure_free_overlays(a->t);
     return 0;
 }
 
@@ -154,6 +155,7 @@ attempt(struct transfer *t, struct err *err)
     }
     if (r) {
         root_set_claim(t->root, CLAIM_TARGET);
+        departure_hold_overlays(t, NULL);
         transfer_withdraw(t);
         t->copy.target->drv->set_backing(t->copy.target, NULL, NULL, NULL);
     }
@@ -165,8 +167,11 @@ static int
 switch_now(struct transfer *t, struct err *err)
 {
     struct track *track = &t->track;
-    int r;
+    int r = departure_prepare_overlays(t, err);
 
+    if (r) {
+        return r;
+    }
     t->ending = true;
     track->forwarding = true;
     track->reads_through = true;
@@ -183,7 +188,7 @@ switch_now(struct transfer *t, struct err *err)
         }
     } while (r == -EAGAIN && !job_cancelled(&t->job));
     if (!r) {
-        departure_end(t, false, NULL); /* it is still needed */
+        departure_arrive(t);
         track_detach(track);
         t->ending = false;
         t->tracked = false;

@@ -254,6 +254,13 @@ mirror_make(struct jobs *jobs, const struct transfer_recipe *recipe,
     t->finish = o->finish;
     t->wait_for_verb = o->wait_for_verb;
     t->target_is_zero = o->target_is_zero;
+    if (t->finish == FINISH_SWITCH || t->wait_for_verb) {
+        r = departure_hold_overlays(t, err);
+    }
+    if (r) {
+        transfer_discard(t);
+        return r;
+    }
     *ret = t;
     return 0;
 }

@@ -106,6 +106,7 @@ allow_guests(void *arg)
     struct transfer *t = arg;
 
     root_set_claim(t->root, CLAIM_FILL);
+    departure_free_overlays(t);
     return 0;
 }
 
@@ -161,7 +162,10 @@ switch_over(struct transfer *t, struct err *err)
             target->drv->set_backing(target, NULL, NULL, NULL);
         }
     }
-    departure_end(t, false, NULL); /* the source is needed until its end */
+    if (!r) {
+        departure_arrive(t);
+    }
+    departure_end(t, false, NULL);
     return r;
 }
 
@@ -185,6 +189,7 @@ post_copy_start(struct jobs *jobs, const struct transfer_options *o,
                             .fill = true,
                             .flags = REQ_BACKGROUND};
     t->on_target_error = o->on_target_error;
+    t->finish = o->finish;
     /* Until the switch, it is not resized either. */
     r = transfer_claim(t, o->device, CLAIM_READ, &t->source_root, err);
     if (!r) {
@@ -204,6 +209,12 @@ post_copy_start(struct jobs *jobs, const struct transfer_options *o,
     }
     if (!r) {
         r = transfer_freeze(t, o->device, NULL, err);
+    }
+    if (!r) {
+        r = departure_hold_overlays(t, err);
+    }
+    if (!r) {
+        r = departure_prepare_overlays(t, err);
     }
     if (!r) {
         r = departure_prepare(t, err);
