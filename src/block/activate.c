@@ -4,6 +4,10 @@
  * inactive one has written back all that it had, keeps nothing of its file in
  * memory, and has no lock on it.  It stays in the graph, and nobody can use it;
  * activated, it reads its file anew.
+ *
+ * An export may last (root_new_lasting()): the gates are closed until what is
+ * in flight is over, and open again before anything is written back; its
+ * requests then fail.
  */
 #include <errno.h>
 #include <string.h>
@@ -11,6 +15,9 @@
 #include "block/chain_index.h"
 #include "block/graph_internal.h"
 #include "block/limits.h"
+#include "block/quiesce.h"
+
+enum { DRAIN_DEADLINE_MS = 5000 };
 
 int
 node_check_active(const struct node *node, struct err *err)
@@ -24,8 +31,13 @@ node_check_active(const struct node *node, struct err *err)
 static const char *
 find_user(const struct node *node)
 {
-    if (!list_empty(&node->roots)) {
-        return list_first(&node->roots, struct root, link)->owner;
+    list_for_each(it, &node->roots)
+    {
+        const struct root *root = container_of(it, struct root, link);
+
+        if (!root->lasts) {
+            return root->owner;
+        }
     }
     list_for_each(it, &node->parents)
     {
@@ -40,9 +52,50 @@ find_user(const struct node *node)
 }
 
 static int
+in_use(const struct node *node, struct err *err)
+{
+    return err_set(err, -EBUSY, "Node '%s' is busy: %s uses it", node->name,
+                   find_user(node));
+}
+
+/* With nothing in flight it begins to be inactive; nobody begins to use it. */
+static int
+put_to_rest(struct node *node, struct err *err)
+{
+    struct quiesce q;
+
+    quiesce_init(&q);
+    quiesce_add(&q, node);
+    int r = quiesce_close(&q,
+                          loop_now(node->graph->loop) +
+                              DRAIN_DEADLINE_MS * NS_PER_MS,
+                          err);
+
+    if (!r && find_user(node)) { /* it came meanwhile */
+        r = in_use(node, err);
+    }
+    node->inactive = node->inactive || !r;
+    list_for_each(it, &node->roots)
+    {
+        struct root *root = container_of(it, struct root, link);
+
+        if (!r && !root->dormant) {
+            root_rest(root);
+        }
+    }
+    quiesce_open(&q);
+    quiesce_fini(&q);
+    return r;
+}
+
+static int
 inactivate_one(struct node *node, struct err *err)
 {
-    node->inactive = true; /* closing yields: nobody begins to use it */
+    int waited = put_to_rest(node, err);
+
+    if (waited) {
+        return waited;
+    }
     chain_index_drop(node);
     int r = node->drv->close ? node->drv->close(node) : 0;
 
@@ -75,13 +128,8 @@ inactivate_file(struct node *node, struct err *err)
 static int
 inactivate(struct node *top, struct err *err)
 {
-    const char *user = find_user(top);
-    int r = 0;
+    int r = find_user(top) ? in_use(top, err) : 0;
 
-    if (user) {
-        return err_set(err, -EBUSY, "Node '%s' is busy: %s uses it",
-                       top->name, user);
-    }
     for (struct node *n = top; n && !r && !n->inactive && !find_user(n);
          n = n->backing ? n->backing->child : NULL) {
         r = inactivate_one(n, err);
@@ -129,6 +177,24 @@ activate_one(struct node *node, struct err *err)
     return r;
 }
 
+/* What lasted claims what it did; the uppermost first. */
+static int
+wake_roots(struct node *top, struct err *err)
+{
+    int r = 0;
+
+    for (struct node *n = top; n && !r; n = n->backing ? n->backing->child
+                                                       : NULL) {
+        list_for_each(it, &n->roots)
+        {
+            struct root *root = container_of(it, struct root, link);
+
+            r = !r && root->dormant ? root_wake(root, err) : r;
+        }
+    }
+    return r;
+}
+
 /* The lowest first: an overlay that opens may look at its backing file. */
 static int
 activate(struct node *top, struct err *err)
@@ -146,13 +212,56 @@ activate(struct node *top, struct err *err)
             return r;
         }
     }
-    return 0;
+    int r = node_recover(top, err);
+
+    if (!r) {
+        r = wake_roots(top, err);
+    }
+    if (r) {
+        inactivate(top, NULL);
+    }
+    return r;
+}
+
+static void
+forget_active(json_t *options)
+{
+    const char *key;
+    json_t *value;
+
+    json_object_del(options, "active");
+    json_object_foreach(options, key, value) {
+        if (json_is_object(value) && strcmp(key, "backing")) {
+            forget_active(value);
+        }
+    }
+}
+
+int
+chain_begin_inactive(struct node *top, struct err *err)
+{
+    int r = 0;
+
+    for (struct node *n = top; n && !r && node_begins_inactive(n->options);
+         n = n->backing ? n->backing->child : NULL) {
+        r = inactivate_one(n, err);
+        if (!r && n->file) {
+            edge_free(take_ptr(n->file));
+        }
+        n->read_only = opt_bool(n->options, "read-only", false);
+        forget_active(n->options);
+    }
+    return r;
 }
 
 int
 node_set_active(struct node *node, bool active, struct err *err)
 {
-    return node->inactive == !active ? 0
-           : active                  ? activate(node, err)
-                                     : inactivate(node, err);
+    comutex_lock(&node->reopening);
+    int r = node->inactive == !active ? 0
+            : active                  ? activate(node, err)
+                                      : inactivate(node, err);
+
+    comutex_unlock(&node->reopening);
+    return r;
 }

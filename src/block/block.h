@@ -79,6 +79,12 @@ enum claim {
  */
 int root_new(struct node *node, enum claim claim, const char *owner,
              struct root **ret, struct err *err);
+/*
+ * As root_new(), also of a node that is inactive, or becomes so: requests fail
+ * with -EPERM as long as it is.
+ */
+int root_new_lasting(struct node *node, enum claim claim, const char *owner,
+                     struct root **ret, struct err *err);
 /* Waits for the root's requests in flight, then frees it.  Yields. */
 void root_free(struct root *root);
 /* It stays with its node in a pivot: a job's hold, not a disk's.  No yield. */

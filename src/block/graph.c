@@ -590,7 +590,8 @@ static int
 check_edge(struct node *parent, struct node *child, enum edge_role role,
            enum claim claim, struct err *err)
 {
-    if (node_check_active(child, err)) {
+    if (!node_begins_inactive(parent->options) &&
+        node_check_active(child, err)) {
         return -EPERM;
     }
     if (role == EDGE_BACKING && !parent->users) {

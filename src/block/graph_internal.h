@@ -27,6 +27,9 @@ struct root {
     struct node *node;
     struct graph *graph;
     enum claim claim;
+    /* It stays while its node is inactive, and claims this again afterwards. */
+    bool lasts;
+    enum claim dormant; /* CLAIM_NONE while the node is active */
     char *owner;
 
     unsigned gates; /* closed so many times */
@@ -50,6 +53,13 @@ void edge_unlink(struct edge *edge);
 /* The same for a root and its node. */
 void root_link(struct root *root, struct node *node);
 void root_unlink(struct root *root);
+/*
+ * Its node becomes inactive, so it claims nothing, and its requests fail with
+ * -EPERM; or is active again: -EBUSY and so on where somebody stands against
+ * what it claims.  No yield.
+ */
+void root_rest(struct root *root);
+int root_wake(struct root *root, struct err *err);
 /* Whether the holder of such a claim changes what others read. */
 bool claim_writes(enum claim c);
 /*
@@ -67,6 +77,13 @@ int claim_check_holders(struct node *node, enum claim claim, const char *owner,
  * -ESTALE where it is no longer the disk.  Yields.
  */
 int node_recover(struct node *node, struct err *err);
+/*
+ * `active: false`.  Such a node was opened without locks, to be looked at only;
+ * the second makes it inactive, with what was opened below it, before anybody
+ * has seen it.  It yields.
+ */
+bool node_begins_inactive(const json_t *options);
+int chain_begin_inactive(struct node *top, struct err *err);
 /* Also true for a node that is being opened or closed. */
 bool graph_name_taken(struct graph *graph, const char *name);
 /* For block/open.c: a node without a driver's state, with its reference. */

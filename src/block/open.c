@@ -103,6 +103,27 @@ node_set_options(struct node *node, json_t *options, struct err *err)
     return 0;
 }
 
+bool
+node_begins_inactive(const json_t *options)
+{
+    return json_is_false(json_object_get(options, "active"));
+}
+
+/* Another program may have it: no lock is taken, and nothing written. */
+static int
+open_to_look(struct node *node, const struct driver *drv, struct err *err)
+{
+    json_t *options = json_deep_copy(node->options);
+
+    json_object_set_new(options, "read-only", json_true());
+    json_object_set_new(options, "force-share", json_true());
+    node->read_only = true;
+    int r = drv->open(node, options, err);
+
+    json_decref(options);
+    return r;
+}
+
 /*
  * One node; @options is the caller's, and is kept by the node.  @is_layer: it
  * is opened as another one's backing file.  @above: the files of the images
@@ -138,7 +159,8 @@ open_one(struct graph *graph, json_t *options, bool is_layer,
 
     if (!r) {
         node->drv = drv;
-        r = drv->open(node, options, err);
+        r = node_begins_inactive(options) ? open_to_look(node, drv, err)
+                                          : drv->open(node, options, err);
     }
     node->above = NULL;
     if (r) {
@@ -173,6 +195,10 @@ inherit(json_t *child, const struct node *parent, bool read_only)
     if (share && !json_object_get(child, "force-share")) {
         json_object_set(child, "force-share", share);
     }
+    if (node_begins_inactive(parent->options) &&
+        !json_object_get(child, "active")) {
+        json_object_set_new(child, "active", json_false());
+    }
     if (!json_object_get(child, "read-only")) {
         json_object_set_new(child, "read-only", json_boolean(read_only));
     }
@@ -186,6 +212,16 @@ open_child_options(struct node *node, json_t *def, bool is_layer,
     json_t *options = json_deep_copy(def);
 
     inherit(options, node, is_layer || node->read_only);
+    if (node_begins_inactive(options) &&
+        !node_begins_inactive(node->options)) {
+        const char *name = opt_str(options, "node-name");
+
+        err_set(err, -EINVAL,
+                "Inactive '%s' can't be a %s child of active '%s'",
+                name ? name : "", is_layer ? "backing" : "file", node->name);
+        json_decref(options);
+        return -EINVAL;
+    }
     int r = open_one(node->graph, options, is_layer, above, ret, err);
 
     json_decref(options);
@@ -219,6 +255,48 @@ file_claim(const struct node *node, bool read_only)
     return node->drv->is_filter ? CLAIM_WRITE : CLAIM_ALONE;
 }
 
+/* Of a file that is inactive already, its options; else @def. */
+static json_t *
+to_look_at(struct graph *graph, json_t *def)
+{
+    const char *name = json_string_value(def);
+    const struct node *node = name ? graph_find(graph, name) : NULL;
+
+    if (!node || !node->inactive) {
+        return json_incref(def);
+    }
+    json_t *options = json_deep_copy(node->options);
+
+    json_object_del(options, "node-name");
+    return options;
+}
+
+static int
+open_file_child(struct node *node, json_t *def, struct node **ret,
+                struct err *err)
+{
+    struct node *child;
+
+    if (json_is_string(def)) {
+        return find_by_name(node->graph, json_string_value(def), ret, err);
+    }
+    int r = open_child_options(node, def, false, node->above, &child, err);
+
+    if (r) {
+        return r;
+    }
+    r = open_chain(child, err); /* a format as a file has one of its own */
+    if (r) {
+        node_unref(child);
+        return r;
+    }
+    if (!json_object_get(def, "discard")) {
+        child->unmap = true; /* the parent decides what is discarded */
+    }
+    *ret = child;
+    return 0;
+}
+
 int
 node_open_file(struct node *node, json_t *options, struct err *err)
 {
@@ -229,21 +307,10 @@ node_open_file(struct node *node, json_t *options, struct err *err)
     if (!def) {
         return err_set(err, -EINVAL, "Parameter 'file' is missing");
     }
-    if (json_is_string(def)) {
-        r = find_by_name(node->graph, json_string_value(def), &child, err);
-    } else {
-        r = open_child_options(node, def, false, node->above, &child, err);
-        if (!r) {
-            /* A format as a file has a chain of its own. */
-            r = open_chain(child, err);
-            if (r) {
-                node_unref(child);
-            }
-        }
-        if (!r && !json_object_get(def, "discard")) {
-            child->unmap = true; /* the parent decides what is discarded */
-        }
-    }
+    def = node_begins_inactive(node->options) ? to_look_at(node->graph, def)
+                                              : json_incref(def);
+    r = open_file_child(node, def, &child, err);
+    json_decref(def);
     if (r) {
         return r;
     }
@@ -571,7 +638,9 @@ node_open(struct graph *graph, const json_t *options, struct node **ret,
     }
     r = open_chain(node, err);
     if (!r) {
-        r = node_recover(node, err);
+        r = node_begins_inactive(node->options)
+                ? chain_begin_inactive(node, err)
+                : node_recover(node, err);
     }
     if (r) {
         node_unref(node);

@@ -35,15 +35,9 @@ struct request {
     struct extent *extent;
 };
 
-int
-root_new(struct node *node, enum claim claim, const char *owner,
-         struct root **ret, struct err *err)
+static struct root *
+make_root(struct node *node, enum claim claim, const char *owner)
 {
-    int r = claim_check(node, claim, owner, err);
-
-    if (r) {
-        return r;
-    }
     struct root *root = xzalloc(sizeof(*root));
 
     root->graph = node->graph;
@@ -54,8 +48,52 @@ root_new(struct node *node, enum claim claim, const char *owner,
     grace_init(&root->requests);
     list_init(&root->throttled);
     root_link(root, node_ref(node));
-    *ret = root;
-    return 0;
+    return root;
+}
+
+int
+root_new(struct node *node, enum claim claim, const char *owner,
+         struct root **ret, struct err *err)
+{
+    int r = claim_check(node, claim, owner, err);
+
+    if (!r) {
+        *ret = make_root(node, claim, owner);
+    }
+    return r;
+}
+
+int
+root_new_lasting(struct node *node, enum claim claim, const char *owner,
+                 struct root **ret, struct err *err)
+{
+    int r = node->inactive ? 0 : claim_check(node, claim, owner, err);
+
+    if (!r) {
+        *ret = make_root(node, node->inactive ? CLAIM_NONE : claim, owner);
+        (*ret)->lasts = true;
+        (*ret)->dormant = node->inactive ? claim : CLAIM_NONE;
+    }
+    return r;
+}
+
+void
+root_rest(struct root *root)
+{
+    root->dormant = root->claim;
+    root_set_claim(root, CLAIM_NONE);
+}
+
+int
+root_wake(struct root *root, struct err *err)
+{
+    int r = claim_check(root->node, root->dormant, root->owner, err);
+
+    if (!r) {
+        root_set_claim(root, root->dormant);
+        root->dormant = CLAIM_NONE;
+    }
+    return r;
 }
 
 void
@@ -89,7 +127,7 @@ root_loop(const struct root *root)
 bool
 root_writable(const struct root *root)
 {
-    return root->claim == CLAIM_WRITE;
+    return root->claim == CLAIM_WRITE || root->dormant == CLAIM_WRITE;
 }
 
 uint64_t
@@ -161,6 +199,9 @@ changes(enum request_op op)
 static int
 check_request(struct root *root, const struct request *rq)
 {
+    if (root->node->inactive) {
+        return -EPERM;
+    }
     if (rq->off > root->node->size || rq->len > root->node->size - rq->off) {
         return -EINVAL;
     }

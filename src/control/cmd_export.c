@@ -56,6 +56,9 @@ io_error(void *arg, bool is_read, int error)
     struct control_export *e = arg;
     const char *node = e->root ? root_node(e->root)->name : e->node_name;
 
+    if (e->root && root_node(e->root)->inactive) {
+        return; /* it was told so */
+    }
     json_decref(e->error);
     /* No device: an export is none.  What failed is also what is reported. */
     e->error = json_pack("{s:s, s:s, s:s, s:s, s:s, s:b, s:s}", "qom-path", "",
@@ -261,7 +264,22 @@ check_export(struct control *ctl, const struct args_block_export_add *args,
     if (r) {
         return r;
     }
-    if (args->writable && claim_check(*ret, CLAIM_WRITE, "export", NULL)) {
+    if ((*ret)->inactive && !args->allow_inactive) {
+        /* As QEMU does it: who exports it wants it active. */
+        node_ref(*ret);
+        r = node_set_active(*ret, true, err);
+        node_unref(*ret);
+        if (!r) { /* that yielded */
+            r = control_find_node(ctl, args->node_name, false, ret, err);
+        }
+        if (r) {
+            return r;
+        }
+    }
+    if (args->writable && (*ret)->inactive && (*ret)->read_only) {
+        return err_set(err, -EACCES, "Cannot export read-only node as writable");
+    }
+    if (args->writable && !(*ret)->inactive && claim_check(*ret, CLAIM_WRITE, "export", NULL)) {
         bool busy = !(*ret)->read_only;
 
         /* Where it may not be had at all, that is what is wrong. */
@@ -320,8 +338,11 @@ add_nbd_export(struct control *ctl, const struct args_block_export_add *args,
     int r = check_nbd_export(ctl, args->json, err);
 
     if (!r) {
-        r = root_new(node, args->writable ? CLAIM_WRITE : CLAIM_READ, owner,
-                     &root, err);
+        enum claim claim = args->writable ? CLAIM_WRITE : CLAIM_READ;
+
+        r = args->allow_inactive
+                ? root_new_lasting(node, claim, owner, &root, err)
+                : root_new(node, claim, owner, &root, err);
     }
     if (r) {
         return r;

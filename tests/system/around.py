@@ -7,7 +7,7 @@ import json
 import os
 import sys
 
-from harness import Daemon, Nbd, QmpError, main, nbd_server, need, run
+from harness import Daemon, Nbd, NbdError, QmpError, main, nbd_server, need, run
 
 SLUICED = os.path.abspath(sys.argv[1])
 MIB = 1 << 20
@@ -28,9 +28,9 @@ def add(q, node, filename, driver="qcow2", **more):
           file={"driver": "file", "filename": filename}, **more)
 
 
-def export(q, node, name=None):
+def export(q, node, name=None, **more):
     q.cmd("block-export-add", type="nbd", id="e-" + node, node_name=node,
-          name=name or node, writable=True)
+          name=name or node, writable=True, **more)
 
 
 def unexport(q, node):
@@ -228,6 +228,106 @@ def a_header_of_a_layer_below_is_rewritten():
     assert info("mid.qcow2")["backing-filename"] == "alias"
 
 
+def denied(operation, *arguments):
+    try:
+        operation(*arguments)
+    except NbdError as e:
+        assert e.code == 1, e
+        return
+    raise AssertionError("an inactive node answered")
+
+
+def an_export_stays_while_its_node_is_handed_over():
+    image("base.qcow2")
+    image("a.qcow2", "-b", "base.qcow2", "-F", "qcow2")
+    with Daemon(SLUICED, *nbd_server()) as d:
+        q = d.qmp()
+        add(q, "a", "a.qcow2")
+        export(q, "a", allow_inactive=True)
+        with Nbd("nbd.sock", "a") as nbd:
+            for i in range(3):
+                nbd.write(i << 16, bytes([5 + i]) * 65536)
+                q.cmd("blockdev-set-active", node_name="a", active=False)
+                denied(nbd.read, 0, 512)
+                denied(nbd.write, 0, bytes(512))
+                # All of it is there, and nobody else holds it.
+                run("qemu-io", "-f", "qcow2", "-c",
+                    f"read -P {5 + i} {i << 16} 64k", "-c",
+                    f"write -P {15 + i} {i << 16} 512", "a.qcow2")
+                q.cmd("blockdev-set-active", node_name="a", active=True)
+                assert nbd.read(i << 16, 513) == (bytes([15 + i]) * 512 +
+                                                  bytes([5 + i]))
+        # Where another one has it by then, it stays inactive, and says why.
+        q.cmd("blockdev-set-active", node_name="a", active=False)
+        with Daemon(SLUICED, *nbd_server("other.sock")) as other:
+            o = other.qmp()
+            add(o, "a", "a.qcow2")
+            refused(q, "lock", "blockdev-set-active", node_name="a",
+                    active=True)
+            assert not nodes(q)["a"]["active"]
+            assert other.stop() == 0
+        # What is exported without that is to be active.
+        unexport(q, "a")
+        export(q, "a")
+        assert nodes(q)["a"]["active"]
+        refused(q, "uses it", "blockdev-set-active", node_name="a",
+                active=False)
+        assert d.stop() == 0
+    assert not any("BLOCK_IO_ERROR" in str(e) for e in q.events), q.events
+    run("qemu-img", "check", "-q", "a.qcow2")
+
+
+def a_node_may_begin_inactive():
+    """As the destination of a migration on shared storage needs it."""
+    image("base.qcow2")
+    image("a.qcow2", "-b", "base.qcow2", "-F", "qcow2")
+    with Daemon(SLUICED, *nbd_server()) as src, \
+            Daemon(SLUICED, *nbd_server("other.sock")) as dst:
+        s, q = src.qmp(), dst.qmp()
+        add(s, "a", "a.qcow2")
+        export(s, "a", allow_inactive=True)
+        # Nodes of their own, as libvirt makes them, and all in one.
+        q.cmd("blockdev-add", driver="file", node_name="f",
+              filename="a.qcow2", active=False)
+        q.cmd("blockdev-add", driver="qcow2", node_name="b", active=False,
+              backing=None, file={"driver": "file", "filename":
+                                  "base.qcow2"})
+        q.cmd("blockdev-add", driver="qcow2", node_name="a", file="f",
+              backing="b", active=False)
+        q.cmd("blockdev-add", driver="qcow2", node_name="whole",
+              active=False, file={"driver": "file", "filename": "a.qcow2"})
+        have = nodes(q)
+        assert not any(n["active"] for n in have.values()), have
+        assert have["a"]["image"]["virtual-size"] == nodes(s)["a"]["image"][
+            "virtual-size"] and not have["a"]["ro"], have["a"]
+        assert "base.qcow2" in str(have["whole"]["backing_file"]), have
+        refused(q, "can't be a file child of active", "blockdev-add",
+                driver="qcow2", node_name="n", backing=None,
+                file={"driver": "file", "filename": "base.qcow2",
+                      "node-name": "nf", "active": False})
+        refused(q, "is inactive", "blockdev-add", driver="raw", node_name="n",
+                file="f")
+        export(q, "a", allow_inactive=True)
+        with Nbd("nbd.sock", "a") as old, Nbd("other.sock", "a") as new:
+            old.write(65536, b"x" * 512)
+            denied(new.read, 65536, 512)
+            refused(q, "lock", "blockdev-set-active", node_name="a",
+                    active=True)
+            denied(new.read, 65536, 512)
+            s.cmd("blockdev-set-active", active=False)
+            q.cmd("blockdev-set-active", node_name="a", active=True)
+            denied(old.read, 65536, 512)
+            assert new.read(65536, 512) == b"x" * 512
+            new.write(0, b"y" * 512)
+            refused(s, "lock", "blockdev-set-active", active=True)
+            # And back.
+            q.cmd("blockdev-set-active", node_name="a", active=False)
+            s.cmd("blockdev-set-active", active=True)
+            assert old.read(0, 512) == b"y" * 512
+        assert dst.stop() == 0 and src.stop() == 0
+    run("qemu-img", "check", "-q", "a.qcow2")
+
+
 def a_node_is_handed_over_and_taken_back():
     image("base.qcow2")
     image("a.qcow2", "-b", "base.qcow2", "-F", "qcow2")
@@ -248,8 +348,6 @@ def a_node_is_handed_over_and_taken_back():
             "write -P 6 64k 64k", "a.qcow2")
         run("qemu-img", "resize", "-q", "a.qcow2", "8M")
         for name, arguments in (
-                ("block-export-add", {"type": "nbd", "id": "e",
-                                      "node_name": "a"}),
                 ("block-stream", {"device": "a", "job_id": "j"}),
                 ("query-stream-plan", {"device": "a"}),
                 ("block_resize", {"node_name": "a", "size": 1 << 20}),
@@ -501,6 +599,8 @@ if __name__ == "__main__":
           nodes_are_reopened_under_a_guest,
           a_header_of_a_layer_below_is_rewritten,
           a_node_is_handed_over_and_taken_back,
+          an_export_stays_while_its_node_is_handed_over,
+          a_node_may_begin_inactive,
           images_shrink, a_served_disk_changes_its_size, the_graph_shows_who_holds_what,
           several_disks_are_snapshotted_at_one_instant,
           a_transaction_that_fails_changes_nothing,
