@@ -93,7 +93,7 @@ check_overlay(struct transfer *t, struct node *overlay, struct err *err)
                     "Node '%s' names '%s' as its backing file, and cannot "
                     "name '%s'",
                     overlay->name, t->copy.source->name, t->copy.target->name);
-        err_hint(err, "take a target that is a local file; or let the target "
+        err_hint(err, "take a target that has a file; or let the target "
                       "stay a copy (finish: stay; block-job-cancel of a "
                       "mirror)");
     }

@@ -270,6 +270,52 @@ def a_layer_goes_on_in_another_file(mode, fmt, ready=None):
     return f"{mode} of a layer", test
 
 
+def headers_name_the_image_behind_a_filter(command, **arguments):
+    """No program knows a format "throttle"."""
+    def test():
+        make_chain("qcow2")
+        with Daemon(SLUICED) as d:
+            qmp = d.qmp()
+            qmp.cmd("object-add", qom_type="throttle-group", id="g")
+
+            def add(name, driver, **more):
+                qmp.cmd("blockdev-add", node_name=name, driver=driver, **more)
+
+            def throttle(name):
+                add("t-" + name, "throttle", throttle_group="g", file=name)
+
+            for name, fmt, backing in (("base", "qcow2", None),
+                                       ("one", "qcow2", "base"),
+                                       ("two", "qed", "t-one"),
+                                       ("top", "qcow2", "two")):
+                add(name, fmt, backing=backing,
+                    file={"driver": "file", "filename": name})
+                if name == "one":
+                    throttle(name)
+
+            def names_format(name):
+                have = json.loads(run("qemu-img", "info", "-U", "-f", "qcow2",
+                                      "--output=json", name)[1])
+                return have["backing-filename-format"]
+
+            qmp.cmd(command, job_id="j", device="top", base_node="t-one",
+                    **arguments)
+            end = qmp.wait_event("BLOCK_JOB_COMPLETED")
+            assert "error" not in end["data"], end
+            assert names_format("top") == "qcow2"
+            throttle("top")
+            add_copy(qmp)
+            qmp.cmd("block-copy", job_id="j", device="t-top", target="copy",
+                    mode="post-copy", speed=1)
+            assert names_format("copy") == "qcow2"
+            qmp.cmd("block-job-cancel", device="j", force=True)
+            qmp.wait_event("BLOCK_JOB_CANCELLED")
+            d.stop()
+        assert names("top", "qcow2") == "one" and names("copy", "qcow2") == "top"
+        judge("copy", "qcow2")
+    return f"{command} names the image behind a filter", test
+
+
 def what_a_header_cannot_name_takes_no_layers_place():
     make_chain()
     with daemon() as d:
@@ -415,6 +461,9 @@ if __name__ == "__main__":
           a_layer_goes_on_in_another_file("mirror", "qed", "job-complete"),
           a_layer_goes_on_in_another_file("post-copy", "qed"),
           a_layer_goes_on_in_another_file("hybrid", "qcow2", "job-complete"),
+          headers_name_the_image_behind_a_filter("block-stream"),
+          headers_name_the_image_behind_a_filter("block-commit",
+                                                 top_node="two"),
           what_a_header_cannot_name_takes_no_layers_place,
           who_needs_the_chain_as_it_is_is_named,
           what_stands_in_the_way_is_named,

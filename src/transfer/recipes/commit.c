@@ -52,7 +52,8 @@ sink_drop_layers(struct job *job, struct err *err)
         name = made = backing_name_for(overlay->filename, base->filename);
     }
     if (!r) {
-        r = overlay->drv->set_backing(overlay, name, base->drv->name, err);
+        r = overlay->drv->set_backing(overlay, name, node_image_format(base),
+                                      err);
     }
     if (!r) {
         transfer_thaw(t);

@@ -117,7 +117,8 @@ name_source(struct transfer *t, struct err *err)
     auto_free char *name =
         backing_name_for(target->filename, source->filename);
 
-    return target->drv->set_backing(target, name, source->drv->name, err);
+    return target->drv->set_backing(target, name, node_image_format(source),
+                                    err);
 }
 
 int

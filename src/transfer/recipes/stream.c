@@ -81,7 +81,8 @@ stream_prepare(struct job *job, struct err *err)
         name = made = backing_name_for(device->filename, t->base->filename);
     }
     r = device->drv->set_backing(device, t->base ? name : NULL,
-                                 t->base ? t->base->drv->name : NULL, err);
+                                 t->base ? node_image_format(t->base) : NULL,
+                                 err);
     if (!r) {
         transfer_thaw(t);
         r = graph_edit(device->graph, &edit, 1, &options, &report, err);
