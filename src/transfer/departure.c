@@ -338,5 +338,5 @@ departure_arrive(struct transfer *t)
     if (departure_name_target(t, &err)) {
         log_warn("%s: %s", t->owner, err.msg);
     }
-    intent_end(take_ptr(t->intent));
+    intent_end(take_ptr(t->intent), false);
 }
