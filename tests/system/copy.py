@@ -7,6 +7,7 @@ copy.py SLUICED SLUICE GUEST
 """
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -273,6 +274,62 @@ def drive_mirror(sync):
     return f"drive-mirror of {sync}", test
 
 
+def what_was_written_is_sent_and_not_more():
+    """4 KiB of a write, not 64 KiB around it; and both ways to send it, in
+    turns."""
+    make_disk()
+    rng = random.Random(4)
+    with daemon() as d, open("model", "r+b", buffering=0) as model:
+        qmp = d.qmp()
+        nbd = Nbd("nbd.sock", "a")
+
+        def write(off):
+            data = rng.randbytes(4096)
+            nbd.write(off, data)
+            model.seek(off)
+            model.write(data)
+
+        def report():
+            return qmp.cmd("query-transfers")[0]
+
+        def change(mode):
+            qmp.cmd("block-job-change", id="j", type="mirror", copy_mode=mode)
+
+        qmp.cmd("blockdev-add", **{k.replace("-", "_"): v for k, v
+                                   in make_target("qcow2").items()})
+        qmp.cmd("blockdev-mirror", job_id="j", device="top", target="target",
+                sync="full", copy_mode="background")
+        qmp.wait_event("BLOCK_JOB_READY")
+        # Where there is data already: nothing else becomes allocated.
+        blocks = [off + i * 4096 for off in (0, 5 * MIB, 12 * MIB)
+                  for i in rng.sample(range(3 * MIB // 4096), 200)]
+        rng.shuffle(blocks)
+        for off in blocks:
+            write(off)
+        least = 9 * MIB + 4096 * len(blocks)
+
+        def sent():
+            return t["bytes-moved"] + t["bytes-cloned"]
+
+        while (t := report()) and sent() < least:
+            time.sleep(0.01)
+        assert sent() <= 1.02 * least, t
+        assert not t["bytes-forwarded"], t
+        change("write-blocking")
+        write(0)
+        assert report()["bytes-forwarded"] == t["bytes-forwarded"] + 4096
+        change("background")
+        write(0)
+        after = report()
+        assert after["bytes-forwarded"] == t["bytes-forwarded"] + 4096, after
+        assert after["bytes-dirtied"] > t["bytes-dirtied"], (t, after)
+        qmp.cmd("job-complete", id="j")
+        qmp.wait_event("BLOCK_JOB_COMPLETED")
+        nbd.close()
+        d.stop()
+    judge("qcow2")
+
+
 def a_target_of_version_2_becomes_3_where_that_is_allowed():
     make_disk()
     run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "compat=0.10",
@@ -399,6 +456,7 @@ if __name__ == "__main__":
           a_stop_leaves_a_copy_as_of_then, an_unfinished_copy_is_refused,
           a_target_that_stops_does_not_stop_the_guest,
           drive_mirror("full"), drive_mirror("top"), drive_mirror("none"),
+          what_was_written_is_sent_and_not_more,
           a_target_of_version_2_becomes_3_where_that_is_allowed,
           a_copy_that_cannot_end_does_not_begin,
           a_full_target_pauses_the_copy_and_not_the_guest,
