@@ -277,9 +277,11 @@ check_export(struct control *ctl, const struct args_block_export_add *args,
         }
     }
     if (args->writable && (*ret)->inactive && (*ret)->read_only) {
-        return err_set(err, -EACCES, "Cannot export read-only node as writable");
+        return err_set(err, -EACCES,
+                       "Cannot export read-only node as writable");
     }
-    if (args->writable && !(*ret)->inactive && claim_check(*ret, CLAIM_WRITE, "export", NULL)) {
+    if (args->writable && !(*ret)->inactive &&
+        claim_check(*ret, CLAIM_WRITE, "export", NULL)) {
         bool busy = !(*ret)->read_only;
 
         /* Where it may not be had at all, that is what is wrong. */

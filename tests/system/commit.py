@@ -311,7 +311,8 @@ def headers_name_the_image_behind_a_filter(command, **arguments):
             qmp.cmd("block-job-cancel", device="j", force=True)
             qmp.wait_event("BLOCK_JOB_CANCELLED")
             d.stop()
-        assert names("top", "qcow2") == "one" and names("copy", "qcow2") == "top"
+        assert names("top", "qcow2") == "one"
+        assert names("copy", "qcow2") == "top"
         judge("copy", "qcow2")
     return f"{command} names the image behind a filter", test
 
