@@ -87,6 +87,7 @@ struct node {
     bool visible;     /* open as a whole: graph_find() sees it */
     char *filename;   /* for messages: the file that it shows; may be NULL */
     struct file_id file_id;         /* of that file */
+    uint64_t file_born;             /* see struct file */
     const struct file_set *above;   /* while it is opened: see node_set_file() */
     struct backing_ref header_backing;
     unsigned refs;

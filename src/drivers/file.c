@@ -213,6 +213,7 @@ file_driver_open(struct node *node, json_t *options, struct err *err)
     }
     if (!r) {
         r = node_set_file(node, (struct file_id){f->dev, f->ino}, err);
+        node->file_born = f->born;
     }
     if (!r && wants_locks(options)) {
         r = lock_image(node, f, unlock_all, err);

@@ -73,8 +73,9 @@ publish(void)
 static char *
 name_of_file(const struct node *file)
 {
-    return xasprintf("%llx-%llx", (unsigned long long)file->file_id.dev,
-                     (unsigned long long)file->file_id.ino);
+    return xasprintf("%llx-%llx-%llx", (unsigned long long)file->file_id.dev,
+                     (unsigned long long)file->file_id.ino,
+                     (unsigned long long)file->file_born);
 }
 
 /* The region's name; NULL where the image is not one local file. */

@@ -404,7 +404,7 @@ static int
 reopen(struct node *node, bool read_only, struct err *err)
 {
     struct qed *q = qed_of(node);
-    struct header h;
+    struct header h = {0};
     int r = read_only ? meta_free_now(q->meta) : read_header(node, &h, err);
 
     if (read_only) {

@@ -54,6 +54,7 @@ struct file {
     const struct file_ops *ops;
     struct loop *loop;
     uint64_t dev, ino;       /* identity, for claims */
+    uint64_t born;           /* when it was made, ns; 0: not known */
     uint32_t align;          /* of offset, length and memory; 1 if buffered */
     bool is_block_device;
     bool is_remote; /* on a file system where the cache may be stale */

@@ -667,6 +667,18 @@ direct_align(const struct real_file *rf)
                : DIRECT_ALIGN;
 }
 
+static uint64_t
+birth_of(int fd)
+{
+    struct statx st;
+
+    return !statx(fd, "", AT_EMPTY_PATH, STATX_BTIME, &st) &&
+                   st.stx_mask & STATX_BTIME
+               ? (uint64_t)st.stx_btime.tv_sec * NS_PER_S +
+                     st.stx_btime.tv_nsec
+               : 0;
+}
+
 static int
 probe(struct real_file *rf, unsigned flags)
 {
@@ -685,6 +697,7 @@ probe(struct real_file *rf, unsigned flags)
     rf->device = rf->f.is_block_device ? st.st_rdev : st.st_dev;
     rf->f.dev = rf->f.is_block_device ? 0 : st.st_dev;
     rf->f.ino = rf->f.is_block_device ? st.st_rdev : st.st_ino;
+    rf->f.born = rf->f.is_block_device ? 0 : birth_of(rf->fd);
     rf->f.align = flags & FILE_DIRECT ? direct_align(rf) : 1;
     rf->f.is_remote = fs.f_type == NFS_SUPER_MAGIC;
     rf->direct = flags & FILE_DIRECT;

@@ -183,8 +183,8 @@ def the_survivor_keeps_the_name():
     with daemon() as d:
         qmp = d.qmp()
         guest = Guest()
-        qmp.cmd("block-merge", job_id="m", device="top", into="snapshot",
-                keep_name=True)
+        qmp.cmd("block-merge", job_id="j", device="top", into="snapshot",
+                keep_name=True, auto_dismiss=False)
         finish(qmp)
         nodes = {n["node-name"]: n["file"]
                  for n in qmp.cmd("query-named-block-nodes")}
@@ -397,4 +397,4 @@ if __name__ == "__main__":
           the_survivor_keeps_the_name, a_name_that_does_not_fit_is_refused,
           what_others_need_is_refused, a_cut_merge_goes_on,
           in_exactly_the_promised_space, the_rest_of_the_space_goes_away,
-          the_command_merges])
+          the_command_merges], memory=True)
