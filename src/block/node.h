@@ -249,6 +249,11 @@ struct driver {
      */
     void (*let_go)(struct node *node, bool all);
     /*
+     * Formats: commits, and returns when the file has given back the blocks of
+     * all that is not named any more.  NULL: it has at once.  Yields.
+     */
+    int (*free_now)(struct node *node);
+    /*
      * Protocols: -EBUSY where another program, or another opening of it here,
      * has the file in use.  NULL: nobody can tell.
      */

@@ -28,6 +28,7 @@ control_resume(struct control *ctl)
     size_t n;
 
     ctl->resumes = true;
+    jobs_resume_begin(ctl->jobs);
     graph_hold_all(ctl->graph, &nodes, &n);
     for (size_t i = 0; i < n; i++) {
         if (nodes[i]->named) {
@@ -36,6 +37,7 @@ control_resume(struct control *ctl)
         node_unref(nodes[i]);
     }
     free(nodes);
+    jobs_resume_end(ctl->jobs);
 }
 
 int
@@ -46,7 +48,9 @@ cmd_blockdev_add(struct control *ctl, const struct args_blockdev_add *args,
     int r = node_add(ctl->graph, args->json, &node, err);
 
     if (!r && ctl->resumes) {
+        jobs_resume_begin(ctl->jobs);
         resume_chain(ctl, node);
+        jobs_resume_end(ctl->jobs);
     }
     return r;
 }

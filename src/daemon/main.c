@@ -56,8 +56,8 @@ serve(struct daemon *d)
         return;
     }
     d->status = 0;
-    chardev_serve(d);
     control_ready(d->ctl);
+    chardev_serve(d);
     service_notify("READY=1");
     control_resume(d->ctl);
     control_wait_quit(d->ctl);

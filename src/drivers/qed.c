@@ -455,6 +455,12 @@ qed_close(struct node *node)
 }
 
 static int
+qed_free_now(struct node *node)
+{
+    return meta_free_now(qed_of(node)->meta);
+}
+
+static int
 qed_flush(struct node *node)
 {
     return node->read_only ? 0 : meta_commit(qed_of(node)->meta);
@@ -483,6 +489,7 @@ const struct driver driver_qed = {
     .discard = qed_discard,
     .unallocate = qed_unallocate,
     .flush = qed_flush,
+    .free_now = qed_free_now,
     .truncate = qed_truncate,
     .set_backing = qed_set_backing,
     .set_incomplete = qed_set_incomplete,

@@ -25,6 +25,8 @@ struct jobs {
     void *arg;
     bool closing;
     struct waitq changed; /* one has left the list */
+    unsigned resuming;
+    struct waitq resumed; /* nobody is any more */
 };
 
 #define S(status) (1u << JOB_##status)
@@ -132,6 +134,7 @@ jobs_new(struct loop *loop,
     jobs->arg = arg;
     list_init(&jobs->list);
     waitq_init(&jobs->changed);
+    waitq_init(&jobs->resumed);
     return jobs;
 }
 
@@ -159,6 +162,28 @@ jobs_find(struct jobs *jobs, const char *id)
         }
     }
     return NULL;
+}
+
+void
+jobs_resume_begin(struct jobs *jobs)
+{
+    jobs->resuming++;
+}
+
+void
+jobs_resume_end(struct jobs *jobs)
+{
+    if (!--jobs->resuming) {
+        waitq_wake_all(&jobs->resumed);
+    }
+}
+
+void
+jobs_wait_resumed(struct jobs *jobs)
+{
+    while (jobs->resuming) {
+        waitq_wait(&jobs->resumed);
+    }
 }
 
 int

@@ -143,6 +143,15 @@ struct list *jobs_list(struct jobs *jobs); /* of struct job.link */
 struct job *jobs_find(struct jobs *jobs, const char *id);
 
 /*
+ * Between the two the jobs of an earlier daemon are started again (resume.h),
+ * and who would start another waits: it may be the same once more.  They nest,
+ * and do not yield; jobs_wait_resumed() does.
+ */
+void jobs_resume_begin(struct jobs *jobs);
+void jobs_resume_end(struct jobs *jobs);
+void jobs_wait_resumed(struct jobs *jobs);
+
+/*
  * Checks the id (QEMU's rule and text; -EEXIST where it is taken) before
  * anything is touched.
  */

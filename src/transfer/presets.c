@@ -69,6 +69,9 @@ transfer_start(struct jobs *jobs, enum transfer_preset preset,
 
     o.note = note;
     hold(options);
+    if (!options->resumed) {
+        jobs_wait_resumed(jobs);
+    }
     int r = check_active(options, err);
 
     r = r ? r : presets[preset].start(jobs, &o, err);

@@ -39,7 +39,8 @@ release_init(struct transfer *t, enum release_side side, struct node *top,
         rel->layers[--n] = node_ref(l);
         rel->unit = max_u64(rel->unit, l->cluster_size);
     }
-    t->piece = max_u64(min_u64(t->piece, rel->max_extra / 4), 4096);
+    t->piece = max_u64(min_u64(t->piece, rel->max_extra / 8), 4096);
+    rel->piece = t->piece;
 }
 
 void
@@ -84,7 +85,10 @@ release_fini(struct release *rel)
 static uint64_t
 epoch_bytes(const struct release *rel)
 {
-    return max_u64(rel->max_extra / 2, rel->unit);
+    /* Two are under way at most, and the last piece of each may go beyond. */
+    uint64_t half = max_u64(rel->max_extra / 2, rel->piece);
+
+    return max_u64(half - rel->piece, rel->unit);
 }
 
 bool
@@ -208,6 +212,15 @@ unallocate(struct transfer *t, struct node *layer, struct run *run,
     return 0;
 }
 
+/* What was taken away is gone durably, and its blocks are free. */
+static int
+give_back(struct node *layer)
+{
+    int r = node_flush(layer);
+
+    return !r && layer->drv->free_now ? layer->drv->free_now(layer) : r;
+}
+
 /* The lowest layer first; each is durable before the next. */
 static int
 unallocate_runs(struct transfer *t, struct runs *runs)
@@ -222,7 +235,7 @@ unallocate_runs(struct transfer *t, struct runs *runs)
             r = unallocate(t, layer, &runs->run[k], &changed);
         }
         if (!r && changed) {
-            r = node_flush(layer);
+            r = give_back(layer);
         }
     }
     return r;
@@ -285,7 +298,7 @@ release_above(struct transfer *t, uint64_t off, uint64_t end)
 /* Of a layer below: the clusters of [off, end) that the target hides. */
 static int
 release_layer_below(struct transfer *t, struct node *layer, uint64_t off,
-                    uint64_t end)
+                    uint64_t end, bool *ret_changed)
 {
     uint64_t unit = max_u64(layer->cluster_size, layer->limits.min_align);
 
@@ -311,6 +324,7 @@ release_layer_below(struct transfer *t, struct node *layer, uint64_t off,
                     ? node_unallocate(layer, from, to - from, NULL)
                     : node_discard(layer, from, to - from);
             t->report.bytes_released += r ? 0 : to - from;
+            *ret_changed = true;
         }
         if (r) {
             return r;
@@ -343,7 +357,13 @@ release_below(struct transfer *t, uint64_t off, uint64_t end)
         r = wait_for_readers(t);
     }
     for (unsigned i = 0; i < t->release.n_layers && !r; i++) {
-        r = release_layer_below(t, t->release.layers[i], off, end);
+        struct node *layer = t->release.layers[i];
+        bool changed = false;
+
+        r = release_layer_below(t, layer, off, end, &changed);
+        if (!r && changed) {
+            r = give_back(layer);
+        }
     }
     return r;
 }

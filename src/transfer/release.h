@@ -25,6 +25,7 @@ enum release_side { RELEASE_NOTHING, RELEASE_ABOVE, RELEASE_BELOW };
 struct release {
     enum release_side side;
     uint64_t max_extra;    /* bytes; 0: 4 MiB */
+    uint64_t piece;        /* bytes of one copy */
     struct node **layers;  /* that give back; the lowest first */
     unsigned n_layers;
     uint64_t unit;         /* the largest of their clusters, a dirty block */

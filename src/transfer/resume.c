@@ -325,6 +325,7 @@ start(struct jobs *jobs, struct node *device, json_t *note, bool paused,
         .dependents_in = dependents,
         .n_dependents_in = n,
         .start_paused = paused,
+        .resumed = true,
     };
 
     if (preset < 0) {

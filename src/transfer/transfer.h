@@ -54,6 +54,7 @@ enum merge_into {
 struct transfer_options {
     const char *job_id;
     bool start_paused; /* until somebody resumes it */
+    bool resumed;      /* started by resume_jobs() */
     const char *note;  /* what its record says (resume.h); NULL: it has none */
     struct node *device; /* whose layers are moved */
     struct node *top;    /* commit: the uppermost layer that is moved */

@@ -422,6 +422,12 @@ qcow2_close(struct node *node)
 }
 
 static int
+qcow2_free_now(struct node *node)
+{
+    return meta_free_now(qcow2_of(node)->meta);
+}
+
+static int
 qcow2_flush(struct node *node)
 {
     return meta_commit(qcow2_of(node)->meta);
@@ -461,6 +467,7 @@ const struct driver driver_qcow2 = {
     .discard = qcow2_discard,
     .unallocate = qcow2_unallocate,
     .flush = qcow2_flush,
+    .free_now = qcow2_free_now,
     .truncate = qcow2_truncate,
     .set_backing = qcow2_set_backing,
     .ensure_mark = qcow2_ensure_mark,
