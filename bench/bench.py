@@ -56,7 +56,7 @@ SHOWN = ["iops", "alone_ms", "ready_s", "ready", "over_least", "write_ms",
          "cpu_s", "shared", "guest_kept", "idle_p99_us", "busy_p99_us",
          "alone_mib_s", "stream_mib_s", "clones_s", "kib_each", "open_ms",
          "cold_iops", "cold_p99_us", "depth1_iops", "of_depth1", "private_mib",
-         "after_load_mib"]
+         "after_load_mib", "of_without", "touch_kept", "steady_kept"]
 
 
 def show(case, where, medians, verdicts, seconds):

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """All cases, and the bars that each has to reach."""
 from copies import copy_cases
+from durable import dirty_log, shared_log
 from ground import GIB, MIB
 from guest import allocating, idle, small
 from judge import Bar, Either
 from layers import DAEMONS, clones, deep
 from peers import CEILING, DIRECT, NBDKIT
-from streams import (busy_stream, far_stream, shared_convert, shared_stream,
-                     stream)
+from streams import (busy_merge, busy_stream, far_stream, shared_convert,
+                     shared_stream, stream)
 
 QSDS = DIRECT  # those of them that a case ran on
 TIB = 1024 * GIB
@@ -60,6 +61,8 @@ def layer_cases(quick):
 
 def stream_cases(quick):
     size = GIB // 2 if quick else 3 * GIB
+    felt = [Bar("guest_kept", None, 0.5),
+            Bar("p99_over", None, 1, at_most=True)]
     return [
         *[stream("tmpfs", fmt, size,
                  [Bar("mib_s", QSDS, 4), Bar("mib_s", "copy", 0.65)])
@@ -69,9 +72,9 @@ def stream_cases(quick):
           for fmt in ("qcow2", "qed")],
         far_stream([Bar("mib_s", QSDS, 20)]),
         *[busy_stream(fs, 768 * MIB if quick else 3 * GIB,
-                      [Bar("guest_kept", None, 0.5),
-                       Bar("p99_over", None, 1, at_most=True),
-                       Bar("stream_kept", None, 0.3)])
+                      [*felt, Bar("stream_kept", None, 0.3)])
+          for fs in ("ext4", "tmpfs")],
+        *[busy_merge(fs, 768 * MIB if quick else 3 * GIB, felt)
           for fs in ("ext4", "tmpfs")],
         *[case(fs, [Bar("shared", None, 0.95)])
           for fs in ("xfs", "btrfs")
@@ -97,4 +100,7 @@ def all_cases(quick):
                             Bar("kib_each", None, 64, at_most=True)]),
         clones("ext4", n, [], fsync=True),
         *copy_cases(quick),
+        shared_log([Bar("of_without", None, 0.97)]),
+        dirty_log([Bar("touch_kept", None, 0.8),
+                   Bar("steady_kept", None, 0.95)]),
     ]

@@ -115,12 +115,12 @@ class Daemon:
         self.name, self.program, self.aio = name, program, aio
         self.before = before
 
-    def start(self, folder, disk=None, direct=False, backing=None):
+    def start(self, folder, disk=None, direct=False, backing=None, more=()):
         """@disk, @backing: (path, format); without @disk: a daemon that serves
         nothing yet.  A backing file that is not given comes from the header,
-        with the daemon's default aio."""
+        with the daemon's default aio.  @more: options of its own."""
         path = f"{folder}/bench.sock"
-        argv = [*self.before, self.program,
+        argv = [*self.before, self.program, *more,
                 "--chardev", f"socket,id=c,path={path}.qmp,server=on,wait=off",
                 "--monitor", "chardev=c"]
         options = ",cache.direct=on" if direct else ""

@@ -185,6 +185,41 @@ def busy_stream(fs, size, bars):
                 DAEMONS, sample, bars, chart="guest_kept")
 
 
+def busy_merge(fs, size, bars):
+    """The same while an overlay that holds all sinks into the snapshot below
+    it, which does as well, the guest's own third included."""
+    own = size // 3
+    guest = {"op": "write", "depth": 8, "length": own}
+
+    def sample(ground, peer, first):
+        snapshot = ground.path(fs, "snapshot.qcow2")
+        sh("qemu-img", "convert", "-f", "raw", "-O", "qcow2",
+           ground.raw(fs, size), snapshot)
+        overlay = ground.overlay(fs, "qcow2", snapshot, "qcow2")
+        sh("qemu-io", "-f", "qcow2", "-c",
+           f"write -P 9 0 {size}", overlay)
+        os.sync()
+        with peer.start(ground.folders["run"], (overlay, "qcow2"),
+                        backing=(snapshot, "qcow2")) as server:
+            ground.load(server, seconds=0.3, **guest)
+            idle = ground.load(server, **guest)
+            start = time.monotonic()
+            server.qmp("block-merge", job_id="j", device="disk",
+                       into="snapshot")
+            with ground.guest(server, until_end=True, **guest) as busy:
+                ended(server.qmp.wait_event("BLOCK_JOB_COMPLETED"))
+                rate = size / MIB / (time.monotonic() - start)
+        os.unlink(overlay)
+        os.unlink(snapshot)
+        return {"guest_kept": busy["iops"] / idle["iops"],
+                "idle_p99_us": idle["p99_us"], "busy_p99_us": busy["p99_us"],
+                "p99_over": busy["p99_us"] / max(2 * idle["p99_us"],
+                                                 idle["p99_us"] + 1000),
+                "stream_mib_s": rate}
+    return Case(f"guest's writes during a merge, depth 8, {fs}", [fs],
+                [SLUICE], sample, bars, chart="guest_kept")
+
+
 def used(path):
     """Bytes in use on the file system."""
     os.sync()

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "block/chain_index.h"
+#include "block/dirty_log.h"
 #include "block/graph_internal.h"
 #include "block/limits.h"
 #include "block/quiesce.h"
@@ -97,6 +98,7 @@ inactivate_one(struct node *node, struct err *err)
         return waited;
     }
     chain_index_drop(node);
+    dirty_log_leave(node);
     int r = node->drv->close ? node->drv->close(node) : 0;
 
     node->state = NULL;

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "block/chain_index.h"
+#include "block/dirty_log.h"
 #include "block/graph_internal.h"
 #include "block/limits.h"
 
@@ -295,6 +296,7 @@ node_close(struct node *node)
 
     node->visible = false; /* closing yields: nobody may find it */
     chain_index_drop(node);
+    dirty_log_leave(node);
     if (node->drv && node->drv->close && !node->inactive) {
         node->drv->close(node);
     }

@@ -245,19 +245,32 @@ may_change(struct node *node, uint64_t off, uint64_t len)
     return 0;
 }
 
+static struct tap *
+tap_before(struct node *node, enum tap_order order)
+{
+    list_for_each(it, &node->taps)
+    {
+        struct tap *tap = container_of(it, struct tap, link);
+
+        if (tap->order == order && tap->before) {
+            return tap;
+        }
+    }
+    return NULL;
+}
+
+/* Each may yield, and the list can be another one then. */
 static int
 fire_before(struct node *node, enum tap_op op, uint64_t off, uint64_t len)
 {
-    list_for_each_safe(it, &node->taps)
-    {
-        struct tap *tap = container_of(it, struct tap, link);
-        int r = tap->before ? tap->before(tap, op, off, len) : 0;
+    int r = 0;
 
-        if (r) {
-            return r;
-        }
+    for (int order = TAP_BEFORE; order <= TAP_AFTER && !r; order++) {
+        struct tap *tap = tap_before(node, (enum tap_order)order);
+
+        r = tap ? tap->before(tap, op, off, len) : 0;
     }
-    return 0;
+    return r;
 }
 
 static bool

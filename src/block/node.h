@@ -89,6 +89,14 @@ struct node {
     struct file_id file_id;         /* of that file */
     uint64_t file_born;             /* see struct file */
     const struct file_set *above;   /* while it is opened: see node_set_file() */
+    /*
+     * Formats, while it can be written: the number in its header, another one
+     * at each opening, that other programs' writes take away; and what was
+     * there before.  0: none.  It stays there at the end with @keep_session.
+     */
+    uint64_t session, last_session;
+    bool keep_session;
+    struct dirty_log *dirty_log; /* dirty_log.h; or NULL */
     struct backing_ref header_backing;
     unsigned refs;
     struct list parents; /* of struct edge */
@@ -115,7 +123,7 @@ struct tap {
     enum tap_order order;
     /*
      * Before the write reaches the driver, with its range held; may yield.
-     * An error fails the request.  May be NULL.
+     * An error fails the request.  May be NULL; one tap of an order has it.
      */
     int (*before)(struct tap *tap, enum tap_op op, uint64_t off, uint64_t len);
     /*

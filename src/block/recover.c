@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "block/dirty_log.h"
 #include "block/graph_internal.h"
 #include "journal/intent.h"
 #include "journal/journal.h"
@@ -118,6 +119,7 @@ source_delete(struct loop *loop, const struct switch_intent *i,
         }
         r = file_unlink(loop, i->source.path);
     }
+    dirty_log_remove(loop, i->source.path);
     if (!r) {
         r = folder_sync(loop, i->source.path);
     }
@@ -166,5 +168,8 @@ node_recover(struct node *node, struct err *err)
         intent_forget(&node->graph->journals, file->filename);
     }
     switch_intent_fini(&intent);
+    if (!r) {
+        dirty_log_attach(node);
+    }
     return r;
 }

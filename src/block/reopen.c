@@ -8,6 +8,7 @@
 #include <errno.h>
 
 #include "block/chain_index.h"
+#include "block/dirty_log.h"
 #include "block/graph_internal.h"
 
 static int
@@ -68,6 +69,7 @@ to_write(struct node *node, struct err *err)
     if (!r) {
         node->read_only = false;
         chain_index_drop(node);
+        dirty_log_attach(node);
     }
     return r;
 }
@@ -87,10 +89,12 @@ to_read_only(struct node *node, struct err *err)
     if (r) {
         return r;
     }
+    dirty_log_leave(node);
     node->read_only = true;
     r = call_driver(node, true, err);
     if (r) {
         node->read_only = false;
+        dirty_log_attach(node); /* it has missed nothing that it would know */
         return r;
     }
     if (file) {

@@ -65,13 +65,16 @@ layer(json_t *job, const char *key)
 static void
 say_job(const struct status *s, json_t *job)
 {
-    const char *base = layer(job, "base");
+    const char *base = layer(job, "base"), *target = layer(job, "target");
 
     printf("%s: job '%s' (%s)", s->path,
            json_string_value(json_object_get(job, "id")),
            json_string_value(json_object_get(job, "preset")));
     if (base) {
         printf(", down to '%s'", base);
+    }
+    if (target) {
+        printf(", to '%s'", target);
     }
     printf(s->in_use ? ", is under way\n"
                      : ", was cut off: it goes on when a daemon opens the "

@@ -272,6 +272,8 @@ set_autoclear(struct qed *q, uint64_t old)
 
     f.value = meta_start_log(q->meta);
     q->logs = f.value;
+    q->node->session = f.value;
+    q->node->last_session = old & META_LOG_AUTOCLEAR;
     return old & ~META_LOG_AUTOCLEAR ? qed_update_header(q, &f, 1)
            : old != f.value          ? qed_write_header(q, &f, 1)
                                      : 0;
@@ -283,10 +285,12 @@ end_writing(struct qed *q)
 {
     struct qed_field f = {QED_H_AUTOCLEAR, 8, 0};
 
-    if (q->logs) {
-        q->logs = false;
+    if (q->logs && !q->node->keep_session) {
         qed_write_header(q, &f, 1);
     }
+    q->logs = false;
+    q->node->session = 0;
+    q->node->keep_session = false;
 }
 
 /* What the specification wants done before the first write. */

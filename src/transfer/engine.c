@@ -21,6 +21,8 @@
 
 #include <errno.h>
 
+#include "base/log.h"
+#include "block/dirty_log.h"
 #include "run/file.h"
 #include "transfer/departure.h"
 #include "transfer/resume.h"
@@ -34,6 +36,7 @@ enum {
 #define DEFAULT_GRANULARITY 4096
 #define EPOCH_BYTES (256 * MIB)
 #define EPOCH_NS NS_PER_S
+#define CLEAR_NS (5 * NS_PER_S)
 
 static struct loop *
 loop_of(const struct transfer *t)
@@ -247,6 +250,51 @@ start_worker(struct transfer *t, const struct missing *m, bool hot, bool dirty)
 
 /* Epochs. */
 
+/* Was all of it copied, and is nothing of it missing again? */
+static bool
+is_alike(const struct transfer *t, uint64_t off, uint64_t len)
+{
+    return off + len <= t->passed && !t->error && !t->track.late &&
+           !transfer_is_active(t, off, len) &&
+           !dirty_set_any(&t->track.missing, off, len);
+}
+
+/*
+ * Takes regions out of the source's log.  Both sides are flushed: where the
+ * source alone loses what nobody flushed, the two are not alike.
+ */
+static int
+flush_and_clear(struct transfer *t)
+{
+    struct node *source = t->copy.source;
+    uint64_t at = 0, region = dirty_log_region(t->log), off, len;
+
+    dirty_log_watch(t->log);
+    grace_wait(&source->changes); /* what began before is known now */
+    while (dirty_log_next(t->log, at, source->size, &off, &len)) {
+        at = off + min_u64(len, region);
+        if (is_alike(t, off, at - off)) {
+            dirty_log_is_alike(t->log, off, at - off);
+        }
+        coro_relax();
+    }
+    int r = node_flush(source);
+
+    r = r ? r : node_flush(t->copy.target);
+    if (!r) {
+        dirty_log_clear(t->log);
+    }
+    t->cleared_ns = loop_now(loop_of(t));
+    return r;
+}
+
+static bool
+clearing_is_due(const struct transfer *t)
+{
+    return t->log && dirty_log_is_dirty(t->log) &&
+           loop_now(loop_of(t)) - t->cleared_ns >= t->clear_ns;
+}
+
 static void
 flush_main(void *arg)
 {
@@ -256,7 +304,11 @@ flush_main(void *arg)
      * A failure shows again at the last flush, which decides; a failed fsync
      * has made the node fail for good by then.
      */
-    node_flush(t->copy.target);
+    if (clearing_is_due(t)) {
+        flush_and_clear(t);
+    } else {
+        node_flush(t->copy.target);
+    }
     t->flushing = false;
     waitq_wake_all(&t->worker_done);
 }
@@ -286,7 +338,8 @@ close_epoch(struct transfer *t)
         return;
     }
     if (t->flushing || !t->epoch_bytes ||
-        (t->epoch_bytes < EPOCH_BYTES && now - t->epoch_start_ns < EPOCH_NS)) {
+        (t->epoch_bytes < EPOCH_BYTES && now - t->epoch_start_ns < EPOCH_NS &&
+         !clearing_is_due(t))) {
         return;
     }
     t->flushing = true;
@@ -598,6 +651,20 @@ saw_something_missing(void *arg)
     }
 }
 
+/* Nothing is missing: until that or the job changes. */
+static void
+wait_in_step(struct transfer *t)
+{
+    if (!t->log) {
+        waitq_wait(&t->job.wake);
+    } else if (!waitq_wait_until(&t->job.wake,
+                                 loop_now(loop_of(t)) + t->clear_ns) &&
+               !t->flushing && clearing_is_due(t)) {
+        t->flushing = true;
+        coro_start(loop_of(t), flush_main, t);
+    }
+}
+
 /* In step until the job is told to end; 0 where that is to be done. */
 static int
 follow(struct transfer *t)
@@ -621,7 +688,7 @@ follow(struct transfer *t)
         while (is_clean(t) && job->end == JOB_END_OPEN && !job->pauses &&
                !job_cancelled(job)) {
             job->current = job->total;
-            waitq_wait(&job->wake);
+            wait_in_step(t);
         }
     }
 }
@@ -692,6 +759,36 @@ transfer_work(struct transfer *t)
     return r ? r : t->error ? t->error : t->ignored;
 }
 
+/* So that after a crash only what changed is copied again. */
+static void
+begin_log(struct transfer *t)
+{
+    if (!t->note || !t->tracked || t->sinks || t->hybrid) {
+        return;
+    }
+    int r = dirty_log_begin(t->copy.source, t->copy.target, t->goes_on);
+
+    if (!r) {
+        t->log = t->copy.source->dirty_log;
+        t->cleared_ns = loop_now(loop_of(t));
+    } else if (r != -ENOTSUP) {
+        NODE_SAY(t->device, info,
+                 "%s: after a crash it will begin anew: the log of what "
+                 "changed cannot be written: %s",
+                 t->owner, err_text(r));
+    }
+}
+
+static void
+end_log(struct transfer *t)
+{
+    if (t->log) {
+        dirty_log_end(t->copy.source);
+        t->copy.target->keep_session = false;
+        t->log = NULL;
+    }
+}
+
 static int
 begin(struct transfer *t, struct err *err)
 {
@@ -703,7 +800,11 @@ begin(struct transfer *t, struct err *err)
         r = departure_prepare(t, err);
     }
     if (!r) {
+        begin_log(t);
         resume_record(t);
+        if (!t->journal) {
+            end_log(t);
+        }
     }
     return r || !t->recipe->begin ? r : t->recipe->begin(t, err);
 }
@@ -754,6 +855,8 @@ transfer_new(const struct transfer_recipe *recipe,
     t->max_in_flight =
         options->max_in_flight ? options->max_in_flight : DEFAULT_IN_FLIGHT;
     t->piece = options->piece ? options->piece : DEFAULT_PIECE;
+    t->goes_on = options->resumed;
+    t->clear_ns = options->clear_ns ? options->clear_ns : CLEAR_NS;
     t->release.max_extra = options->max_extra;
     t->delete_source = options->delete_source;
     t->exclusive = options->exclusive;
@@ -873,6 +976,9 @@ let_go(struct transfer *t, bool success)
         track_stop(&t->track);
     }
     resume_forget(t, success);
+    if (success || !t->job.jobs || !jobs_are_ending(t->job.jobs)) {
+        end_log(t);
+    }
     departure_end(t, false, NULL);
     departure_free_overlays(t);
     transfer_thaw(t);

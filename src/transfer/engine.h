@@ -59,6 +59,10 @@ struct transfer {
     char *note;
     struct node *device;
     struct journal *journal;
+    bool goes_on;          /* as one that an earlier daemon began */
+    struct dirty_log *log; /* the source's, where this keeps it up */
+    uint64_t cleared_ns;   /* when that was done last */
+    uint64_t clear_ns;     /* and how long that lasts */
     struct node *frozen;  /* from here down, edges stay where they are */
     bool holds_overlays;  /* and those from above to the source */
     struct node **writable; /* read-only again in the end */

@@ -255,6 +255,9 @@ job_main(void *arg)
     if (job->status == JOB_PAUSED || job->status == JOB_STANDBY) {
         set_status(job, job->ready ? JOB_READY : JOB_RUNNING);
     }
+    if (!r) {
+        job_pause_point(job); /* asked for in time; it cannot be resumed later */
+    }
     if (!r && !job->cancelled) {
         set_status(job, JOB_WAITING);
         set_status(job, JOB_PENDING);

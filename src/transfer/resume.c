@@ -19,6 +19,9 @@ static const char *const names[] = {
     [PRESET_STREAM] = "stream",
     [PRESET_COMMIT] = "commit",
     [PRESET_MERGE] = "merge",
+    [PRESET_MIRROR] = "mirror",
+    [PRESET_PRE_COPY] = "pre-copy",
+    [PRESET_HYBRID] = "hybrid",
 };
 
 static const char *const ways[] = {
@@ -54,6 +57,31 @@ set_file(json_t *note, const char *key, const struct node *node)
     }
 }
 
+/* What opens @node again, its file included, whatever else is there. */
+static json_t *
+options_of(const struct node *node)
+{
+    json_t *options = json_deep_copy(node->options);
+
+    if (node->file && json_is_string(json_object_get(options, "file"))) {
+        json_object_set_new(options, "file", options_of(node->file->child));
+    }
+    return options;
+}
+
+static void
+set_target(json_t *note, const struct transfer_options *o)
+{
+    json_object_update_new(
+        note,
+        json_pack("{s:s, s:o, s:i, s:i, s:i, s:I, s:b}", "target-node",
+                  o->target->name, "target-options", options_of(o->target),
+                  "copy-mode", (int)o->copy_mode, "sync", (int)o->sync,
+                  "finish", (int)o->finish, "granularity",
+                  (json_int_t)o->granularity, "upgrade", o->upgrade));
+    set_file(note, "target", o->target);
+}
+
 static json_t *
 folders(const struct transfer_options *o)
 {
@@ -71,7 +99,8 @@ resume_describe(enum transfer_preset preset, const struct transfer_options *o)
     const char *name =
         (size_t)preset < ARRAY_LEN(names) ? names[preset] : NULL;
 
-    if (!name || !node_local_file(o->device)) {
+    if (!name || !node_local_file(o->device) || o->replaces ||
+        (o->target && o->sync == SYNC_NONE)) {
         return NULL;
     }
     json_t *note = json_pack(
@@ -80,8 +109,8 @@ resume_describe(enum transfer_preset preset, const struct transfer_options *o)
         "preset", name, "into", ways[o->into], "speed", (json_int_t)o->speed,
         "max-extra", (json_int_t)o->max_extra, "wait", o->wait_for_verb,
         "release", o->release, "delete", o->delete_source, "exclusive",
-        o->exclusive, "keep-name", o->keep_name, "auto-finalize", o->auto_finalize, "auto-dismiss",
-        o->auto_dismiss, "on-error", (int)o->on_error, "on-target-error",
+        o->exclusive, "keep-name", o->keep_name, "auto-finalize",
+        o->auto_finalize, "auto-dismiss", o->auto_dismiss, "on-error", (int)o->on_error, "on-target-error",
         (int)o->on_target_error, "dependents-in", folders(o));
 
     if (o->backing_file) {
@@ -90,6 +119,9 @@ resume_describe(enum transfer_preset preset, const struct transfer_options *o)
     set_file(note, "device", o->device);
     set_file(note, "top", o->top);
     set_file(note, "base", o->base);
+    if (o->target) {
+        set_target(note, o);
+    }
     bool is_whole = (!o->top || json_object_get(note, "top")) &&
                     (!o->base || json_object_get(note, "base"));
     char *text = is_whole ? json_dumps(note, JSON_COMPACT) : NULL;
@@ -160,6 +192,26 @@ resume_record(struct transfer *t)
                  "of '%s' cannot be written: %s",
                  t->owner, image, err_text(r));
     }
+}
+
+void
+resume_record_as_stream(struct transfer *t)
+{
+    struct transfer_options o = {.device = t->copy.target,
+                                 .speed = t->job.speed,
+                                 .on_error = t->on_source_error,
+                                 .on_target_error = t->on_target_error,
+                                 .auto_finalize = t->job.auto_finalize,
+                                 .auto_dismiss = t->job.auto_dismiss};
+
+    resume_forget(t, true);
+    if (t->device) {
+        node_unref(t->device);
+    }
+    free(t->note);
+    t->device = node_ref(t->copy.target);
+    t->note = resume_describe(PRESET_STREAM, &o);
+    resume_record(t);
 }
 
 void
@@ -292,6 +344,65 @@ text(json_t *note, const char *key)
     return json_string_value(json_object_get(note, key));
 }
 
+/* One that is there, or as it was opened before; then *@ret_opened. */
+static int
+find_target(struct node *device, json_t *note, struct node **ret,
+            bool *ret_opened, struct err *err)
+{
+    json_t *what = json_object_get(note, "target");
+    const char *name = text(note, "target-node");
+
+    *ret_opened = false;
+    *ret = NULL;
+    if (!name) {
+        return 0;
+    }
+    *ret = graph_find(device->graph, name);
+    if (!*ret) {
+        int r = node_add(device->graph, json_object_get(note, "target-options"),
+                         ret, err);
+
+        if (r) {
+            err_prefix(err, "its target");
+            return r;
+        }
+        *ret_opened = true;
+    }
+    return !what || is_file(*ret, what)
+               ? 0
+               : err_set(err, -ESTALE, "its target '%s' is another file now",
+                         json_string_value(json_object_get(what, "file")));
+}
+
+/* What a copy is besides. */
+static void
+take_target_options(json_t *note, struct transfer_options *o)
+{
+    uint64_t mode = number(note, "copy-mode"), sync = number(note, "sync");
+
+    o->copy_mode =
+        mode <= COPY_MODE_FORWARD ? (enum copy_mode)mode : COPY_MODE_AUTO;
+    o->sync = sync < SYNC_NONE ? (enum sync_mode)sync : SYNC_FULL;
+    o->finish = number(note, "finish") ? FINISH_STAY : FINISH_SWITCH;
+    o->granularity = (uint32_t)number(note, "granularity");
+    o->upgrade = flag(note, "upgrade");
+}
+
+static int
+start_with_target(struct jobs *jobs, enum transfer_preset preset,
+                  struct transfer_options *o, json_t *note, struct err *err)
+{
+    bool opened;
+    int r = find_target(o->device, note, &o->target, &opened, err);
+
+    take_target_options(note, o);
+    r = r ? r : transfer_start(jobs, preset, o, err);
+    if (r && opened) {
+        node_del(o->device->graph, text(note, "target-node"), NULL);
+    }
+    return r;
+}
+
 static int
 start(struct jobs *jobs, struct node *device, json_t *note, bool paused,
       struct err *err)
@@ -312,8 +423,8 @@ start(struct jobs *jobs, struct node *device, json_t *note, bool paused,
         .backing_file = text(note, "backing-file"),
         .into = into < 0 ? MERGE_INTO_AUTO : (enum merge_into)into,
         .speed = number(note, "speed"),
-        .max_extra = number(note, "max-extra"),
         .wait_for_verb = flag(note, "wait"),
+        .max_extra = number(note, "max-extra"),
         .release = flag(note, "release"),
         .delete_source = flag(note, "delete"),
         .exclusive = flag(note, "exclusive"),
@@ -334,7 +445,9 @@ start(struct jobs *jobs, struct node *device, json_t *note, bool paused,
     int r = find_layer(device, note, "base", &o.base, err);
 
     r = r ? r : find_layer(device, note, "top", &o.top, err);
-    return r ? r : transfer_start(jobs, (enum transfer_preset)preset, &o, err);
+    return r ? r
+             : start_with_target(jobs, (enum transfer_preset)preset, &o, note,
+                                 err);
 }
 
 static void

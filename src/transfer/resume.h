@@ -27,6 +27,11 @@ char *resume_describe(enum transfer_preset preset,
  */
 void resume_record(struct transfer *t);
 /*
+ * The disk is on the target, whose layers below are all that is left to copy:
+ * from now on the record is that of a stream, in the target's journal.  Yields.
+ */
+void resume_record_as_stream(struct transfer *t);
+/*
  * The job has ended; its record goes, unless it is not @done and the daemon
  * ends, and the job with it.  Nothing where it has none.  Yields.
  */

@@ -85,6 +85,7 @@ struct transfer_options {
     bool auto_finalize, auto_dismiss;
     uint64_t max_in_flight; /* bytes; 0: the default, 64 MiB */
     uint64_t piece; /* bytes of one copy, a power of two; 0: 1 MiB */
+    uint64_t clear_ns; /* how often the log of what changed is; 0: 5 s */
 };
 
 /* What a transfer would do, as things are now. */

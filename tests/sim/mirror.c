@@ -316,9 +316,36 @@ stay(struct sweep *s)
                                      .finish = FINISH_STAY});
 }
 
+/* In step for some time: the log gets shorter, and longer again. */
+static void
+mirror_for_long(struct sweep *s)
+{
+    copy(s, &(struct sweep_transfer){.preset = PRESET_MIRROR,
+                                     .target = TO_QCOW2,
+                                     .wait_for_verb = true,
+                                     .at_any_time = true,
+                                     .finish = FINISH_STAY});
+}
+
+static void
+mirror_qed_for_long(struct sweep *s)
+{
+    copy(s, &(struct sweep_transfer){.preset = PRESET_MIRROR,
+                                     .target = TO_QED,
+                                     .mode = COPY_MODE_BACKGROUND,
+                                     .wait_for_verb = true,
+                                     .at_any_time = true,
+                                     .finish = FINISH_STAY});
+}
+
 #define COMMON                                                                 \
     .options = IMAGE("top", "qcow2", "top"), .size = SIZE, .guests = 2,        \
     .ops = 40, .max_states = 6, .think_ns = 2 * NS_PER_MS, .ends_on_target = true
+
+/* So that there are regions that nobody has touched for some time. */
+#define SELDOM                                                                 \
+    .options = IMAGE("top", "qcow2", "top"), .size = SIZE, .guests = 2,        \
+    .ops = 20, .max_states = 6, .think_ns = 8 * NS_PER_MS
 
 /* Where what matters is a moment, it is met by many short runs. */
 #define SHORT                                                                  \
@@ -460,6 +487,28 @@ static const struct sweep_setup setups[] = {
      .image = TWO QCOW2_COPY,
      .operation = stay,
      .disturb = sweep_cancel_job,
+     COMMON},
+    /* Nobody opens the target before the copy goes on, so the log counts. */
+    {.name = "mirror-stay-resumed",
+     .image = TWO QCOW2_COPY,
+     .operation = mirror_for_long,
+     .recover = sweep_resume_copy,
+     .disturb = sweep_cancel_job,
+     SELDOM},
+    {.name = "mirror-qed-resumed",
+     .image = TWO "create qed copy size=40960\n"
+                  "stale qed copy 0 80 9001\n",
+     .operation = mirror_qed_for_long,
+     .recover = sweep_resume_copy,
+     .disturb = sweep_pause_job,
+     SELDOM},
+    {.name = "mirror-switch-resumed",
+     .image = TWO QCOW2_COPY,
+     .judge_target = IMAGE("top", "qcow2", "copy"),
+     .operation = switch_to_qcow2,
+     .recover = sweep_resume_copy,
+     .disturb = sweep_cancel_job,
+     .leaves_a_record = true,
      COMMON},
 };
 

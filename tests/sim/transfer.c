@@ -42,6 +42,7 @@ start(struct sweep *s, struct jobs *jobs, const struct sweep_transfer *plan)
                                  .piece = 4096,
                                  .max_in_flight = 16384,
                                  .granularity = 512,
+                                 .clear_ns = NS_PER_MS,
                                  .speed = plan->speed,
                                  .finish = plan->finish,
                                  .copy_mode = plan->mode,
@@ -160,7 +161,10 @@ sweep_resume(struct sweep *s, struct graph *graph, struct node *top)
 
     resume_jobs(jobs, top, RESUME_AUTO);
     while ((job = first_running(jobs))) {
-        if (job->status == JOB_READY) {
+        if (job->status == JOB_READY &&
+            transfer_of(job)->finish == FINISH_STAY) {
+            job_cancel(job, false, NULL);
+        } else if (job->status == JOB_READY) {
             job_complete(job, NULL);
         }
         waitq_wait_until(&job->changed, loop_now(loop) + NS_PER_MS);
@@ -173,10 +177,46 @@ sweep_resume(struct sweep *s, struct graph *graph, struct node *top)
         s->resumed++;
     }
     jobs_free(jobs);
-    json_t *left = resume_list(loop, "top");
+    json_t *left = resume_list(loop, node_local_file(top)->filename);
 
     if (json_array_size(left)) {
         sweep_fail(s, "the journal still speaks of a job");
     }
     json_decref(left);
+}
+
+/* All of both; they are small. */
+static void
+must_be_alike(struct sweep *s, struct node *a, struct node *b)
+{
+    auto_free unsigned char *x = xmalloc(a->size), *y = xmalloc(a->size);
+
+    if (a->size > b->size || node_read_buf(a, 0, x, a->size) ||
+        node_read_buf(b, 0, y, a->size)) {
+        sweep_fail(s, "the copy that was resumed cannot be read");
+    }
+    for (uint64_t i = 0; i < a->size && !s->failures; i++) {
+        if (x[i] != y[i]) {
+            sweep_fail(s, "the copy that was resumed differs in sector %u",
+                       (unsigned)(i / 512));
+        }
+    }
+}
+
+void
+sweep_resume_copy(struct sweep *s, struct graph *graph, struct node *top)
+{
+    uint64_t before = s->resumed;
+
+    sweep_resume(s, graph, top);
+    struct node *target = graph_find(graph, "target");
+
+    if (s->resumed != before && !s->failures && !target) {
+        sweep_fail(s, "the copy that was resumed is not there");
+    } else if (s->resumed != before && !s->failures) {
+        must_be_alike(s, top, target);
+    }
+    if (target) {
+        node_del(graph, "target", NULL);
+    }
 }

@@ -40,6 +40,8 @@ void sweep_run_transfer(struct sweep *s, const struct sweep_transfer *plan);
  * then the journal says nothing any more.
  */
 void sweep_resume(struct sweep *s, struct graph *graph, struct node *top);
+/* The same; then "target" reads as the disk. */
+void sweep_resume_copy(struct sweep *s, struct graph *graph, struct node *top);
 /* The layer at @depth below the disk, or NULL. */
 struct node *sweep_layer(const struct sweep *s, unsigned depth);
 

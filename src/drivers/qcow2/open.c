@@ -289,6 +289,8 @@ begin_writing(struct node *node, struct err *err)
         return 0; /* it has no such bits, so it has no log */
     }
     q->autoclear = f.value = meta_start_log(q->meta);
+    node->session = q->autoclear;
+    node->last_session = old & META_LOG_AUTOCLEAR;
     int r = old & ~META_LOG_AUTOCLEAR ? qcow2_update_header(q, &f, 1)
             : old != q->autoclear     ? qcow2_write_header(q, &f, 1)
                                       : 0;
@@ -304,10 +306,11 @@ end_writing(struct qcow2 *q)
 {
     struct header_field f = {H_AUTOCLEAR, 8, 0};
 
-    if (q->autoclear) {
-        q->autoclear = 0;
+    if (q->autoclear && !q->node->keep_session) {
         qcow2_write_header(q, &f, 1);
     }
+    q->autoclear = q->node->session = 0;
+    q->node->keep_session = false;
 }
 
 static int

@@ -20,6 +20,7 @@
 #include "transfer/departure.h"
 #include "transfer/pivot.h"
 #include "transfer/recipes/recipes.h"
+#include "transfer/resume.h"
 
 enum { RETRY_MS = 20 };
 
@@ -189,6 +190,7 @@ switch_now(struct transfer *t, struct err *err)
     } while (r == -EAGAIN && !job_cancelled(&t->job));
     if (!r) {
         departure_arrive(t);
+        resume_record_as_stream(t);
         track_detach(track);
         t->ending = false;
         t->tracked = false;
@@ -251,7 +253,7 @@ hybrid_start(struct jobs *jobs, const struct transfer_options *o,
         return r;
     }
     /* Yields: another job could have moved the disk, were it not claimed. */
-    r = check_empty(o->target, err);
+    r = o->resumed ? 0 : check_empty(o->target, err);
     if (!r) {
         r = transfer_freeze(t, o->device, NULL, err);
     }

@@ -12,6 +12,7 @@
  */
 #include <errno.h>
 
+#include "block/dirty_log.h"
 #include "block/resize.h"
 #include "transfer/departure.h"
 #include "transfer/engine.h"
@@ -67,6 +68,14 @@ mirror_next(struct transfer *t, uint64_t off, uint64_t limit,
     }
     uint64_t end = min_u64(off + limit, source->size);
 
+    if (t->log) { /* of an earlier daemon's copy the rest is there */
+        uint64_t len;
+
+        if (!dirty_log_next(t->log, off, end, &off, &len)) {
+            off = end;
+        }
+        end = min_u64(end, off == end ? end : off + len);
+    }
     *ret = (struct missing){.off = end};
     while (off < end && t->sync != SYNC_NONE) {
         struct extent ext;

@@ -17,6 +17,7 @@
 #include "block/edit.h"
 #include "transfer/departure.h"
 #include "transfer/recipes/recipes.h"
+#include "transfer/resume.h"
 
 enum { DRAIN_DEADLINE_MS = 5000 };
 
@@ -28,10 +29,17 @@ post_copy_prepare(struct job *job, struct err *err)
     return r ? r : departure_end(transfer_of(job), true, err);
 }
 
+static int
+post_copy_run(struct job *job, struct err *err)
+{
+    resume_record_as_stream(transfer_of(job));
+    return transfer_run(job, err);
+}
+
 static const struct transfer_recipe recipe = {
     .driver = {.type = "copy",
                .is_block_job = true,
-               .run = transfer_run,
+               .run = post_copy_run,
                .prepare = post_copy_prepare,
                .clean = transfer_clean,
                .cancelled = transfer_cancelled},

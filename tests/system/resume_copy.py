@@ -1,0 +1,243 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""Copies and mirrors that outlive their daemon: the next one goes on, and copies
+what its log says has changed; what that cannot know is copied anew.
+
+resume_copy.py SLUICED
+"""
+import os
+import sys
+import time
+
+from harness import Daemon, Nbd, main, nbd_server, need, run
+
+SLUICED = os.path.abspath(sys.argv[1])
+MIB = 1 << 20
+SIZE = 64 * MIB
+REGION = SIZE // 256
+SPEED = 16 * MIB
+
+need("qemu-img", "qemu-io")
+
+
+def make(fmt="qcow2", target="qcow2"):
+    for name in os.listdir("."):
+        if not name.endswith(".sock"):
+            os.unlink(name)
+    run("qemu-img", "create", "-q", "-f", fmt, "top", str(SIZE))
+    run("qemu-io", "-f", fmt, "-c", f"write -P 1 0 {SIZE}", "top")
+    create_target(target)
+
+
+def create_target(target):
+    run("qemu-img", "create", "-q", "-f", target, "copy", str(SIZE))
+
+
+def daemon(fmt="qcow2", *more, disk="top"):
+    return Daemon(SLUICED, *nbd_server(), "--blockdev",
+                  f"driver={fmt},node-name=disk,file.driver=file,"
+                  f"file.filename={disk}", "--export",
+                  "nbd,id=e,node-name=disk,name=a,writable=on", *more)
+
+
+def add_target(q, target):
+    q.cmd("blockdev-add", driver=target, node_name="copy",
+          file={"driver": "file", "filename": "copy"})
+
+
+def wait_for(condition):
+    for _ in range(3000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not come")
+
+
+def job(q):
+    jobs = q.cmd("query-jobs")
+    return jobs[0] if jobs else None
+
+
+def moved(q):
+    return q.cmd("query-transfers")[0]["bytes-moved"]
+
+
+def ready(q):
+    wait_for(lambda: job(q)["status"] == "ready")
+
+
+def judge(fmt, target):
+    """The switch is over: both are alike, with what guests wrote."""
+    run("qemu-img", "check", "-q", "-f", target, "copy",
+        ok=(0, 3) if target != "raw" else (0, 63))
+    run("qemu-img", "compare", "-q", "-f", fmt, "-F", target, "top", "copy")
+    assert not [n for n in os.listdir(".") if "sluice" in n], os.listdir(".")
+
+
+def in_step(fmt, target):
+    """A mirror in step, whose log has been cleared; then a guest's write."""
+    make(fmt, target)
+    d = daemon(fmt).__enter__()
+    q = d.qmp()
+    add_target(q, target)
+    q.cmd("blockdev-mirror", job_id="j", device="disk", target="copy",
+          sync="full")
+    ready(q)
+    if target != "raw":
+        time.sleep(6)  # the log is cleared every 5 s
+    with Nbd("nbd.sock", "a") as nbd:
+        nbd.write(5 * MIB + 4096, b"n" * 4096)
+        nbd.write(40 * MIB, b"m" * 4096)
+    return d
+
+
+def only_what_changed(fmt, target, end):
+    def test():
+        d = in_step(fmt, target)
+        end(d)
+        d.wait()
+        with daemon(fmt) as d:
+            q = d.qmp()
+            wait_for(lambda: job(q))
+            ready(q)
+            assert 0 < moved(q) <= 2 * REGION, moved(q)
+            q.cmd("job-complete", id="j")
+            wait_for(lambda: not job(q))
+            d.stop()
+        judge(fmt, target)
+    test.__name__ = (f"{fmt} to {target}: only what changed is copied after "
+                     f"{end.__name__}")
+    return test
+
+
+def kill(d):
+    d.kill()
+
+
+def quit_(d):
+    d.stop()
+
+
+def all_anew(what, fmt, target, disturb):
+    def test():
+        kill_it = in_step(fmt, target)
+        kill_it.kill()
+        kill_it.wait()
+        disturb()
+        with daemon(fmt) as d:
+            q = d.qmp()
+            wait_for(lambda: job(q))
+            ready(q)
+            assert moved(q) >= SIZE, moved(q)
+            q.cmd("job-complete", id="j")
+            wait_for(lambda: not job(q))
+            d.stop()
+        judge(fmt, target)
+    test.__name__ = what
+    return test
+
+
+def another_program_writes():
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 9 20M 1M", "top")
+
+
+def the_target_is_made_anew():
+    create_target("qcow2")
+
+
+def nothing():
+    pass
+
+
+def cut_in_the_pass(fmt, target, command, **arguments):
+    def test():
+        make(fmt, target)
+        with daemon(fmt) as d:
+            q = d.qmp()
+            add_target(q, target)
+            q.cmd(command, job_id="j", device="disk", target="copy",
+                  speed=SPEED, **arguments)
+            time.sleep(0.5)
+            with Nbd("nbd.sock", "a") as nbd:
+                nbd.write(MIB, b"x" * 65536)
+                nbd.write(60 * MIB, b"y" * 65536)
+            d.kill()
+            d.wait()
+        with daemon(fmt) as d:
+            q = d.qmp()
+            wait_for(lambda: "goes on" in d.errors())
+            if job(q):
+                q.cmd("block-job-set-speed", device="j", speed=0)
+            if command == "blockdev-mirror" or \
+                    arguments.get("mode") == "hybrid":
+                ready(q)
+                q.cmd("job-complete", id="j")
+            wait_for(lambda: not job(q))
+            with Nbd("nbd.sock", "a") as nbd:
+                assert nbd.read(60 * MIB, 65536) == b"y" * 65536
+            d.stop()
+        judge(fmt, target)
+        info = run("qemu-img", "info", "copy")[1]
+        assert "backing file" not in info, info
+    mode = arguments.get("mode", "")
+    test.__name__ = (f"{command} {mode} of {fmt} to {target} goes on after a "
+                     "kill in its midst")
+    return test
+
+
+def a_post_copy_goes_on_where_the_disk_is():
+    make()
+    with daemon() as d:
+        q = d.qmp()
+        q.cmd("blockdev-add", driver="qcow2", node_name="copy", backing=None,
+              file={"driver": "file", "filename": "copy"})
+        q.cmd("block-copy", job_id="j", device="disk", target="copy",
+              mode="post-copy", speed=SPEED)
+        time.sleep(0.3)
+        with Nbd("nbd.sock", "a") as nbd:
+            nbd.write(60 * MIB, b"y" * 65536)
+        d.kill()
+        d.wait()
+    with daemon(disk="copy") as d:
+        q = d.qmp()
+        wait_for(lambda: job(q) or "goes on" in d.errors())
+        q.cmd("block-job-set-speed", device="j", speed=0)
+        wait_for(lambda: not job(q))
+        with Nbd("nbd.sock", "a") as nbd:
+            assert nbd.read(60 * MIB, 65536) == b"y" * 65536
+            assert nbd.read(59 * MIB, 65536) == b"\1" * 65536
+        d.stop()
+    assert "backing file" not in run("qemu-img", "info", "copy")[1]
+    assert not [n for n in os.listdir(".") if "sluice" in n], os.listdir(".")
+
+
+def what_was_cancelled_leaves_no_log():
+    make()
+    with daemon() as d:
+        q = d.qmp()
+        add_target(q, "qcow2")
+        q.cmd("blockdev-mirror", job_id="j", device="disk", target="copy",
+              sync="full")
+        ready(q)
+        assert os.path.exists("top.sluice-dirty")
+        q.cmd("job-cancel", id="j")
+        wait_for(lambda: not job(q))
+        assert not [n for n in os.listdir(".") if "sluice" in n]
+        d.stop()
+
+
+if __name__ == "__main__":
+    main([(f.__name__.replace("_", " "), f) for f in (
+        only_what_changed("qcow2", "qcow2", kill),
+        only_what_changed("qed", "qcow2", quit_),
+        all_anew("another program's write is copied, too", "qcow2", "qcow2",
+                 another_program_writes),
+        all_anew("a target that was made anew gets all", "qcow2", "qcow2",
+                 the_target_is_made_anew),
+        all_anew("a raw target gets all: nobody knows who wrote to it",
+                 "qcow2", "raw", nothing),
+        cut_in_the_pass("qcow2", "qed", "blockdev-mirror", sync="full"),
+        cut_in_the_pass("raw", "qcow2", "block-copy"),
+        cut_in_the_pass("qcow2", "qcow2", "block-copy", mode="hybrid"),
+        a_post_copy_goes_on_where_the_disk_is,
+        what_was_cancelled_leaves_no_log)])
