@@ -261,6 +261,118 @@ try_clone(struct piece *p)
     return r;
 }
 
+static int
+copy_part(struct piece *p, uint64_t off, uint64_t len)
+{
+    const struct copy *copy = p->copy;
+
+    if (!len) {
+        return 0;
+    }
+    p->off = off;
+    p->len = len;
+    int r = try_clone(p);
+
+    if (r == -ENOTSUP) {
+        r = read_source(copy, p);
+        if (!r) {
+            r = put_locked(p);
+        }
+        put_buffer(copy->buffers, take_ptr(p->data), p->len);
+    }
+    return r;
+}
+
+/* Compressed clusters that go over as they are. */
+
+/* Does the target take the extent at @off as @layer has it? */
+static bool
+is_kept(const struct copy *copy, uint64_t off, const struct extent *ext,
+        const struct node *layer)
+{
+    const struct node *target = copy->target;
+
+    return ext->kind == EXTENT_ENCODED && layer != target &&
+           layer->drv == target->drv && target->drv->write_encoded &&
+           layer->cluster_size == target->cluster_size &&
+           is_aligned(off, target->cluster_size) &&
+           (ext->len == target->cluster_size ||
+            (off + ext->len == target->size && layer->size == target->size));
+}
+
+static int
+put_encoded(struct piece *p, const struct encoded *data)
+{
+    struct extent ext = {.kind = EXTENT_UNALLOCATED};
+    int r = p->copy->fill ? node_status(p->copy->target, p->off, p->len, false,
+                                        &ext)
+                          : 0;
+
+    if (r || ext.kind != EXTENT_UNALLOCATED) {
+        p->result->skipped += r ? 0 : p->len;
+        return r;
+    }
+    r = node_write_encoded(p->copy->target, p->off, data, p->copy->flags,
+                           &p->hold);
+    p->result->copied += r ? 0 : data->len;
+    return r;
+}
+
+/* One cluster; -ENOTSUP where it is compressed no more, or cannot stay so. */
+static int
+copy_encoded(struct piece *p, uint64_t off, uint64_t len, struct node *layer)
+{
+    bool was_held = p->hold.held;
+    struct encoded data;
+    unsigned token = grace_enter(&layer->lookups);
+    int r = layer->drv->read_encoded(layer, off, p->copy->flags, &data);
+
+    grace_leave(&layer->lookups, token);
+    if (r) {
+        p->result->read_failed = r != -ENOTSUP;
+        return r;
+    }
+    p->off = off;
+    p->len = len;
+    if (!was_held) {
+        hold_target(p);
+    }
+    r = put_encoded(p, &data);
+    if (!was_held) {
+        range_lock_release(&p->copy->target->ranges, &p->hold);
+    }
+    free(data.data);
+    return r;
+}
+
+/* The piece, with what lies between such clusters in parts. */
+static int
+copy_mixed(struct piece *p)
+{
+    const struct copy *copy = p->copy;
+    uint64_t off = p->off, end = p->off + p->len, part = off;
+    uint64_t readable = min_u64(end, copy->source->size);
+    int r = 0;
+
+    while (off < readable && !r) {
+        struct node *layer;
+        struct extent ext;
+
+        r = chain_status(copy->source, NULL, off, readable - off, false, &ext,
+                         &layer);
+        p->result->read_failed = r != 0;
+        if (!r && is_kept(copy, off, &ext, layer)) {
+            r = copy_part(p, part, off - part);
+            part = off;
+            r = r ? r : copy_encoded(p, off, ext.len, layer);
+            part += r ? 0 : ext.len;
+            r = r == -ENOTSUP ? 0 : r;
+        }
+        off += ext.len;
+    }
+    return r ? r : copy_part(p, part, end - part);
+}
+
 int
 copy_range(const struct copy *copy, uint64_t off, uint64_t len,
            struct copy_result *ret)
@@ -277,15 +389,9 @@ copy_range(const struct copy *copy, uint64_t off, uint64_t len,
     if (copy->lock_first) {
         hold_target(&p);
     }
-    int r = try_clone(&p);
+    int r = copy->keep_encoded && !copy->known_zero ? copy_mixed(&p)
+                                                    : copy_part(&p, off, p.len);
 
-    if (r == -ENOTSUP) {
-        r = read_source(copy, &p);
-        if (!r) {
-            r = put_locked(&p);
-        }
-        put_buffer(copy->buffers, p.data, p.len);
-    }
     if (p.hold.held) {
         range_lock_release(&target->ranges, &p.hold);
     }

@@ -38,6 +38,11 @@ struct copy {
      */
     bool lock_first;
     bool known_zero; /* the source reads zero: do not read it */
+    /*
+     * Compressed clusters stay compressed, where the target's format takes them
+     * as they are.
+     */
+    bool keep_encoded;
     bool *no_clone;  /* set once blocks cannot be shared; NULL: never try */
     unsigned flags;  /* REQ_BACKGROUND */
 };

@@ -621,26 +621,57 @@ node_write_buf(struct node *node, uint64_t off, const void *buf, uint64_t len)
     return node_write(node, off, sg_one(&iov), 0, NULL);
 }
 
+/* A write of whole clusters whose bytes are not here. */
+static struct change
+change_of_clusters(struct node *node, uint64_t off, uint64_t len,
+                   unsigned flags)
+{
+    return (struct change){.node = node,
+                           .op = TAP_OP_WRITE,
+                           .off = off,
+                           .len = len,
+                           .quiet = flags & (REQ_BACKGROUND | REQ_QUIET),
+                           .background = flags & REQ_BACKGROUND};
+}
+
+static bool
+are_clusters(const struct node *node, uint64_t off, uint64_t len)
+{
+    return is_aligned(off, node->cluster_size) &&
+           (is_aligned(len, node->cluster_size) || off + len == node->size);
+}
+
 int
 node_clone(struct node *node, uint64_t off, struct node *from,
            uint64_t from_off, uint64_t len, unsigned flags,
            struct range_hold *hold)
 {
-    struct change c = {.node = node,
-                       .op = TAP_OP_WRITE,
-                       .off = off,
-                       .len = len,
-                       .quiet = flags & (REQ_BACKGROUND | REQ_QUIET),
-                       .background = flags & REQ_BACKGROUND};
-    bool whole = is_aligned(off, node->cluster_size) &&
-                 (is_aligned(len, node->cluster_size) ||
-                  off + len == node->size);
-    int r = node->drv->clone && whole ? change_begin(&c, hold) : -ENOTSUP;
+    struct change c = change_of_clusters(node, off, len, flags);
+    int r = node->drv->clone && are_clusters(node, off, len)
+                ? change_begin(&c, hold)
+                : -ENOTSUP;
 
     if (r) {
         return r;
     }
     r = node->drv->clone(node, off, from, from_off, len, flags, c.hold);
+    return change_end(&c, r, flags);
+}
+
+int
+node_write_encoded(struct node *node, uint64_t off, const struct encoded *data,
+                   unsigned flags, struct range_hold *hold)
+{
+    uint64_t len = min_u64(node->cluster_size, node->size - off);
+    struct change c = change_of_clusters(node, off, len, flags);
+    int r = node->drv->write_encoded && are_clusters(node, off, len)
+                ? change_begin(&c, hold)
+                : -ENOTSUP;
+
+    if (r) {
+        return r;
+    }
+    r = node->drv->write_encoded(node, off, data, flags, c.hold);
     return change_end(&c, r, flags);
 }
 

@@ -176,6 +176,14 @@ struct check_report {
 
 enum check_fix { CHECK_FIX_LEAKS = 1, CHECK_FIX_ERRORS = 2 };
 
+/* A cluster as a format encodes it. */
+struct encoded {
+    unsigned char *data; /* who has the struct frees it */
+    uint64_t len;
+    uint32_t cluster_size;
+    unsigned method; /* the format's own number */
+};
+
 /*
  * A driver.  A format has `map` and a data child; a protocol has none and
  * implements `read` for every byte.  NULL entries are emulated by block/io.c
@@ -211,6 +219,16 @@ struct driver {
     int (*clone)(struct node *node, uint64_t off, struct node *from,
                  uint64_t from_off, uint64_t len, unsigned flags,
                  struct range_hold *hold);
+    /*
+     * A whole cluster (EXTENT_ENCODED) as it lies in the file, to be written as
+     * one of another image without decoding it.  -ENOTSUP where it is none, or
+     * cannot be one there.
+     */
+    int (*read_encoded)(struct node *node, uint64_t off, unsigned flags,
+                        struct encoded *ret);
+    int (*write_encoded)(struct node *node, uint64_t off,
+                         const struct encoded *data, unsigned flags,
+                         struct range_hold *hold);
     /* Multiples of the cluster size.  -ENOTSUP: io.c writes zeroes. */
     int (*zero)(struct node *node, uint64_t off, uint64_t len, unsigned flags,
                 struct range_hold *hold);
@@ -474,6 +492,10 @@ int node_write_buf(struct node *node, uint64_t off, const void *buf,
 int node_clone(struct node *node, uint64_t off, struct node *from,
                uint64_t from_off, uint64_t len, unsigned flags,
                struct range_hold *hold);
+/* The cluster at @off. */
+int node_write_encoded(struct node *node, uint64_t off,
+                       const struct encoded *data, unsigned flags,
+                       struct range_hold *hold);
 int node_zero(struct node *node, uint64_t off, uint64_t len, unsigned flags,
               struct range_hold *hold);
 int node_discard(struct node *node, uint64_t off, uint64_t len);

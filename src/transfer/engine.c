@@ -242,6 +242,7 @@ start_worker(struct transfer *t, const struct missing *m, bool hot, bool dirty)
     w->copy.buffers = &t->buffers;
     w->copy.no_clone = &t->no_clone;
     w->copy.lock_first = t->tracked;
+    w->copy.keep_encoded = t->release.side;
     list_push(&t->active, &w->link);
     t->workers++;
     t->in_flight += m->len;

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <zlib.h>
 
 #include "base/bytes.h"
 #include "sim/sweep.h"
@@ -23,6 +24,48 @@ sweep_fill(struct node *node, struct oracle *o, uint64_t sector, uint64_t n,
         if (o) {
             oracle_init(o, sector + i, first_tag + i);
         }
+    }
+}
+
+/* A raw deflate stream, as qcow2's. */
+static struct encoded
+encode(const unsigned char *plain, uint32_t len)
+{
+    z_stream z = {.next_in = (unsigned char *)(uintptr_t)plain,
+                  .avail_in = len,
+                  .avail_out = len};
+    struct encoded out = {.data = xmalloc(len), .cluster_size = len};
+
+    z.next_out = out.data;
+    if (deflateInit2(&z, Z_BEST_SPEED, Z_DEFLATED, -12, 9,
+                     Z_DEFAULT_STRATEGY) != Z_OK ||
+        deflate(&z, Z_FINISH) != Z_STREAM_END) {
+        abort();
+    }
+    out.len = z.total_out;
+    deflateEnd(&z);
+    return out;
+}
+
+/* As sweep_fill(), by whole clusters, which are compressed. */
+static void
+fill_packed(struct node *node, struct oracle *o, uint64_t sector, uint64_t n,
+            uint64_t first_tag)
+{
+    uint32_t cluster = node->cluster_size, per = cluster / SECTOR;
+    auto_free unsigned char *buf = xmalloc(cluster);
+
+    for (uint64_t at = 0; at < n; at += per) {
+        for (uint64_t i = 0; i < per; i++) {
+            sector_fill(buf + i * SECTOR, first_tag + at + i);
+            oracle_init(o, sector + at + i, first_tag + at + i);
+        }
+        struct encoded data = encode(buf, cluster);
+
+        if (node_write_encoded(node, (sector + at) * SECTOR, &data, 0, NULL)) {
+            abort();
+        }
+        free(data.data);
     }
 }
 
@@ -81,12 +124,16 @@ create(struct graph *graph, const char *format, const char *name,
     must_create(graph, strcmp(format, "raw") ? format : "file", options);
 }
 
-/*
- * @o NULL: the disk does not read that.  @stale: it is an unfinished copy of
- * something else, as a transfer leaves it.
- */
+enum fill {
+    FILL,
+    FILL_STALE,  /* an unfinished copy of something else, as a transfer
+                  * leaves it */
+    FILL_PACKED, /* compressed */
+};
+
+/* @o NULL: the disk does not read that. */
 static void
-fill(struct graph *graph, struct oracle *o, bool stale, const char *format,
+fill(struct graph *graph, struct oracle *o, enum fill how, const char *format,
      const char *name, const unsigned long long *v)
 {
     json_t *options =
@@ -99,8 +146,12 @@ fill(struct graph *graph, struct oracle *o, bool stale, const char *format,
         printf("# filling %s: %s\n", name, err.msg);
         abort();
     }
-    sweep_fill(node, o, v[0], v[1], v[2]);
-    if (stale && node->drv->set_incomplete(node, true, &err)) {
+    if (how == FILL_PACKED) {
+        fill_packed(node, o, v[0], v[1], v[2]);
+    } else {
+        sweep_fill(node, o, v[0], v[1], v[2]);
+    }
+    if (how == FILL_STALE && node->drv->set_incomplete(node, true, &err)) {
         abort();
     }
     json_decref(options);
@@ -134,13 +185,16 @@ obey(struct graph *graph, struct oracle *o, const char *line)
         create(graph, format, name, line + at);
     } else if (sscanf(line, "fill %31s %63s %llu %llu %llu", format, name,
                       &v[0], &v[1], &v[2]) == 5) {
-        fill(graph, o, false, format, name, v);
+        fill(graph, o, FILL, format, name, v);
+    } else if (sscanf(line, "pack %31s %63s %llu %llu %llu", format, name,
+                      &v[0], &v[1], &v[2]) == 5) {
+        fill(graph, o, FILL_PACKED, format, name, v);
     } else if (sscanf(line, "stale %31s %63s %llu %llu %llu", format, name,
                       &v[0], &v[1], &v[2]) == 5) {
-        fill(graph, NULL, true, format, name, v);
+        fill(graph, NULL, FILL_STALE, format, name, v);
     } else if (sscanf(line, "unread %31s %63s %llu %llu %llu", format, name,
                       &v[0], &v[1], &v[2]) == 5) {
-        fill(graph, NULL, false, format, name, v);
+        fill(graph, NULL, FILL, format, name, v);
     } else if (sscanf(line, "litter %63s %llu", name, &v[0]) == 2) {
         litter(graph, name, v[0]);
     } else if (sscanf(line, "hide %llu %llu", &v[0], &v[1]) == 2) {

@@ -71,6 +71,15 @@ enum { SIZE = 40 * 1024 };
     "backing-fmt=qcow2 size=29184\n"                                           \
     "fill qcow2 base 5 40 1\n"
 
+/* Above the base compressed clusters, some of them over compressed ones. */
+#define PACKED                                                                 \
+    "create qcow2 base cluster-size=4096 size=40960\n"                         \
+    "pack qcow2 base 0 48 1\n"                                                 \
+    "create qcow2 top cluster-size=4096 backing-file=base "                    \
+    "backing-fmt=qcow2 size=40960\n"                                           \
+    "pack qcow2 top 24 48 2001\n"                                              \
+    "fill qcow2 top 72 3 3001\n"
+
 static void
 merge(struct sweep *s, const struct sweep_transfer *plan)
 {
@@ -249,6 +258,18 @@ static const struct sweep_setup setups[] = {
      .image = SHORT_BASE QCOW2_TOP("1024", "qcow2"),
      .judge_moved = IMAGE("qcow2", "base"),
      .operation = sink,
+     DISK,
+     COMMON},
+    {.name = "merge-packed",
+     .image = PACKED,
+     .judge_moved = IMAGE("qcow2", "base"),
+     .operation = sink,
+     DISK,
+     COMMON},
+    {.name = "merge-up-packed",
+     .image = PACKED,
+     .operation = rise,
+     .recover = sweep_resume,
      DISK,
      COMMON},
     {.name = "merge-three",

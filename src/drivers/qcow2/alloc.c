@@ -9,6 +9,10 @@
  * that it counts, which is free since nothing counts it.  So a block counts
  * itself, and is durable before the refcount table names it.  A refcount table
  * that is full is replaced by a larger one the same way.
+ *
+ * Compressed clusters are packed: `packed` is where the next one may go in a
+ * cluster that counts those before it.  It may reach into the following cluster
+ * if that is free.  A cluster whose last one goes takes nothing more in.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -403,6 +407,73 @@ qcow2_set_refcount(struct qcow2 *q, uint64_t index, uint64_t count)
     return r || !block ? r : put_count(q, block, index, count);
 }
 
+static bool
+is_packed(const struct qcow2 *q, uint64_t index)
+{
+    return q->packed && q->packed >> q->cluster_bits == index;
+}
+
+/* What is left of the cluster that is being packed; 0: take another. */
+static int
+packed_rest(struct qcow2 *q, uint64_t *ret, uint64_t *ret_count)
+{
+    uint64_t most = q->refcount_order == 6
+                        ? UINT64_MAX
+                        : (1ULL << (1u << q->refcount_order)) - 1;
+
+    *ret = 0;
+    if (!q->packed) {
+        return 0;
+    }
+    int r = qcow2_refcount(q, q->packed >> q->cluster_bits, ret_count);
+
+    if (!r && *ret_count && *ret_count < most) {
+        *ret = q->cluster_size - in_cluster(q, q->packed);
+    }
+    return r;
+}
+
+static int
+pack(struct qcow2 *q, uint64_t len, uint64_t *ret_off)
+{
+    uint64_t rest, count = 0, index = 0, n = 0, block, at = q->packed;
+    int r = packed_rest(q, &rest, &count);
+
+    if (!r && rest < len) {
+        r = find_free(q, 1, &index, &n);
+        r = r ? r : take(q, index, 1);
+        if (r) {
+            return r;
+        }
+        q->virgin = max_u64(q->virgin, index + 1);
+        q->hint = index + 1;
+        if (!rest || at + rest != index << q->cluster_bits) {
+            at = index << q->cluster_bits;
+            rest = 0;
+        }
+    }
+    if (!r && rest) {
+        r = block_of(q, at >> q->cluster_bits, &block);
+        r = r ? r : put_count(q, block, at >> q->cluster_bits, count + 1);
+    }
+    if (r) {
+        return r; /* where one was taken, it leaks */
+    }
+    *ret_off = at;
+    q->packed = in_cluster(q, at + len) ? at + len : 0;
+    return 0;
+}
+
+int
+qcow2_alloc_packed(struct qcow2 *q, uint64_t len, uint64_t *ret_off)
+{
+    comutex_lock(&q->alloc_lock);
+    int r = pack(q, len, ret_off);
+
+    comutex_unlock(&q->alloc_lock);
+    return r;
+}
+
 /* Lowers counts; false in *ret_free where a cluster is still in use. */
 static int
 lower(struct qcow2 *q, uint64_t index, bool *ret_free)
@@ -416,6 +487,9 @@ lower(struct qcow2 *q, uint64_t index, bool *ret_free)
     }
     if (!r && *ret_free && index < q->hint) {
         q->hint = index;
+    }
+    if (*ret_free && is_packed(q, index)) {
+        q->packed = 0;
     }
     return r;
 }
@@ -434,6 +508,22 @@ qcow2_unalloc(struct qcow2 *q, uint64_t off, uint64_t n)
     return r;
 }
 
+/* Only one still uses the cluster, which takes nothing more in. */
+static bool
+is_last_use(struct qcow2 *q, uint64_t index)
+{
+    uint64_t count = 0;
+
+    comutex_lock(&q->alloc_lock);
+    bool last = !qcow2_refcount(q, index, &count) && count == 1;
+
+    if (last && is_packed(q, index)) {
+        q->packed = 0;
+    }
+    comutex_unlock(&q->alloc_lock);
+    return last;
+}
+
 /*
  * A compressed cluster shares its host clusters with others: each sharer has
  * its count, and what reaches zero is free.  An error leaves a leak.
@@ -445,12 +535,12 @@ qcow2_freed(struct node *node, uint64_t off, uint64_t len)
     uint64_t first = off >> q->cluster_bits;
     uint64_t end = div_up(off + len, q->cluster_size);
 
+    qcow2_forget_plain(q, off, len);
     for (uint64_t i = first; i < end; i++) {
-        uint64_t count = 0;
         bool is_free;
 
         /* Punched while it still counts as used: nobody can take it. */
-        if (q->punch_freed && !qcow2_refcount(q, i, &count) && count == 1) {
+        if (q->punch_freed && is_last_use(q, i)) {
             node_discard(file_of(q), i << q->cluster_bits, q->cluster_size);
         }
         comutex_lock(&q->alloc_lock);

@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /*
- * Reading compressed clusters ("Compressed Clusters Descriptor").
+ * Compressed clusters ("Compressed Clusters Descriptor"): reading them, and
+ * taking them over from another image as they are.
  *
  * Decompression runs off the loop: 64 KiB take a fraction of a millisecond,
  * which other disks' guests would feel.  The last few clusters are kept, since
  * small reads ask for the same one again and again; a compressed cluster never
  * changes while its entry stays.
+ *
+ * Several of them share a host cluster, which counts each (alloc.c).  What is
+ * written begins on a sector, so that no write touches one that is there.
  */
 #include <errno.h>
 #include <zlib.h>
@@ -83,16 +87,18 @@ inflate_in_worker(void *arg)
     c->result = c->compression ? inflate_zstd(c) : inflate_deflate(c);
 }
 
+/* What the entry names; the caller frees it. */
 static int
-decompress(struct qcow2 *q, uint64_t entry, unsigned char *out, unsigned flags)
+read_bytes(struct qcow2 *q, uint64_t entry, unsigned flags,
+           struct encoded *ret)
 {
     uint64_t off, len;
 
     qcow2_compressed_range(q, entry, &off, &len);
-    auto_free unsigned char *in = try_alloc(len);
-    struct iovec iov = {in, len};
+    auto_free unsigned char *data = try_alloc(len);
+    struct iovec iov = {data, len};
 
-    if (!in) {
+    if (!data) {
         return -ENOMEM;
     }
     if (off >= q->node->file->child->size) {
@@ -100,16 +106,30 @@ decompress(struct qcow2 *q, uint64_t entry, unsigned char *out, unsigned flags)
     }
     int r = node_read(q->node->file->child, off, sg_one(&iov), flags);
 
+    if (!r) {
+        *ret = (struct encoded){take_ptr(data), len, (uint32_t)q->cluster_size,
+                                q->compression};
+    }
+    return r;
+}
+
+static int
+decompress(struct qcow2 *q, uint64_t entry, unsigned char *out, unsigned flags)
+{
+    struct encoded in;
+    int r = read_bytes(q, entry, flags, &in);
+
     if (r) {
         return r;
     }
-    struct inflate_call call = {.in = in,
+    struct inflate_call call = {.in = in.data,
                                 .out = out,
-                                .in_len = len,
+                                .in_len = in.len,
                                 .out_len = q->cluster_size,
                                 .compression = q->compression};
 
     offload(graph_loop(q->node->graph), &q->workers, inflate_in_worker, &call);
+    free(in.data);
     return call.result;
 }
 
@@ -137,6 +157,23 @@ keep_plain(struct qcow2 *q, uint64_t entry, unsigned char *data)
     }
     free(oldest->data);
     *oldest = (struct plain_cluster){entry, data, ++q->stamp};
+}
+
+void
+qcow2_forget_plain(struct qcow2 *q, uint64_t off, uint64_t len)
+{
+    for (int i = 0; i < PLAIN_SLOTS; i++) {
+        struct plain_cluster *plain = &q->plain[i];
+        uint64_t at = 0, n = 0;
+
+        if (plain->entry) {
+            qcow2_compressed_range(q, plain->entry, &at, &n);
+        }
+        if (at < off + len && off < at + n) {
+            free(plain->data);
+            *plain = (struct plain_cluster){0};
+        }
+    }
 }
 
 void
@@ -182,4 +219,77 @@ qcow2_read_compressed(struct node *node, uint64_t off, struct sg sg,
     sg_copy_from(sg, out + in_cluster(q, off));
     keep_plain(q, entry, out);
     return 0;
+}
+
+/* Taking over. */
+
+int
+qcow2_read_encoded(struct node *node, uint64_t off, unsigned flags,
+                   struct encoded *ret)
+{
+    struct qcow2 *q = qcow2_of(node);
+    uint64_t entry;
+    unsigned n;
+    int r = qcow2_lookup(q, off, &entry, 1, &n);
+
+    if (!r && entry_kind(q, entry) != C_COMPRESSED) {
+        r = -ENOTSUP;
+    }
+    return r ? r : read_bytes(q, entry, flags, ret);
+}
+
+/* The entry for @len bytes at @off, which lie on sectors; 0: there is none. */
+static uint64_t
+entry_of(const struct qcow2 *q, uint64_t off, uint64_t len)
+{
+    unsigned x = 62 - (q->cluster_bits - 8);
+    uint64_t more = len / SECTOR - 1;
+
+    return off >> x || more >> (62 - x)
+               ? 0
+               : ENTRY_COMPRESSED | more << x | off;
+}
+
+static int
+write_packed(struct qcow2 *q, uint64_t off, uint64_t host,
+             const struct encoded *data, uint64_t len, unsigned flags)
+{
+    static const unsigned char zeroes[SECTOR];
+    struct iovec iov[2] = {{data->data, data->len},
+                           {(void *)(uintptr_t)zeroes, len - data->len}};
+    struct sg sg = {.iov = iov, .len = len};
+    uint64_t entry = entry_of(q, host, len);
+    int r = entry ? node_write(q->node->file->child, host, sg, flags, NULL)
+                  : -ENOTSUP;
+
+    return r ? r : qcow2_set_entry(q, off, entry);
+}
+
+int
+qcow2_write_encoded(struct node *node, uint64_t off,
+                    const struct encoded *data, unsigned flags,
+                    struct range_hold *hold)
+{
+    struct qcow2 *q = qcow2_of(node);
+    uint64_t len = align_up(data->len, SECTOR), host;
+
+    if (data->method != q->compression ||
+        data->cluster_size != q->cluster_size || !len ||
+        len > q->cluster_size) {
+        return -ENOTSUP;
+    }
+    range_lock_widen(&node->ranges, hold, off, off + q->cluster_size);
+    int r = qcow2_alloc_packed(q, len, &host);
+
+    if (r) {
+        return r;
+    }
+    r = write_packed(q, off, host, data, len, flags);
+    if (r) { /* where this fails too, they leak */
+        uint64_t first = align_down(host, q->cluster_size);
+
+        qcow2_unalloc(q, first,
+                      div_up(host + len - first, q->cluster_size));
+    }
+    return r;
 }

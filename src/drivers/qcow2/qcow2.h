@@ -109,6 +109,8 @@ struct qcow2 {
     struct comutex alloc_lock;
     uint64_t hint;   /* no cluster before this index is free */
     uint64_t virgin; /* from this index on, the file was never written */
+    /* Within a cluster of compressed ones: where the next may go; 0: nowhere. */
+    uint64_t packed;
     bool punch_freed; /* clusters that are given back are punched */
 
     struct offload_group workers;
@@ -160,6 +162,11 @@ int qcow2_alloc(struct qcow2 *q, uint64_t n, uint64_t *ret_off, uint64_t *ret_n,
                 bool *ret_zero);
 /* Exactly @n in one piece. */
 int qcow2_alloc_exact(struct qcow2 *q, uint64_t n, uint64_t *ret_off);
+/*
+ * @len bytes, on a sector, for a compressed cluster: behind the last one where
+ * there is room.  To be given back as the clusters that it reaches into.
+ */
+int qcow2_alloc_packed(struct qcow2 *q, uint64_t len, uint64_t *ret_off);
 /* Gives back clusters that nothing on disk or in the cache names. */
 int qcow2_unalloc(struct qcow2 *q, uint64_t off, uint64_t n);
 /* Called by the cache: nothing names the range any more, durably. */
@@ -174,6 +181,13 @@ void qcow2_compressed_range(const struct qcow2 *q, uint64_t entry,
 /* compress.c */
 int qcow2_read_compressed(struct node *node, uint64_t off, struct sg sg,
                           unsigned flags);
+int qcow2_read_encoded(struct node *node, uint64_t off, unsigned flags,
+                       struct encoded *ret);
+int qcow2_write_encoded(struct node *node, uint64_t off,
+                        const struct encoded *data, unsigned flags,
+                        struct range_hold *hold);
+/* Nothing names the range any more: it may hold something else soon. */
+void qcow2_forget_plain(struct qcow2 *q, uint64_t off, uint64_t len);
 void qcow2_compress_fini(struct qcow2 *q);
 
 /* write.c */
