@@ -93,7 +93,7 @@ format_of(const unsigned char magic[4])
 static bool
 shows(const struct node *node, const struct file *f)
 {
-    const struct node *file = node ? node_local_file(node) : NULL;
+    const struct node *file = node ? node_own_file(node) : NULL;
 
     return file && f->dev == file->file_id.dev && f->ino == file->file_id.ino;
 }
@@ -208,7 +208,7 @@ look_in(struct search *s, const char *in, struct err *err)
 static int
 look_everywhere(struct search *s, struct err *err)
 {
-    int r = look_in(s, s->file->filename, err);
+    int r = s->file->is_device ? 0 : look_in(s, s->file->filename, err);
 
     for (size_t i = 0; i < s->what->n_folders && !r; i++) {
         auto_free char *in = xasprintf("%s/.", s->what->folders[i]);
@@ -221,7 +221,9 @@ look_everywhere(struct search *s, struct err *err)
 int
 dependents_check(const struct dependents_search *what, struct err *err)
 {
-    const struct node *file = node_local_file(what->node);
+    const struct node *file = what->stays || what->may_be_device
+                                  ? node_own_file(what->node)
+                                  : node_local_file(what->node);
     struct search s = {what, file, 0};
 
     if (!file && what->stays) {
@@ -232,7 +234,7 @@ dependents_check(const struct dependents_search *what, struct err *err)
                        "Node '%s' is no regular file that could be deleted",
                        what->node->name);
     }
-    if (what->node->read_only && !what->stays) {
+    if (what->node->read_only && !what->stays && !what->is_opened_to_look) {
         return err_set(err, -EACCES,
                        "'%s' may not be deleted: node '%s' is read-only",
                        file->filename, what->node->name);

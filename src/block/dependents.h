@@ -11,6 +11,8 @@ struct dependents_search {
     const char *const *folders; /* to be searched beside its own */
     size_t n_folders;
     bool stays;     /* its data goes, not its file */
+    bool is_opened_to_look; /* read-only for that alone */
+    bool may_be_device; /* whose header goes */
     bool exclusive; /* the operator says that nobody outside uses it */
 };
 
@@ -18,8 +20,8 @@ struct dependents_search {
  * 0 where nobody uses the image's file: no other node here, no other program
  * by QEMU's locks, no image in the folders as its backing file.  -EBUSY with
  * what was searched and found; where the file is to go, -EACCES where it is
- * read-only, -ENOTSUP where it is no regular file.  What is no regular file
- * has no folder that could be searched.  Yields.
+ * read-only, -ENOTSUP where it is no regular file.  A block device has no
+ * folder of its own that could be searched.  Yields.
  */
 int dependents_check(const struct dependents_search *search, struct err *err);
 

@@ -440,12 +440,21 @@ root_set_claim(struct root *root, enum claim claim)
     root_link(root, node);
 }
 
+/* What @node shows of itself, or reads through to; NULL: nothing. */
+static const struct node *
+below(const struct node *node)
+{
+    return node->backing                         ? node->backing->child
+           : node->drv->is_filter && node->file ? node->file->child
+                                                : NULL;
+}
+
 /* The first unfinished copy from @top down; NULL where there is none. */
 static const struct node *
 find_unfinished(const struct node *top)
 {
     while (top && !top->incomplete) {
-        top = top->backing ? top->backing->child : NULL;
+        top = below(top);
     }
     return top;
 }

@@ -496,7 +496,9 @@ change_end(struct change *c, int r, unsigned flags)
     if (c->hold == &c->own) {
         range_lock_release(&c->node->ranges, &c->own);
     }
-    return !r && flags & REQ_FUA ? node_flush(c->node) : r;
+    bool now = flags & REQ_FUA || (c->node->is_unlogged && !c->background);
+
+    return !r && now ? node_flush(c->node) : r;
 }
 
 /*

@@ -88,6 +88,7 @@ struct node {
     char *filename;   /* for messages: the file that it shows; may be NULL */
     struct file_id file_id;         /* of that file */
     uint64_t file_born;             /* see struct file */
+    bool is_device;                 /* that is a block device */
     const struct file_set *above;   /* while it is opened: see node_set_file() */
     /*
      * Formats, while it can be written: the number in its header, another one
@@ -96,6 +97,11 @@ struct node {
      */
     uint64_t session, last_session;
     bool keep_session;
+    /*
+     * A kill would take what is acknowledged (rule 10): what it takes to find
+     * it again has no room in shared memory.  So each change is flushed first.
+     */
+    bool is_unlogged;
     struct dirty_log *dirty_log; /* dirty_log.h; or NULL */
     struct backing_ref header_backing;
     unsigned refs;
@@ -399,6 +405,8 @@ void chain_let_go(struct node *top);
 bool chain_contains(const struct node *top, const struct node *node);
 /* The last layer of the chain from @top down.  Does not yield. */
 struct node *chain_bottom(struct node *top);
+/* The image that @node, a filter or more of them, shows.  Does not yield. */
+struct node *node_skip_filters(struct node *node);
 /* The format under which a header names the disk that @node shows. */
 const char *node_image_format(const struct node *node);
 /*
@@ -456,6 +464,8 @@ int node_set_active(struct node *node, bool active, struct err *err);
 int node_check_active(const struct node *node, struct err *err);
 /* The node of the regular file that @node is in, or NULL.  Does not yield. */
 const struct node *node_local_file(const struct node *node);
+/* As node_local_file(), of a block device, too. */
+const struct node *node_own_file(const struct node *node);
 struct switch_intent;
 /*
  * Unlinks the source of a switch, durably, where its name still means the file

@@ -349,6 +349,15 @@ node_set_file(struct node *node, struct file_id id, struct err *err)
     return 0;
 }
 
+struct node *
+node_skip_filters(struct node *node)
+{
+    while (node->drv->is_filter && node->file) {
+        node = node->file->child;
+    }
+    return node;
+}
+
 const char *
 node_image_format(const struct node *node)
 {

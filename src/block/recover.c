@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "block/dependents.h"
 #include "block/dirty_log.h"
 #include "block/graph_internal.h"
 #include "journal/intent.h"
@@ -14,35 +15,50 @@
 #include "run/file.h"
 
 const struct node *
-node_local_file(const struct node *node)
+node_own_file(const struct node *node)
 {
     while (node->file) {
         node = node->file->child;
     }
-    return node->filename && node->file_id.ino &&
-                   !strcmp(node->drv->name, "file")
-               ? node
-               : NULL;
+    return node->filename && node->file_id.ino ? node : NULL;
 }
 
-/* Is the target unfinished?  Nobody need be able to write it. */
+const struct node *
+node_local_file(const struct node *node)
+{
+    const struct node *file = node_own_file(node);
+
+    return file && !file->is_device ? file : NULL;
+}
+
+/* Opens it to be looked at: nobody need be able to write it. */
 static int
-ask_target(struct graph *graph, const struct switch_intent *i, bool *ret,
-           struct err *err)
+look_at(struct graph *graph, const struct intent_file *image, struct node **ret,
+        struct err *err)
 {
     json_t *options = json_pack(
-        "{s:s, s:b, s:b, s:n, s:{s:s, s:s}}", "driver", i->target_format,
+        "{s:s, s:b, s:b, s:n, s:{s:s, s:s}}", "driver", image->format,
         "read-only", 1, "force-share", 1, "backing", "file", "driver", "file",
-        "filename", i->target.path);
-    const struct driver *drv = graph_driver(graph, i->target_format);
-    struct node *target;
+        "filename", image->path);
+    const struct driver *drv = graph_driver(graph, image->format);
 
     if (drv && !drv->set_backing) {
         json_object_del(options, "backing");
     }
-    int r = node_open(graph, options, &target, err);
+    int r = node_open(graph, options, ret, err);
 
     json_decref(options);
+    return r;
+}
+
+/* Is the target unfinished? */
+static int
+ask_target(struct graph *graph, const struct switch_intent *i, bool *ret,
+           struct err *err)
+{
+    struct node *target;
+    int r = look_at(graph, &i->target, &target, err);
+
     if (!r) {
         *ret = target->incomplete;
         node_unref(target);
@@ -53,7 +69,40 @@ ask_target(struct graph *graph, const struct switch_intent *i, bool *ret,
 static bool
 is_same(const struct intent_file *a, const struct node *file)
 {
-    return a->ino == file->file_id.ino;
+    return a->ino == file->file_id.ino &&
+           (!a->born || !file->file_born || a->born == file->file_born);
+}
+
+/*
+ * Who was not there may have used the old image since, or made a clone of it:
+ * what was looked for at the switch is looked for again.
+ */
+static int
+check_source(struct node *disk, const struct switch_intent *i,
+             struct err *err)
+{
+    struct node *source;
+    int r = look_at(disk->graph, &i->source, &source, err);
+
+    if (r) {
+        return r;
+    }
+    const struct dependents_search search = {
+        .node = source,
+        .except = disk,
+        .folders = (const char *const *)i->folders,
+        .n_folders = i->n_folders,
+        .is_opened_to_look = true,
+        .exclusive = i->exclusive,
+    };
+
+    if (i->source_session && source->last_session != i->source_session) {
+        r = err_set(err, -ESTALE, "'%s' was written to since",
+                    i->source.path);
+    }
+    r = r ? r : dependents_check(&search, err);
+    node_unref(source);
+    return r;
 }
 
 /* The image is what the disk was moved away from. */
@@ -109,7 +158,8 @@ source_delete(struct loop *loop, const struct switch_intent *i,
         return 0;
     }
     if (!r) {
-        bool same = f->dev == i->source.dev && f->ino == i->source.ino;
+        bool same = f->ino == i->source.ino &&
+                    (!i->source.born || f->born == i->source.born);
 
         file_close(f);
         if (!same) {
@@ -138,13 +188,21 @@ arrive_at_target(struct node *node, const struct node *file,
     if (node->read_only || node->incomplete || !is_same(&i->target, file)) {
         return;
     }
-    if (i->delete_source && source_delete(loop, i, &err)) {
-        NODE_SAY(node, warn, "%s", err.msg);
+    int r = i->delete_source ? check_source(node, i, &err) : 0;
+
+    if (!r && i->delete_source) {
+        r = source_delete(loop, i, &err);
+    } else if (r == -ENOENT) {
+        r = 0; /* that was done */
+    }
+    if (r) {
+        NODE_SAY(node, warn, "The old image '%s' is not deleted: %s",
+                 i->source.path, err.msg);
     }
     NODE_SAY(node, info,
              "The switch of '%s' to '%s' was cut off; it is finished%s",
              i->source.path, file->filename,
-             i->delete_source ? ", and the old image is deleted" : "");
+             i->delete_source && !r ? ", and the old image is deleted" : "");
     intent_remove(&node->graph->journals, i, true);
 }
 

@@ -214,6 +214,7 @@ file_driver_open(struct node *node, json_t *options, struct err *err)
     if (!r) {
         r = node_set_file(node, (struct file_id){f->dev, f->ino}, err);
         node->file_born = f->born;
+        node->is_device = f->is_block_device;
     }
     if (!r && wants_locks(options)) {
         r = lock_image(node, f, unlock_all, err);

@@ -373,6 +373,7 @@ meta_change(struct meta *m, struct slice *s, uint64_t off, const void *bytes,
     if (m->log) {
         meta_log_change(m->log, &s->place, s->off, phase, s->data,
                         (uint32_t)at, len, granules);
+        m->o.node->is_unlogged = meta_log_is_partial(m->log);
     }
 }
 
@@ -547,6 +548,7 @@ end_snapshot(struct meta *m, struct snapshot *snap, int r)
         meta_log_give_up(m->log);
     } else if (!m->n_dirty) {
         meta_log_all_clean(m->log);
+        m->o.node->is_unlogged = false;
     }
     if (r) {
         list_splice(&m->to_free, &snap->to_free);

@@ -249,6 +249,12 @@ meta_log_keep(struct meta_log *log, struct log_place *place, uint8_t granules)
     }
 }
 
+bool
+meta_log_is_partial(const struct meta_log *log)
+{
+    return log->head->is_partial;
+}
+
 void
 meta_log_all_clean(struct meta_log *log)
 {

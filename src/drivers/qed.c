@@ -366,6 +366,7 @@ open_image(struct node *node, json_t *options, struct err *err)
         r = check_places(&h, node->file->child->size, err);
     }
     if (!r) {
+        node->last_session = h.autoclear & META_LOG_AUTOCLEAR;
         r = meta_log_recover(node, h.autoclear, err);
     }
     if (r) {

@@ -13,7 +13,16 @@
 #include "base/mem.h"
 #include "journal/journal.h"
 
-enum { FLAG_DELETE = 1, IDS = 4 * 8, FIXED = IDS + 4 };
+/* Fixed part: inode and birth of both, the source's session, flags. */
+enum {
+    FLAG_DELETE = 1,
+    FLAG_EXCLUSIVE = 2,
+    AT_SOURCE = 0,
+    AT_TARGET = 16,
+    AT_SESSION = 32,
+    AT_FLAGS = 40,
+    FIXED = 44,
+};
 
 struct intent {
     struct switch_intent what;
@@ -21,13 +30,30 @@ struct intent {
     bool recorded; /* and not withdrawn */
 };
 
+static void
+file_fini(struct intent_file *file)
+{
+    free(file->path);
+    free(file->format);
+}
+
 void
 switch_intent_fini(struct switch_intent *i)
 {
-    free(i->source.path);
-    free(i->target.path);
-    free(i->target_format);
+    file_fini(&i->source);
+    file_fini(&i->target);
+    while (i->n_folders) {
+        free(i->folders[--i->n_folders]);
+    }
+    free(i->folders);
     *i = (struct switch_intent){0};
+}
+
+static void
+add_folder(struct switch_intent *i, const char *folder)
+{
+    i->folders = xrealloc(i->folders, (i->n_folders + 1) * sizeof(char *));
+    i->folders[i->n_folders++] = xstrdup(folder);
 }
 
 static struct switch_intent
@@ -36,8 +62,14 @@ copy_of(const struct switch_intent *i)
     struct switch_intent copy = *i;
 
     copy.source.path = xstrdup(i->source.path);
+    copy.source.format = xstrdup(i->source.format);
     copy.target.path = xstrdup(i->target.path);
-    copy.target_format = xstrdup(i->target_format);
+    copy.target.format = xstrdup(i->target.format);
+    copy.folders = NULL;
+    copy.n_folders = 0;
+    for (size_t k = 0; k < i->n_folders; k++) {
+        add_folder(&copy, i->folders[k]);
+    }
     return copy;
 }
 
@@ -82,19 +114,41 @@ put_string(unsigned char *buf, uint32_t at, const char *s)
     return 0;
 }
 
+static void
+put_file(unsigned char *at, const struct intent_file *file)
+{
+    st_le64(at, file->ino);
+    st_le64(at + 8, file->born);
+}
+
+/* What is needed to delete the source: 0 where that is too long. */
+static uint32_t
+put_folders(const struct switch_intent *i, unsigned char *buf, uint32_t at)
+{
+    for (size_t k = 0; k < i->n_folders; k++) {
+        at = put_string(buf, at, i->folders[k]);
+    }
+    return at;
+}
+
 /* 0 where the names are too long. */
 static uint32_t
 encode(const struct switch_intent *i, unsigned char *buf)
 {
-    uint32_t at = FIXED;
+    uint32_t flags = i->delete_source ? FLAG_DELETE : 0, at = FIXED;
 
-    st_le64(buf, i->source.dev);
-    st_le64(buf + 8, i->source.ino);
-    st_le64(buf + 16, i->target.dev);
-    st_le64(buf + 24, i->target.ino);
-    st_le32(buf + IDS, i->delete_source ? FLAG_DELETE : 0);
-    at = put_string(buf, at, i->target_format);
-    return put_string(buf, at, seen_from(i->source.path, i->target.path));
+    put_file(buf + AT_SOURCE, &i->source);
+    put_file(buf + AT_TARGET, &i->target);
+    st_le64(buf + AT_SESSION, i->source_session);
+    flags |= i->exclusive ? FLAG_EXCLUSIVE : 0;
+    at = put_string(buf, at, i->source.format);
+    at = put_string(buf, at, i->target.format);
+    at = put_string(buf, at, seen_from(i->source.path, i->target.path));
+    uint32_t end = put_folders(i, buf, at);
+
+    /* Who goes on without them does not delete it. */
+    st_le32(buf + AT_FLAGS, end ? flags : flags & ~(uint32_t)FLAG_DELETE);
+    return end ? end : at;
 }
 
 /* A string of the payload, or NULL; *@at moves on. */
@@ -115,20 +169,26 @@ static bool
 decode(const struct journal_record *r, const char *source,
        struct switch_intent *ret)
 {
+    const unsigned char *p = r->payload;
     uint32_t at = FIXED;
     const char *format = r->len > FIXED ? get_string(r, &at) : NULL;
-    const char *target = format ? get_string(r, &at) : NULL;
+    const char *target_format = format ? get_string(r, &at) : NULL;
+    const char *target = target_format ? get_string(r, &at) : NULL;
 
     if (!target) {
         return false;
     }
     *ret = (struct switch_intent){
-        .source = {xstrdup(source), ld_le64(r->payload),
-                   ld_le64(r->payload + 8)},
-        .target = {resolve(source, target), ld_le64(r->payload + 16),
-                   ld_le64(r->payload + 24)},
-        .target_format = xstrdup(format),
-        .delete_source = ld_le32(r->payload + IDS) & FLAG_DELETE};
+        .source = {xstrdup(source), ld_le64(p + AT_SOURCE),
+                   ld_le64(p + AT_SOURCE + 8), xstrdup(format)},
+        .target = {resolve(source, target), ld_le64(p + AT_TARGET),
+                   ld_le64(p + AT_TARGET + 8), xstrdup(target_format)},
+        .delete_source = ld_le32(p + AT_FLAGS) & FLAG_DELETE,
+        .exclusive = ld_le32(p + AT_FLAGS) & FLAG_EXCLUSIVE,
+        .source_session = ld_le64(p + AT_SESSION)};
+    for (const char *s = get_string(r, &at); s; s = get_string(r, &at)) {
+        add_folder(ret, s);
+    }
     return true;
 }
 

@@ -17,13 +17,18 @@
 /* A file as it was when it was opened. */
 struct intent_file {
     char *path;
-    uint64_t dev, ino;
+    uint64_t ino, born; /* when it was made; 0: not known */
+    char *format;       /* of the image in it */
 };
 
 struct switch_intent {
     struct intent_file source, target;
-    char *target_format;
     bool delete_source;
+    /* What is to be looked for before the source is deleted. */
+    bool exclusive;
+    char **folders;
+    size_t n_folders;
+    uint64_t source_session; /* node->session; 0: it has none */
 };
 
 /* Frees what the struct holds.  Does not yield. */

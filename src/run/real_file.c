@@ -711,11 +711,25 @@ probe(struct real_file *rf, unsigned flags)
     return 0;
 }
 
+/* Not to be opened: for some devices that alone does something. */
+static bool
+is_neither(const char *path)
+{
+    struct stat st;
+
+    return !stat(path, &st) && !S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode) &&
+           !S_ISDIR(st.st_mode);
+}
+
 static void
 open_in_worker(void *arg)
 {
     struct open_call *c = arg;
 
+    if (is_neither(c->path)) {
+        c->result = -ENOTSUP;
+        return;
+    }
     c->rf->fd = open(c->path, open_flags(c->flags), 0644);
     if (c->rf->fd < 0) {
         c->result = -errno;

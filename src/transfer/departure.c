@@ -16,7 +16,8 @@ departure_check(struct transfer *t, struct err *err)
 {
     const struct dependents_search search = {
         .node = t->copy.source,
-        .except = t->copy.target,
+        /* With all copied, it needs nothing of what its header may name. */
+        .except = t->sync == SYNC_FULL ? t->copy.target : NULL,
         .folders = (const char *const *)t->folders,
         .n_folders = t->n_folders,
         .exclusive = t->exclusive,
@@ -220,6 +221,15 @@ departure_is_of_a_layer(const struct transfer *t)
     return false;
 }
 
+/* The strings are the nodes'. */
+static struct intent_file
+intent_file(const struct node *file, const struct node *image)
+{
+    return (struct intent_file){
+        file->filename, file->file_id.ino, file->file_born,
+        (char *)(uintptr_t)node_image_format(image)};
+}
+
 static int
 prepare(struct transfer *t, bool delete_source, struct err *err)
 {
@@ -230,12 +240,13 @@ prepare(struct transfer *t, bool delete_source, struct err *err)
         return err_set(err, -ENOTSUP, "not both sides are local files");
     }
     const struct switch_intent what = {
-        .source = {source->filename, source->file_id.dev,
-                   source->file_id.ino},
-        .target = {target->filename, target->file_id.dev,
-                   target->file_id.ino},
-        .target_format = (char *)(uintptr_t)node_image_format(t->copy.target),
+        .source = intent_file(source, t->copy.source),
+        .target = intent_file(target, t->copy.target),
         .delete_source = delete_source,
+        .exclusive = t->exclusive,
+        .folders = t->folders,
+        .n_folders = t->n_folders,
+        .source_session = node_skip_filters(t->copy.source)->session,
     };
 
     return intent_prepare(graph_journals(source->graph), &what, &t->intent, err);
@@ -295,8 +306,7 @@ delete_source(struct transfer *t, struct err *err)
 {
     const struct node *source = node_local_file(t->copy.source);
     const struct switch_intent what = {
-        .source = {source->filename, source->file_id.dev,
-                   source->file_id.ino}};
+        .source = intent_file(source, t->copy.source)};
     int r = departure_check(t, err);
 
     if (!r && !t->intent) {

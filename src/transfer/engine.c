@@ -72,21 +72,45 @@ say_what_is_missing(struct transfer *t)
     t->measuring = false;
 }
 
-/* False where the piece is to be tried again. */
-static bool
-handle_error(struct transfer *t, int r, bool is_read)
+/* What is paused for an error goes on when the job is resumed, or cancelled. */
+static void
+wait_for_resume(struct transfer *t)
+{
+    waitq_wake_all(&t->worker_done); /* the dispatcher pauses, too */
+    if (coro_self() == t->dispatcher) {
+        job_pause_point(&t->job);
+    }
+    while (t->job.pauses && !job_cancelled(&t->job)) {
+        waitq_wait(&t->job.wake);
+    }
+}
+
+bool
+transfer_waits_for_space(struct transfer *t, int r)
+{
+    if (!t->ending || r != -ENOSPC || t->on_target_error == ON_ERROR_REPORT ||
+        t->on_target_error == ON_ERROR_IGNORE) {
+        return false;
+    }
+    say_what_is_missing(t);
+    job_wait_for_space(&t->job);
+    return true;
+}
+
+bool
+transfer_error_ends(struct transfer *t, int r, bool is_read)
 {
     if (r == -ERESTART) {
         /* A paused job's sleep ends at once: wait for its resume first. */
-        waitq_wake_all(&t->worker_done);
-        while (t->job.pauses && !job_cancelled(&t->job)) {
-            waitq_wait(&t->job.wake);
-        }
+        wait_for_resume(t);
         job_sleep(&t->job, RETRY_MS * NS_PER_MS);
         return job_cancelled(&t->job);
     }
     enum on_error policy = is_read ? t->on_source_error : t->on_target_error;
 
+    if (!is_read && transfer_waits_for_space(t, r)) {
+        return job_cancelled(&t->job);
+    }
     /* Nobody can resume a job that is about to end. */
     switch (job_error(&t->job, t->ending ? ON_ERROR_REPORT : policy, is_read,
                       r)) {
@@ -98,13 +122,10 @@ handle_error(struct transfer *t, int r, bool is_read)
         t->ignored = r;
         return true;
     case ON_ERROR_STOP:
-        waitq_wake_all(&t->worker_done); /* the dispatcher pauses, too */
         if (r == -ENOSPC) {
             say_what_is_missing(t);
         }
-        while (t->job.pauses && !job_cancelled(&t->job)) {
-            waitq_wait(&t->job.wake);
-        }
+        wait_for_resume(t);
         return job_cancelled(&t->job);
     case ON_ERROR_REPORT:
     case ON_ERROR_ENOSPC:
@@ -136,18 +157,23 @@ copy_and_count(struct worker *w, uint64_t off, uint64_t len, bool *ret_is_read)
 
 /*
  * A range that is no longer missing from here on: what a guest writes to it
- * from now on counts anew.
+ * from now on counts anew.  It can be one block, larger than a piece.
  */
 static int
 copy_tracked(struct worker *w, uint64_t off, uint64_t len, bool *ret_is_read)
 {
     struct dirty_set *missing = &w->t->track.missing;
+    int r = 0;
 
     dirty_set_remove(missing, off, len);
-    int r = copy_and_count(w, off, len, ret_is_read);
-
+    for (uint64_t at = off; at < off + len && !r; at += w->t->piece) {
+        r = copy_and_count(w, at, min_u64(w->t->piece, off + len - at),
+                           ret_is_read);
+    }
     if (r) {
         dirty_set_add(missing, off, len);
+    } else {
+        dirty_set_remove(&w->t->track.hollow, off, len);
     }
     return r;
 }
@@ -214,7 +240,7 @@ worker_main(void *arg)
     while (!done && !t->error && !job_cancelled(&t->job)) {
         int r = copy_piece(w, &is_read);
 
-        done = !r || handle_error(t, r, is_read);
+        done = !r || transfer_error_ends(t, r, is_read);
     }
     uint64_t now = loop_now(loop_of(t));
 
@@ -257,6 +283,7 @@ is_alike(const struct transfer *t, uint64_t off, uint64_t len)
 {
     return off + len <= t->passed && !t->error && !t->track.late &&
            !transfer_is_active(t, off, len) &&
+           !track_is_forwarding(&t->track, off, len) &&
            !dirty_set_any(&t->track.missing, off, len);
 }
 
@@ -583,12 +610,13 @@ transfer_rest(struct transfer *t)
 
 /* What the guest dirties. */
 
-/* A window with dirty blocks that nobody copies just now. */
+/* A window with dirty blocks that nobody copies just now: whole blocks. */
 static bool
 next_window(struct transfer *t, struct missing *ret)
 {
     const struct dirty_set *missing = &t->track.missing;
-    uint64_t at = t->window, off, len;
+    uint64_t at = t->window, unit = max_u64(t->piece, t->granularity);
+    uint64_t off, len;
 
     for (bool again = false;;) {
         if (!dirty_set_next(missing, at, missing->size, &off, &len)) {
@@ -599,11 +627,11 @@ next_window(struct transfer *t, struct missing *ret)
             at = 0;
             continue;
         }
-        off = align_down(off, t->piece);
-        at = off + t->piece;
-        if (!transfer_is_active(t, off, t->piece)) {
-            *ret = (struct missing){
-                off, min_u64(t->piece, missing->size - off), false};
+        off = align_down(off, unit);
+        at = off + unit;
+        if (!transfer_is_active(t, off, unit)) {
+            *ret = (struct missing){off, min_u64(unit, missing->size - off),
+                                    false};
             t->window = at;
             return true;
         }
@@ -614,6 +642,15 @@ static bool
 is_clean(const struct transfer *t)
 {
     return !t->workers && !t->track.missing.n_dirty && !t->track.late;
+}
+
+void
+transfer_wait_late(struct transfer *t)
+{
+    job_pause_point(&t->job);
+    while (t->track.late && !job_cancelled(&t->job)) {
+        wait_for_worker(t); /* or for what is late */
+    }
 }
 
 int
@@ -738,6 +775,7 @@ transfer_work(struct transfer *t)
     if (!t->start_ns) {
         t->start_ns = loop_now(loop_of(t));
     }
+    t->dispatcher = coro_self();
     t->epoch_start_ns = loop_now(loop_of(t));
     t->rest = (struct missing){0};
     t->hot_n = 0;
@@ -1054,6 +1092,13 @@ transfer_launch(struct transfer *t, struct jobs *jobs,
     t->job.user_paused = options->start_paused;
     t->job.pauses = options->start_paused;
     job_start(jobs, &t->job, options->job_id);
+}
+
+void
+transfer_report_pause(struct transfer *t, uint64_t pause_ns, uint64_t held)
+{
+    t->report.pause_ns = max_u64(t->report.pause_ns, pause_ns);
+    t->report.held += held;
 }
 
 const char *

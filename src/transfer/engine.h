@@ -103,6 +103,7 @@ struct transfer {
     enum on_error on_source_error, on_target_error;
     uint64_t max_in_flight, piece;
 
+    struct coro *dispatcher;
     unsigned workers;       /* pieces in flight */
     struct list active;     /* of struct worker.link */
     uint64_t in_flight;     /* their bytes */
@@ -131,6 +132,21 @@ struct transfer {
  * forwards, that is a matter of time.  0, -ECANCELED or the job's error.
  */
 int transfer_converge(struct transfer *t);
+/*
+ * What the error policy makes of an error that a part of the transfer met:
+ * false where that is to be tried again, maybe after a resume.  Yields.
+ */
+bool transfer_error_ends(struct transfer *t, int r, bool is_read);
+/*
+ * True, some time later, where @r says that there is no space, the job is about
+ * to end, and its policy is to wait for some.  Yields.
+ */
+bool transfer_waits_for_space(struct transfer *t, int r);
+/*
+ * Until no forward is late, or the job is cancelled; where it is paused, until
+ * it goes on.  Yields.
+ */
+void transfer_wait_late(struct transfer *t);
 /*
  * For release.c: is a piece of the range being copied (no yield)?  And a worker
  * for the dirty blocks of a range, at most a piece.
@@ -185,6 +201,12 @@ int transfer_check_space(struct transfer *t, struct err *err);
  */
 int transfer_work(struct transfer *t);
 void transfer_rest(struct transfer *t);
+/*
+ * Gates were closed so long, and held so many requests: guests felt each
+ * attempt of a switch, so the longest is reported.  Does not yield.
+ */
+void transfer_report_pause(struct transfer *t, uint64_t pause_ns,
+                           uint64_t held);
 /* What its record says; NULL where it has none, or the job is no transfer. */
 const char *transfer_note(const struct job *job);
 /* job_driver.run, .clean and .cancelled of every recipe. */

@@ -375,7 +375,8 @@ job_cancel(struct job *job, bool force, struct err *err)
         return r;
     }
     /* Only a job that is ready ends well when it is not forced. */
-    if (force || !(1u << job->status & (S(READY) | S(STANDBY)))) {
+    if (force || job->has_moved ||
+        !(1u << job->status & (S(READY) | S(STANDBY)))) {
         cancel(job);
     } else {
         job->end = JOB_END_STOP;
@@ -523,4 +524,15 @@ job_error(struct job *job, enum on_error policy, bool is_read, int error)
         waitq_wake_all(&job->wake);
     }
     return action;
+}
+
+void
+job_wait_for_space(struct job *job)
+{
+    if (job->io_status != JOB_IO_NOSPACE) {
+        job->io_status = JOB_IO_NOSPACE;
+        emit(job, (struct job_event){.kind = JOB_EVENT_ERROR,
+                                     .action = ON_ERROR_STOP});
+    }
+    job_sleep(job, NS_PER_S);
 }

@@ -113,6 +113,7 @@ struct job {
     unsigned pauses;  /* reasons to be paused */
     bool user_paused; /* one of them is job-pause or an error */
     bool cancelled, busy, ready;
+    bool has_moved; /* no copy as of then can be left: any cancel is forced */
     enum job_end end;
     bool finalizing; /* job-finalize was said */
     uint64_t speed;  /* bytes a second; 0: unlimited */
@@ -190,6 +191,12 @@ void job_set_ready(struct job *job);
  */
 enum on_error job_error(struct job *job, enum on_error policy, bool is_read,
                         int error);
+/*
+ * A job that is about to end, whom nobody can resume any more, lacks space:
+ * tells the world once, as if it were paused, and waits for a moment.  Who has
+ * space again sets io_status.  Yields.
+ */
+void job_wait_for_space(struct job *job);
 
 const char *job_status_name(enum job_status status);
 const char *job_io_status_name(enum job_io_status status);

@@ -51,8 +51,7 @@ put_mark(struct node *target, struct err *err)
 int
 transfer_mark(struct transfer *t, bool incomplete, struct err *err)
 {
-    struct node *target = t->copy.target;
-
+    struct node *target = node_skip_filters(t->copy.target);
     int r = 0;
 
     comutex_lock(&t->mark_lock);
@@ -122,7 +121,7 @@ check(void *arg)
 static bool
 overlays_source(const struct transfer *t)
 {
-    const struct edge *backing = t->copy.target->backing;
+    const struct edge *backing = node_skip_filters(t->copy.target)->backing;
 
     return t->sync == SYNC_FULL && backing &&
            chain_contains(backing->child, t->copy.source);
@@ -132,7 +131,7 @@ overlays_source(const struct transfer *t)
 static bool
 names_too_much(const struct transfer *t)
 {
-    const struct node *target = t->copy.target;
+    const struct node *target = node_skip_filters(t->copy.target);
 
     return overlays_source(t) ||
            (t->sync == SYNC_FULL && !t->shadowed && !target->backing &&
@@ -146,7 +145,7 @@ swap(struct transfer *t, enum finish finish, struct attempt *a,
     struct node *source = t->copy.source, *target = t->copy.target;
     struct edit edits[] = {
         {EDIT_REPLACE, t->replaces ? t->replaces : source, target},
-        {EDIT_BACKING, target, NULL},
+        {EDIT_BACKING, node_skip_filters(target), NULL},
     };
     struct edit_options options = {
         .deadline_ns = loop_now(jobs_loop(t->job.jobs)) +
@@ -167,8 +166,7 @@ swap(struct transfer *t, enum finish finish, struct attempt *a,
         departure_hold_overlays(t, NULL);
     }
 
-    t->report.pause_ns = report.pause_ns;
-    t->report.held += report.held;
+    transfer_report_pause(t, report.pause_ns, report.held);
     return r;
 }
 
@@ -188,12 +186,18 @@ attempt(struct transfer *t, enum finish finish, struct err *err)
     }
     int r = node_flush(t->copy.target);
 
+    if (transfer_waits_for_space(t, r)) {
+        return -EAGAIN;
+    }
     if (r) {
         return err_set_errno(err, r, "Flushing the target '%s' failed",
                              t->copy.target->name);
     }
+    t->job.io_status = JOB_IO_OK;
     if (names_too_much(t)) {
-        r = t->copy.target->drv->set_backing(t->copy.target, NULL, NULL, err);
+        struct node *image = node_skip_filters(t->copy.target);
+
+        r = image->drv->set_backing(image, NULL, NULL, err);
     }
     if (!r && finish == FINISH_SWITCH) {
         /* Who falls behind from here on waits for this, then takes it back. */

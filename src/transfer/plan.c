@@ -8,6 +8,7 @@
  */
 #include <errno.h>
 
+#include "journal/journal.h"
 #include "transfer/engine.h"
 
 /* Bytes of metadata for a new cluster: a mapping and a count, twice that. */
@@ -64,20 +65,74 @@ metadata_for(const struct node *target, uint64_t bytes)
                : bytes / unit * META_PER_CLUSTER + 4 * unit;
 }
 
+/*
+ * What the layers give back once a part has landed, at least: whole clusters
+ * that hold data; compressed ones, whose size is not known, count as nothing.
+ */
+static int
+count_given_back(struct transfer *t, uint64_t off, uint64_t len,
+                 uint64_t *sum)
+{
+    for (unsigned i = 0; i < t->release.n_layers; i++) {
+        struct node *layer = t->release.layers[i];
+        uint64_t unit = max_u64(layer->cluster_size, 512);
+        uint64_t at = align_up(off, unit), end = align_down(off + len, unit);
+
+        for (end = min_u64(end, layer->size); at < end;) {
+            struct extent ext;
+            int r = node_status(layer, at, end - at, true, &ext);
+
+            if (r) {
+                return r;
+            }
+            *sum += ext.kind == EXTENT_DATA ? ext.len : 0;
+            at += ext.len;
+        }
+    }
+    return 0;
+}
+
+/* With release, by how much the target may grow before the layers shrink. */
+struct growth {
+    struct counter new;
+    uint64_t given_back, most;
+};
+
+static int
+count_part(struct transfer *t, struct growth *g, const struct missing *m)
+{
+    int r = count_new(&g->new, t->copy.target, m->off, m->len);
+
+    if (!r && t->release.side) {
+        r = count_given_back(t, m->off, m->len, &g->given_back);
+        if (g->new.bytes > g->given_back) {
+            g->most = max_u64(g->most, g->new.bytes - g->given_back);
+        }
+    }
+    return r;
+}
+
+/* The journal, and what lies beside other images. */
+static uint64_t
+side_files(const struct transfer *t)
+{
+    return node_local_file(t->copy.target) ? 3ULL * JOURNAL_SIZE : 0;
+}
+
 int
 transfer_measure(struct transfer *t, transfer_next *next,
                  struct transfer_plan *ret, struct err *err)
 {
     struct transfer_plan plan = {0};
     struct node *target = t->copy.target;
-    struct counter counter = {0};
+    struct growth growth = {0};
     struct missing m;
 
     for (uint64_t off = 0; off < target->size; off = m.off + m.len) {
         int r = transfer_look(t, next, off, target->size - off, &m);
 
         if (!r && m.len && !m.zero) {
-            r = count_new(&counter, target, m.off, m.len);
+            r = count_part(t, &growth, &m);
         }
         if (r) {
             return err_set_errno(err, r, "Reading the map of '%s' failed",
@@ -87,11 +142,12 @@ transfer_measure(struct transfer *t, transfer_next *next,
         plan.bytes_to_zero += m.zero ? m.len : 0;
         coro_relax();
     }
-    plan.space_needed = counter.bytes;
-    if (t->release.side) {
-        plan.space_needed = min_u64(plan.space_needed, release_extra(t));
+    plan.space_needed = growth.new.bytes;
+    if (t->release.side && release_extra(t) != UINT64_MAX) {
+        plan.space_needed = min_u64(plan.space_needed,
+                                    growth.most + release_extra(t));
     }
-    plan.space_needed += metadata_for(target, counter.bytes);
+    plan.space_needed += metadata_for(target, growth.new.bytes) + side_files(t);
     if (node_free_space(target, &plan.space_free)) {
         plan.space_free = UINT64_MAX;
     }

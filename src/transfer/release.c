@@ -295,35 +295,44 @@ release_above(struct transfer *t, uint64_t off, uint64_t end)
     return r;
 }
 
-/* Of a layer below: the clusters of [off, end) that the target hides. */
+/* What the target holds of [off, end). */
 static int
-release_layer_below(struct transfer *t, struct node *layer, uint64_t off,
-                    uint64_t end, bool *ret_changed)
+find_hidden(struct transfer *t, uint64_t off, uint64_t end, struct runs *ret)
 {
-    uint64_t unit = max_u64(layer->cluster_size, layer->limits.min_align);
-
-    end = min_u64(end, layer->size);
     while (off < end) {
-        struct extent hides, ext;
-        int r = node_status(t->copy.target, off, end - off, false, &hides);
+        struct extent ext;
+        int r = node_status(t->copy.target, off, end - off, false, &ext);
 
-        if (!r) {
-            r = node_status(layer, off, hides.len, true, &ext);
-        }
         if (r) {
             return r;
         }
-        uint64_t from = align_up(off, unit);
-        uint64_t to = off + ext.len == layer->size
-                          ? layer->size
-                          : align_down(off + ext.len, unit);
+        if (ext.kind != EXTENT_UNALLOCATED) {
+            add_run(ret, off, ext.len);
+        }
+        off += ext.len;
+        coro_relax();
+    }
+    return 0;
+}
 
-        if (hides.kind != EXTENT_UNALLOCATED && from < to &&
-            ext.kind != EXTENT_UNALLOCATED) {
+/* Of a layer below: its clusters in a run that the target hides. */
+static int
+release_layer_below(struct transfer *t, struct node *layer,
+                    const struct run *run, bool *ret_changed)
+{
+    uint64_t unit = max_u64(layer->cluster_size, layer->limits.min_align);
+    uint64_t off = align_up(run->off, unit), end = run->off + run->len;
+
+    end = end >= layer->size ? layer->size : align_down(end, unit);
+    while (off < end) {
+        struct extent ext;
+        int r = node_status(layer, off, end - off, true, &ext);
+
+        if (!r && ext.kind != EXTENT_UNALLOCATED) {
             r = layer->drv->unallocate
-                    ? node_unallocate(layer, from, to - from, NULL)
-                    : node_discard(layer, from, to - from);
-            t->report.bytes_released += r ? 0 : to - from;
+                    ? node_unallocate(layer, off, ext.len, NULL)
+                    : node_discard(layer, off, ext.len);
+            t->report.bytes_released += r ? 0 : ext.len;
             *ret_changed = true;
         }
         if (r) {
@@ -345,11 +354,19 @@ wait_for_readers(struct transfer *t)
     return graph_edit(target->graph, &edit, 1, &options, NULL, NULL);
 }
 
+/*
+ * What is hidden is looked up before it is flushed: what a guest writes later
+ * is not durable, so it hides nothing yet.
+ */
 static int
 release_below(struct transfer *t, uint64_t off, uint64_t end)
 {
+    struct runs hidden = {0};
     int r = settle(t, off, end);
 
+    if (!r) {
+        r = find_hidden(t, off, end, &hidden);
+    }
     if (!r) {
         r = node_flush(t->copy.target);
     }
@@ -360,20 +377,22 @@ release_below(struct transfer *t, uint64_t off, uint64_t end)
         struct node *layer = t->release.layers[i];
         bool changed = false;
 
-        r = release_layer_below(t, layer, off, end, &changed);
+        for (size_t k = 0; k < hidden.n && !r; k++) {
+            r = release_layer_below(t, layer, &hidden.run[k], &changed);
+        }
         if (!r && changed) {
             r = give_back(layer);
         }
     }
+    free(hidden.run);
     return r;
 }
 
-static void
-fail(struct transfer *t, int r)
+/* True where it is over, well or not; false where it is to be tried again. */
+static bool
+is_settled(struct transfer *t, int r)
 {
-    if (r && r != -ECANCELED && !t->error) {
-        t->error = r;
-    }
+    return !r || is_over(t) || transfer_error_ends(t, r, false);
 }
 
 void
@@ -382,14 +401,16 @@ release_epoch(struct transfer *t, uint64_t passed)
     struct release *rel = &t->release;
     uint64_t size = t->copy.target->size;
     uint64_t end = passed >= size ? size : align_down(passed, rel->unit);
-    int r = rel->side == RELEASE_ABOVE ? release_above(t, rel->upto, end)
-                                       : release_below(t, rel->upto, end);
+    int r;
 
+    do {
+        r = rel->side == RELEASE_ABOVE ? release_above(t, rel->upto, end)
+                                       : release_below(t, rel->upto, end);
+    } while (!is_settled(t, r));
     if (!r) {
         rel->upto = end;
         t->track.released = end;
     }
-    fail(t, r);
 }
 
 /*
@@ -445,7 +466,9 @@ release_rest(struct transfer *t)
     }
     while (!is_over(t) && !none) {
         r = look_for_held(t, &none);
-        fail(t, r);
+        if (is_settled(t, r) && r) {
+            break;
+        }
     }
     return t->error ? t->error : job_cancelled(&t->job) ? -ECANCELED : 0;
 }

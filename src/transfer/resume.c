@@ -52,8 +52,9 @@ set_file(json_t *note, const char *key, const struct node *node)
     if (file) {
         json_object_set_new(
             note, key,
-            json_pack("{s:s, s:I}", "file", file->filename, "ino",
-                      (json_int_t)file->file_id.ino));
+            json_pack("{s:s, s:I, s:I}", "file", file->filename, "ino",
+                      (json_int_t)file->file_id.ino, "born",
+                      (json_int_t)file->file_born));
     }
 }
 
@@ -135,6 +136,10 @@ resume_is_same(struct jobs *jobs, enum transfer_preset preset,
                const struct transfer_options *o)
 {
     const struct job *job = o->job_id ? jobs_find(jobs, o->job_id) : NULL;
+
+    if (job && err_is_set(&job->err)) {
+        return false; /* it is over, and has failed */
+    }
     auto_free char *text = job ? resume_describe(preset, o) : NULL;
     const char *theirs = job ? transfer_note(job) : NULL;
 
@@ -214,11 +219,25 @@ resume_record_as_stream(struct transfer *t)
     resume_record(t);
 }
 
+/* What was there when it began again: it need not have run since. */
+static struct journal *
+open_of_earlier(const struct transfer *t)
+{
+    struct journal *j = NULL;
+
+    if (t->goes_on && t->note && t->job.jobs) {
+        journal_share(graph_journals(t->device->graph),
+                      node_local_file(t->device)->filename, &j);
+    }
+    return j;
+}
+
 void
 resume_forget(struct transfer *t, bool done)
 {
-    struct journal *j = take_ptr(t->journal);
+    struct journal *j = t->journal ? take_ptr(t->journal) : open_of_earlier(t);
 
+    t->goes_on = false;
     if (j && (done || !jobs_are_ending(t->job.jobs))) {
         int r = add_record(t, j, JOURNAL_JOB_ENDED);
 
@@ -244,10 +263,10 @@ parse(const struct journal_record *record)
                          0, NULL)
             : NULL;
 
-    if (json_is_object(note)) {
+    /* An id that is no UTF-8 is none of ours. */
+    if (!json_is_object(note) ||
         json_object_set_new(note, "id",
-                            json_string((const char *)record->payload));
-    } else {
+                            json_string((const char *)record->payload))) {
         json_decref(take_ptr(note));
     }
     return note;
@@ -293,8 +312,11 @@ is_file(const struct node *node, json_t *what)
 {
     const struct node *file = node_local_file(node);
 
-    return file && json_integer_value(json_object_get(what, "ino")) ==
-                       (json_int_t)file->file_id.ino;
+    return file &&
+           json_integer_value(json_object_get(what, "ino")) ==
+               (json_int_t)file->file_id.ino &&
+           json_integer_value(json_object_get(what, "born")) ==
+               (json_int_t)file->file_born;
 }
 
 /* The layer from @device on that a note names; *@ret NULL where it names none. */

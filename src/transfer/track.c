@@ -13,6 +13,7 @@
 enum { FORWARD_PATIENCE_MS = 250, FLUSH_PATIENCE_MS = 5000 };
 
 struct twin {
+    struct list link; /* of track.twins */
     struct forward f;
     struct track *t;
     enum tap_op op;
@@ -63,6 +64,7 @@ leave(struct twin *w)
         w->one_is_gone = true;
         return;
     }
+    list_remove(&w->link);
     free(w->data);
     free(w);
     t->in_flight--;
@@ -83,8 +85,13 @@ write_target(struct twin *w)
     range_lock_take(&target->ranges, &hold, align_down(w->off, unit),
                     align_up(w->off + w->len, unit), RANGE_EXCLUSIVE);
     if (dirty_set_any(&w->t->missing, w->off, w->len)) {
-        /* It became missing meanwhile: it is copied, or read through. */
-        r = w->t->reads_through ? 0 : -EAGAIN;
+        /*
+         * It became missing meanwhile: it is copied, or all of it is read
+         * through.  What is missing in part counts as missed.
+         */
+        r = w->t->reads_through && !has_clean_block(w->t, w->off, w->len)
+                ? 0
+                : -EAGAIN;
     } else if (w->op == TAP_OP_WRITE) {
         r = node_write(target, w->off, sg_one(&w->iov), REQ_QUIET, &hold);
     } else {
@@ -118,6 +125,19 @@ twin_main(void *arg)
     leave(w);
 }
 
+/* Would the range fill a part of a cluster that a bare target does not hold? */
+static bool
+would_fill_a_part(const struct track *t, uint64_t off, uint64_t len)
+{
+    uint32_t unit = t->hollow.granularity;
+    uint64_t end = off + len;
+
+    return t->is_bare &&
+           ((!is_aligned(off, unit) && dirty_set_any(&t->hollow, off, 1)) ||
+            (!is_aligned(end, unit) && end < t->hollow.size &&
+             dirty_set_any(&t->hollow, end - 1, 1)));
+}
+
 static bool
 forwards(struct tap *tap, enum tap_op op, uint64_t off, uint64_t len)
 {
@@ -128,7 +148,8 @@ forwards(struct tap *tap, enum tap_op op, uint64_t off, uint64_t len)
     }
     return t->forwarding && !t->late && op != TAP_OP_DISCARD &&
            off >= t->released && off < t->missing.size && len <= t->frontier &&
-           off <= t->frontier - len && !dirty_set_any(&t->missing, off, len);
+           off <= t->frontier - len && !dirty_set_any(&t->missing, off, len) &&
+           !would_fill_a_part(t, off, len);
 }
 
 /* The target misses something: it must be said before the guest hears of it. */
@@ -185,6 +206,7 @@ begin(struct tap *tap, enum tap_op op, uint64_t off, uint64_t len,
         *sg = sg_one(&w->iov);
     }
     t->in_flight++;
+    list_push(&t->twins, &w->link);
     coro_start(loop_of(t), twin_main, w);
     return &w->f;
 }
@@ -214,6 +236,9 @@ end(struct forward *forward, int result)
     struct track *t = w->t;
     bool in_time = wait_for_target(w);
 
+    /* It may return while what follows yields. */
+    w->late = !in_time;
+    t->late += w->late;
     if (!in_time || w->result || result) {
         if (w->op != TAP_OP_FLUSH) {
             mark(t, w->off, w->len);
@@ -222,8 +247,6 @@ end(struct forward *forward, int result)
     } else {
         t->bytes_forwarded += w->op == TAP_OP_WRITE ? w->len : 0;
     }
-    w->late = !in_time;
-    t->late += w->late;
     leave(w);
 }
 
@@ -262,6 +285,7 @@ track_start(struct track *t, struct node *source, struct node *target,
     *t = (struct track){.source = source,
                         .target = target,
                         .sinks = t->sinks,
+                        .is_bare = t->is_bare,
                         .frontier = UINT64_MAX,
                         .changed = changed,
                         .arg = arg,
@@ -273,9 +297,28 @@ track_start(struct track *t, struct node *source, struct node *target,
                                 .divert = t->sinks ? divert : NULL,
                                 .after = saw_change}};
     dirty_set_init(&t->missing, source->size, granularity);
+    dirty_set_init(&t->hollow, source->size, granularity);
+    if (t->is_bare) { /* what it holds by now can only be whole clusters */
+        dirty_set_add(&t->hollow, 0, source->size);
+    }
     waitq_init(&t->idle);
+    list_init(&t->twins);
     tap_attach(source, &t->tap);
     t->attached = true;
+}
+
+bool
+track_is_forwarding(const struct track *t, uint64_t off, uint64_t len)
+{
+    list_for_each(it, &t->twins)
+    {
+        const struct twin *w = container_of(it, struct twin, link);
+
+        if (w->off < off + len && off < w->off + w->len) {
+            return true;
+        }
+    }
+    return false;
 }
 
 void
@@ -298,4 +341,5 @@ track_stop(struct track *t)
         waitq_wait(&t->idle);
     }
     dirty_set_fini(&t->missing);
+    dirty_set_fini(&t->hollow);
 }

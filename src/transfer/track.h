@@ -16,6 +16,10 @@
  * would be, or that failed on the target, first withdraws the target's claim
  * to be the disk (rule 6).
  *
+ * A *bare* target lacks the backing file that its header names, and will have it
+ * again: a cluster that it does not hold is copied as a whole, for its rest is
+ * not zero.  Until then no part of it is forwarded.
+ *
  * A merge knows a third way, `sink`: what no layer above the target holds goes
  * to the target alone (docs/design/merge.md).
  *
@@ -47,11 +51,14 @@ struct track {
      */
     bool sinks;
     uint64_t released;
+    bool is_bare;
+    struct dirty_set hollow; /* with @is_bare: blocks that were not copied */
     bool reads_through; /* the target does, where something is missing */
     bool went_stale; /* a block became missing that was not */
     uint64_t broken; /* what the target has missed while it pivots, in all */
     unsigned late;      /* forwards that their guest no longer waits for */
     unsigned in_flight; /* forwards that a side still works on */
+    struct list twins;  /* and these */
     struct waitq idle;
     /* Something is missing that was not, or a late one is over; no yield. */
     void (*changed)(void *arg);
@@ -64,6 +71,8 @@ struct track {
 /* Begins to watch @source, with @sinks as it is.  Does not yield. */
 void track_start(struct track *t, struct node *source, struct node *target,
                  uint32_t granularity, void (*changed)(void *arg), void *arg);
+/* Is a change of the range on its way to both sides?  Does not yield. */
+bool track_is_forwarding(const struct track *t, uint64_t off, uint64_t len);
 /* Watches no more; forwards under way end by themselves.  Does not yield. */
 void track_detach(struct track *t);
 /* Detaches, waits for the last forward, frees.  Yields. */

@@ -33,10 +33,13 @@ in_world(void (*fn)(void *))
 }
 
 static const struct switch_intent a_to_b = {
-    .source = {(char *)"folder/a", 1, 2},
-    .target = {(char *)"folder/b", 3, 4},
-    .target_format = (char *)"qcow2",
+    .source = {(char *)"folder/a", 1, 2, (char *)"qed"},
+    .target = {(char *)"folder/b", 3, 4, (char *)"qcow2"},
     .delete_source = true,
+    .exclusive = true,
+    .folders = (char *[]){(char *)"here", (char *)"there"},
+    .n_folders = 2,
+    .source_session = 77,
 };
 
 static enum intent_found
@@ -63,9 +66,13 @@ check_life(void *arg)
     CHECK_INT(intent_record(i), 0);
     CHECK_INT(find("folder/a", &got), INTENT_AS_SOURCE);
     CHECK_STR(got.target.path, "folder/b");
-    CHECK_STR(got.target_format, "qcow2");
-    CHECK(got.source.dev == 1 && got.source.ino == 2 && got.target.ino == 4);
-    CHECK(got.delete_source);
+    CHECK_STR(got.source.format, "qed");
+    CHECK_STR(got.target.format, "qcow2");
+    CHECK(got.source.ino == 1 && got.source.born == 2);
+    CHECK(got.target.ino == 3 && got.target.born == 4);
+    CHECK(got.delete_source && got.exclusive && got.source_session == 77);
+    CHECK_INT(got.n_folders, 2);
+    CHECK_STR(got.folders[1], "there");
     switch_intent_fini(&got);
     CHECK_INT(find("folder/b", &got), INTENT_AS_TARGET);
     CHECK_STR(got.source.path, "folder/a");

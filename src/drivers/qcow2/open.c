@@ -343,6 +343,7 @@ qcow2_open(struct node *node, json_t *options, struct err *err)
     comutex_init(&q->header_lock);
     r = read_header(node, err);
     if (!r) {
+        node->last_session = q->autoclear & META_LOG_AUTOCLEAR;
         r = meta_log_recover(node, q->autoclear, err);
     }
     if (r) {

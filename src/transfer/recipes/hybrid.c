@@ -178,8 +178,9 @@ switch_now(struct transfer *t, struct err *err)
     track->reads_through = true;
     track->withdraw = transfer_withdraw;
     do {
-        while (track->late) {
-            job_sleep(&t->job, RETRY_MS * NS_PER_MS);
+        transfer_wait_late(t);
+        if (job_cancelled(&t->job)) {
+            return -ECANCELED;
         }
         track->pivoting = true;
         r = attempt(t, err);
@@ -187,8 +188,9 @@ switch_now(struct transfer *t, struct err *err)
         if (r == -EAGAIN) {
             job_sleep(&t->job, RETRY_MS * NS_PER_MS);
         }
-    } while (r == -EAGAIN && !job_cancelled(&t->job));
+    } while (r == -EAGAIN);
     if (!r) {
+        t->job.has_moved = true;
         departure_arrive(t);
         resume_record_as_stream(t);
         track_detach(track);

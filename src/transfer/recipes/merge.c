@@ -100,8 +100,7 @@ drop_top(struct transfer *t, struct err *err)
     if (r) {
         transfer_claim_to_switch(t, false);
     }
-    t->report.pause_ns = report.pause_ns;
-    t->report.held += report.held;
+    transfer_report_pause(t, report.pause_ns, report.held);
     return r;
 }
 
@@ -131,8 +130,8 @@ delete_layers(struct transfer *t, struct err *err)
         r = dependents_check(&search, err);
         if (!r) {
             const struct switch_intent what = {
-                .source = {file->filename, file->file_id.dev,
-                           file->file_id.ino}};
+                .source = {file->filename, file->file_id.ino,
+                           file->file_born, NULL}};
 
             r = source_delete(jobs_loop(t->job.jobs), &what, err);
         }

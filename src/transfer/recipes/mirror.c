@@ -19,6 +19,19 @@
 #include "transfer/pivot.h"
 #include "transfer/recipes/recipes.h"
 
+/*
+ * A target whose header names a backing file that it was opened without will
+ * have it again: what it does not hold is not zero.
+ */
+static bool
+is_bare(const struct transfer *t)
+{
+    const struct node *target = node_skip_filters(t->copy.target);
+
+    return t->sync != SYNC_FULL && !t->shadowed && !target->backing &&
+           target->header_backing.filename;
+}
+
 /* The first part of [off, off + len), zero in the source, to be made so. */
 static int
 not_yet_zero(struct transfer *t, uint64_t off, uint64_t len,
@@ -26,7 +39,7 @@ not_yet_zero(struct transfer *t, uint64_t off, uint64_t len,
 {
     uint64_t end = off + len;
 
-    while (off < end && !t->target_is_zero) {
+    while (off < end && (!t->target_is_zero || is_bare(t))) {
         struct extent have;
         int r = chain_status(t->copy.target, NULL, off, end - off, true, &have,
                              NULL);
@@ -34,7 +47,8 @@ not_yet_zero(struct transfer *t, uint64_t off, uint64_t len,
         if (r) {
             return r;
         }
-        if (have.kind == EXTENT_DATA || have.kind == EXTENT_ENCODED) {
+        if (have.kind == EXTENT_DATA || have.kind == EXTENT_ENCODED ||
+            (have.kind == EXTENT_UNALLOCATED && is_bare(t))) {
             *ret = (struct missing){off, have.len, true};
             return 0;
         }
@@ -56,9 +70,24 @@ copied_down_to(const struct transfer *t)
     return t->sync == SYNC_TOP && backing ? backing->child : NULL;
 }
 
-int
-mirror_next(struct transfer *t, uint64_t off, uint64_t limit,
-            struct missing *ret)
+/* By whole blocks, so that no cluster of a bare target is filled in part. */
+static void
+widen(const struct transfer *t, struct missing *m)
+{
+    uint64_t start = align_down(m->off, t->granularity);
+    uint64_t end = min_u64(align_up(m->off + m->len, t->granularity),
+                           t->copy.target->size);
+
+    if (m->len && is_bare(t)) {
+        m->zero &= start == m->off && end == m->off + m->len;
+        m->off = start;
+        m->len = end - start;
+    }
+}
+
+static int
+find_next(struct transfer *t, uint64_t off, uint64_t limit,
+          struct missing *ret)
 {
     struct node *source = t->copy.source;
     struct node *base = copied_down_to(t);
@@ -99,6 +128,18 @@ mirror_next(struct transfer *t, uint64_t off, uint64_t limit,
     }
     *ret = (struct missing){.off = end};
     return 0;
+}
+
+int
+mirror_next(struct transfer *t, uint64_t off, uint64_t limit,
+            struct missing *ret)
+{
+    int r = find_next(t, off, limit, ret);
+
+    if (!r) {
+        widen(t, ret);
+    }
+    return r;
 }
 
 /* From here on it is not the disk. */
@@ -233,6 +274,7 @@ mirror_make(struct jobs *jobs, const struct transfer_recipe *recipe,
         return r;
     }
     struct transfer *t = transfer_new(recipe, o);
+    struct node *image = node_skip_filters(o->target);
 
     r = transfer_claim(t, o->device, CLAIM_READ, &t->source_root, err);
     if (!r) {
@@ -241,11 +283,12 @@ mirror_make(struct jobs *jobs, const struct transfer_recipe *recipe,
     t->copy = (struct copy){.source = o->device,
                             .target = o->target,
                             .flags = REQ_BACKGROUND};
+    t->sync = o->sync;
     if (!r) {
         r = departure_check(t, err);
     }
-    if (!r && o->target->drv->ensure_mark) {
-        r = o->target->drv->ensure_mark(o->target, o->upgrade, err);
+    if (!r && image->drv->ensure_mark) {
+        r = image->drv->ensure_mark(image, o->upgrade, err);
     }
     if (!r) {
         r = match_size(o, err);
@@ -259,10 +302,14 @@ mirror_make(struct jobs *jobs, const struct transfer_recipe *recipe,
     t->replaces = o->replaces ? node_ref(o->replaces) : NULL;
     t->on_target_error = o->on_target_error;
     t->copy_mode = o->copy_mode;
-    t->sync = o->sync;
     t->finish = o->finish;
     t->wait_for_verb = o->wait_for_verb;
     t->target_is_zero = o->target_is_zero;
+    t->track.is_bare = is_bare(t);
+    if (t->track.is_bare) {
+        t->granularity = (uint32_t)max_u64(t->granularity,
+                                           o->target->cluster_size);
+    }
     if (t->finish == FINISH_SWITCH || t->wait_for_verb) {
         r = departure_hold_overlays(t, err);
     }
@@ -308,6 +355,8 @@ mirror_plan(const struct transfer_options *o, struct transfer_plan *ret,
     struct transfer t = {.copy.source = o->device,
                          .copy.target = o->target,
                          .sync = o->sync,
+                         .granularity = (uint32_t)max_u64(
+                             4096, o->target->cluster_size),
                          .target_is_zero = o->target_is_zero};
     int r = check(o, err);
 

@@ -16,6 +16,7 @@
 
 #include "block/edit.h"
 #include "transfer/departure.h"
+#include "transfer/pivot.h"
 #include "transfer/recipes/recipes.h"
 #include "transfer/resume.h"
 
@@ -145,34 +146,50 @@ put_on_top(struct transfer *t, int (*ready)(void *arg), void *arg,
     int r = graph_edit(source->graph, edits, ARRAY_LEN(edits), &options,
                        &report, err);
 
-    t->report.pause_ns = report.pause_ns;
-    t->report.held += report.held;
+    transfer_report_pause(t, report.pause_ns, report.held);
     /* The edge between them is new, those below were ours. */
     return r ? r : transfer_freeze(t, target, NULL, err);
 }
 
-/* Durably named first: as the head, the target then reads as the source. */
+/* The disk is where it was, and the target as it was found. */
+static void
+take_back(struct transfer *t, bool was_incomplete)
+{
+    struct node *target = t->copy.target;
+
+    root_set_claim(t->root, CLAIM_TARGET);
+    if (was_incomplete) {
+        transfer_mark(t, true, NULL);
+    }
+    departure_withdraw(t);
+    if (!target->backing) {
+        target->drv->set_backing(target, NULL, NULL, NULL);
+    }
+}
+
+/*
+ * Durably named first: as the head, the target then reads as the source.  Then
+ * the mark goes that an earlier copy may have left on it (rule 2).
+ */
 static int
 switch_over(struct transfer *t, struct err *err)
 {
-    struct node *target = t->copy.target;
+    bool was_incomplete = t->copy.target->incomplete;
     int r = name_source(t, err);
 
+    if (!r) {
+        r = transfer_mark(t, false, err);
+    }
     if (!r) {
         r = departure_record(t, err);
     }
     if (!r) {
         r = put_on_top(t, allow_guests, t, err);
-        if (r) {
-            root_set_claim(t->root, CLAIM_TARGET);
-            departure_withdraw(t);
-        }
-        if (r && !target->backing) {
-            target->drv->set_backing(target, NULL, NULL, NULL);
-        }
     }
     if (!r) {
         departure_arrive(t);
+    } else {
+        take_back(t, was_incomplete);
     }
     departure_end(t, false, NULL);
     return r;

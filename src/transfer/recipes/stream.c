@@ -86,8 +86,7 @@ stream_prepare(struct job *job, struct err *err)
     if (!r) {
         transfer_thaw(t);
         r = graph_edit(device->graph, &edit, 1, &options, &report, err);
-        t->report.pause_ns = report.pause_ns;
-        t->report.held = report.held;
+        transfer_report_pause(t, report.pause_ns, report.held);
     }
     return r;
 }
