@@ -386,6 +386,15 @@ find_diverter(const struct change *c)
     return NULL;
 }
 
+static struct node *
+begin_own_part(struct change *c)
+{
+    c->n_own++;
+    c->diverter->own_begun++;
+    c->diverter->own_busy++;
+    return c->node;
+}
+
 /* Who takes the first bytes of what is left of a change. */
 static int
 next_part(struct change *c, uint64_t off, uint64_t len, struct node **ret,
@@ -398,9 +407,7 @@ next_part(struct change *c, uint64_t off, uint64_t len, struct node **ret,
     int r = tap->divert(tap, off, len, ret, ret_len);
 
     if (!r && *ret == c->node) {
-        c->n_own++;
-        tap->own_begun++;
-        tap->own_busy++;
+        begin_own_part(c);
     }
     return r;
 }
@@ -576,11 +583,16 @@ write_parts(struct change *c, uint64_t off, struct sg sg, unsigned flags)
         if (r) {
             break;
         }
+        if (to != c->node) {
+            r = node_write(to, off, sg_slice(sg, 0, len), flags, NULL);
+        }
+        if (r == -ENOSPC) { /* there may be room here (rule 9) */
+            to = begin_own_part(c);
+            r = 0;
+        }
         if (to == c->node) {
             r = driver_write(to, off, sg_slice(sg, 0, len), flags, c->hold);
             own_part_made(c, off, len, r);
-        } else {
-            r = node_write(to, off, sg_slice(sg, 0, len), flags, NULL);
         }
         off += len;
         sg = sg_slice(sg, len, sg.len - len);

@@ -89,6 +89,8 @@ struct node {
     struct file_id file_id;         /* of that file */
     uint64_t file_born;             /* see struct file */
     bool is_device;                 /* that is a block device */
+    /* Protocols: how often a server was lost with writes that were not flushed. */
+    uint64_t losses;
     const struct file_set *above;   /* while it is opened: see node_set_file() */
     /*
      * Formats, while it can be written: the number in its header, another one

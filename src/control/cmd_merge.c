@@ -62,6 +62,31 @@ cmd_block_merge(struct control *ctl, const struct args_block_merge *args,
     return r;
 }
 
+/* The base is in the chain. */
+static json_t *
+merge_answer(const struct transfer_options *o, enum merge_into into,
+             const struct transfer_plan *plan)
+{
+    bool sinks = into == MERGE_INTO_SNAPSHOT;
+    const struct node *survivor = sinks ? o->base : o->device;
+    json_t *drops = json_array();
+
+    for (const struct node *n = o->device;; n = n->backing->child) {
+        if (n != survivor) {
+            json_array_append_new(drops, json_string(n->name));
+        }
+        if (n == o->base) {
+            break;
+        }
+    }
+    json_t *answer = plan_answer(plan, drops);
+
+    json_object_set_new(answer, "into",
+                        json_string(sinks ? "snapshot" : "overlay"));
+    json_object_set_new(answer, "survivor", json_string(survivor->name));
+    return answer;
+}
+
 int
 cmd_query_merge_plan(struct control *ctl,
                      const struct args_query_merge_plan *args, json_t **ret,
@@ -76,27 +101,22 @@ cmd_query_merge_plan(struct control *ctl,
     struct transfer_plan plan;
     enum merge_into into;
 
-    if (!r) {
-        r = merge_choose(&o, &into, &plan, err);
-    }
     if (r) {
         return r;
     }
-    bool sinks = into == MERGE_INTO_SNAPSHOT;
-    json_t *drops = json_array();
-
-    for (struct node *n = o.device;; n = n->backing->child) {
-        if (n != (sinks ? o.base : o.device)) {
-            json_array_append_new(drops, json_string(n->name));
-        }
-        if (n == o.base) {
-            break;
-        }
+    /* The chain may change while it is looked at. */
+    node_ref(o.device);
+    node_ref(o.base);
+    r = merge_choose(&o, &into, &plan, err);
+    if (!r && !chain_contains(o.device, o.base)) {
+        r = err_set(err, -EBUSY,
+                    "The chain of node '%s' has changed meanwhile",
+                    o.device->name);
     }
-    *ret = plan_answer(&plan, drops);
-    json_object_set_new(*ret, "into",
-                        json_string(sinks ? "snapshot" : "overlay"));
-    json_object_set_new(*ret, "survivor",
-                        json_string((sinks ? o.base : o.device)->name));
-    return 0;
+    if (!r) {
+        *ret = merge_answer(&o, into, &plan);
+    }
+    node_unref(o.base);
+    node_unref(o.device);
+    return r;
 }

@@ -66,7 +66,8 @@ service_detach(int ready_fd, struct err *err)
     char status = 0;
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 
-    if (null < 0 || chdir("/")) {
+    /* It stays in its folder: images may be named relative to it. */
+    if (null < 0) {
         return err_set_errno(err, -errno, "Could not go into the background");
     }
     for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {

@@ -349,6 +349,7 @@ transfer_piece(struct nbd_link *link, uint64_t off, struct sg sg, bool write)
     }
     int r = transfer_buffer(link, off, own ? own : bounce, sg.len, write);
 
+    link->written += write && !r;
     if (!r && !write && bounce) {
         sg_copy_from(sg, bounce);
     }
@@ -417,6 +418,7 @@ long_request(struct node *node, uint64_t off, uint64_t len, bool zero,
         if (r) {
             return r;
         }
+        link->written++;
         off += n;
         len -= n;
     }
@@ -458,10 +460,16 @@ client_flush(struct node *node)
     struct call call = {.co = coro_self()};
     int r = nbd_link_check(link);
 
+    uint64_t written = link->written;
+
     if (r || !link->export.can_flush) {
         return r;
     }
-    return finish(link, &call, nbd_aio_flush(link->h, on_completion(&call), 0));
+    r = finish(link, &call, nbd_aio_flush(link->h, on_completion(&call), 0));
+    if (!r) {
+        link->flushed = max_u64(link->flushed, written);
+    }
+    return r;
 }
 
 /* "base:allocation": bit 0 is a hole, bit 1 reads zero. */

@@ -47,6 +47,7 @@ struct nbd_link {
     struct list calls;   /* in flight, that can be let go of (nbd.c) */
     unsigned char *idle[NBD_BUFFERS]; /* of large requests (nbd.c) */
     unsigned n_idle;
+    uint64_t written, flushed; /* changes that were made, that are durable */
     bool wanted;         /* a request came while there was no connection */
     uint64_t lost_ns;    /* when it was lost */
     uint64_t up_ns;      /* when it was made */

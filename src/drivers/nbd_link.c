@@ -16,8 +16,9 @@
  * down below libnbd, which then fails what is in flight, and is never made
  * again.
  *
- * What the server had acknowledged but not flushed when it was lost is the
- * server's matter, as it is with any NBD client.
+ * What the server had acknowledged but not flushed when it was lost may be lost
+ * with it.  For a disk that is the server's matter, as it is with any NBD
+ * client; the node counts it (node->losses), so that a copy begins anew there.
  */
 #include <errno.h>
 #include <netdb.h>
@@ -236,6 +237,10 @@ lost(struct nbd_link *link)
     link->flapping = !link->progress && now - link->up_ns < NS_PER_S;
     if (!link->flapping || !link->lost_ns) {
         link->lost_ns = now;
+    }
+    if (link->written != link->flushed) {
+        link->node->losses++;
+        link->flushed = link->written;
     }
     link->h = NULL;
     link->wanted = false;

@@ -174,6 +174,7 @@ copy_tracked(struct worker *w, uint64_t off, uint64_t len, bool *ret_is_read)
         dirty_set_add(missing, off, len);
     } else {
         dirty_set_remove(&w->t->track.hollow, off, len);
+        track_written(&w->t->track, off, len);
     }
     return r;
 }
@@ -308,7 +309,7 @@ flush_and_clear(struct transfer *t)
     }
     int r = node_flush(source);
 
-    r = r ? r : node_flush(t->copy.target);
+    r = r ? r : track_flush_target(&t->track);
     if (!r) {
         dirty_log_clear(t->log);
     }
@@ -334,6 +335,10 @@ flush_main(void *arg)
      */
     if (clearing_is_due(t)) {
         flush_and_clear(t);
+    } else if (t->tracked) {
+        if (track_flush_target(&t->track) == -ESTALE && !t->error) {
+            t->error = -ESTALE;
+        }
     } else {
         node_flush(t->copy.target);
     }
@@ -693,11 +698,13 @@ saw_something_missing(void *arg)
 static void
 wait_in_step(struct transfer *t)
 {
-    if (!t->log) {
+    uint64_t ns = t->log ? t->clear_ns : EPOCH_NS;
+
+    if (!t->log && !t->track.can_lose) {
         waitq_wait(&t->job.wake);
-    } else if (!waitq_wait_until(&t->job.wake,
-                                 loop_now(loop_of(t)) + t->clear_ns) &&
-               !t->flushing && clearing_is_due(t)) {
+    } else if (!waitq_wait_until(&t->job.wake, loop_now(loop_of(t)) + ns) &&
+               !t->flushing &&
+               (clearing_is_due(t) || t->track.unflushed.n_dirty)) {
         t->flushing = true;
         coro_start(loop_of(t), flush_main, t);
     }
@@ -848,6 +855,19 @@ begin(struct transfer *t, struct err *err)
     return r || !t->recipe->begin ? r : t->recipe->begin(t, err);
 }
 
+static int
+flush_at_end(struct transfer *t)
+{
+    int r;
+
+    while ((r = node_flush(t->copy.target)) == -ERESTART &&
+           !job_cancelled(&t->job)) {
+        job_sleep(&t->job, RETRY_MS * NS_PER_MS);
+        job_pause_point(&t->job);
+    }
+    return r;
+}
+
 int
 transfer_run(struct job *job, struct err *err)
 {
@@ -866,7 +886,7 @@ transfer_run(struct job *job, struct err *err)
     }
     if (!r && !t->tracked) { /* else its end is the pivot's */
         job->current = job->total;
-        r = node_flush(t->copy.target);
+        r = flush_at_end(t);
         t->error_on_read = false;
     }
     t->report.elapsed_ns = loop_now(loop_of(t)) - t->start_ns;

@@ -44,7 +44,7 @@ struct transfer_recipe {
     int (*begin)(struct transfer *t, struct err *err);
 };
 
-enum { HOT_MAX = 32 };
+enum { HOT_MAX = 16 };
 
 struct transfer {
     struct job job;

@@ -184,9 +184,9 @@ attempt(struct transfer *t, enum finish finish, struct err *err)
     if (track->missing.n_dirty || track->late) {
         return -EAGAIN;
     }
-    int r = node_flush(t->copy.target);
+    int r = track_flush_target(track);
 
-    if (transfer_waits_for_space(t, r)) {
+    if (r == -EAGAIN || transfer_waits_for_space(t, r)) {
         return -EAGAIN;
     }
     if (r) {

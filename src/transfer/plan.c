@@ -39,8 +39,11 @@ static int
 count_new(struct counter *c, struct node *target, uint64_t off, uint64_t len)
 {
     while (len) {
-        struct extent ext;
-        int r = node_status(target, off, len, true, &ext);
+        struct extent ext = {.kind = EXTENT_UNALLOCATED, .len = len};
+        int r = off < target->size
+                    ? node_status(target, off,
+                                  min_u64(len, target->size - off), true, &ext)
+                    : 0; /* it will have grown */
 
         if (r) {
             return r;
@@ -116,7 +119,9 @@ count_part(struct transfer *t, struct growth *g, const struct missing *m)
 static uint64_t
 side_files(const struct transfer *t)
 {
-    return node_local_file(t->copy.target) ? 3ULL * JOURNAL_SIZE : 0;
+    return node_local_file(t->copy.target)
+               ? (t->release.n_layers + 2ULL) * JOURNAL_SIZE
+               : 0;
 }
 
 int
@@ -127,9 +132,11 @@ transfer_measure(struct transfer *t, transfer_next *next,
     struct node *target = t->copy.target;
     struct growth growth = {0};
     struct missing m;
+    uint64_t size = t->shadowed ? max_u64(target->size, t->copy.source->size)
+                                : target->size;
 
-    for (uint64_t off = 0; off < target->size; off = m.off + m.len) {
-        int r = transfer_look(t, next, off, target->size - off, &m);
+    for (uint64_t off = 0; off < size; off = m.off + m.len) {
+        int r = transfer_look(t, next, off, size - off, &m);
 
         if (!r && m.len && !m.zero) {
             r = count_part(t, &growth, &m);

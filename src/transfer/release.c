@@ -46,12 +46,20 @@ release_init(struct transfer *t, enum release_side side, struct node *top,
 void
 release_begin(struct transfer *t)
 {
-    for (unsigned i = 0; i < t->release.n_layers; i++) {
-        struct node *layer = t->release.layers[i];
+    struct release *rel = &t->release;
 
-        layer->unmap = true;
-        if (layer->file) {
-            layer->file->child->unmap = true;
+    if (!rel->were_unmap) {
+        rel->were_unmap = xzalloc((2 * rel->n_layers + 1) * sizeof(bool));
+        for (unsigned i = 0; i < rel->n_layers; i++) {
+            struct node *layer = rel->layers[i];
+
+            rel->were_unmap[2 * i] = layer->unmap;
+            rel->were_unmap[2 * i + 1] =
+                layer->file && layer->file->child->unmap;
+            layer->unmap = true;
+            if (layer->file) {
+                layer->file->child->unmap = true;
+            }
         }
     }
 }
@@ -77,9 +85,19 @@ void
 release_fini(struct release *rel)
 {
     while (rel->n_layers) {
-        node_unref(rel->layers[--rel->n_layers]);
+        unsigned i = --rel->n_layers;
+        struct node *layer = rel->layers[i];
+
+        if (rel->were_unmap) {
+            layer->unmap = rel->were_unmap[2 * i];
+        }
+        if (rel->were_unmap && layer->file) {
+            layer->file->child->unmap = rel->were_unmap[2 * i + 1];
+        }
+        node_unref(layer);
     }
     free(take_ptr(rel->layers));
+    free(take_ptr(rel->were_unmap));
 }
 
 static uint64_t

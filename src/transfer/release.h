@@ -27,6 +27,7 @@ struct release {
     uint64_t max_extra;    /* bytes; 0: 4 MiB */
     uint64_t piece;        /* bytes of one copy */
     struct node **layers;  /* that give back; the lowest first */
+    bool *were_unmap;      /* theirs, then their files', before release_begin() */
     unsigned n_layers;
     uint64_t unit;         /* the largest of their clusters, a dirty block */
     uint64_t upto;         /* what lies before has been given back */

@@ -6,6 +6,7 @@
 #include "transfer/track.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "base/bytes.h"
 #include "run/loop.h"
@@ -246,6 +247,7 @@ end(struct forward *forward, int result)
         fall_behind(t);
     } else {
         t->bytes_forwarded += w->op == TAP_OP_WRITE ? w->len : 0;
+        track_written(t, w->off, w->op == TAP_OP_FLUSH ? 0 : w->len);
     }
     leave(w);
 }
@@ -278,6 +280,79 @@ divert(struct tap *tap, uint64_t off, uint64_t len, struct node **ret,
     return 0;
 }
 
+/* Rule 4. */
+
+static struct node *
+protocol_of(struct node *node)
+{
+    while (node->file) {
+        node = node->file->child;
+    }
+    return node;
+}
+
+void
+track_written(struct track *t, uint64_t off, uint64_t len)
+{
+    if (t->can_lose && len) {
+        dirty_set_add(&t->unflushed, off, len);
+    }
+}
+
+static void
+move_runs(struct dirty_set *from, struct dirty_set *to)
+{
+    uint64_t off, len;
+
+    while (dirty_set_next(from, 0, from->size, &off, &len)) {
+        dirty_set_remove(from, off, len);
+        dirty_set_add(to, off, len);
+    }
+}
+
+/* What was not flushed is missing again. */
+static void
+take_loss(struct track *t)
+{
+    t->losses = protocol_of(t->target)->losses;
+    t->broken++;
+    move_runs(&t->flushing, &t->missing);
+    move_runs(&t->unflushed, &t->missing);
+    t->changed(t->arg);
+}
+
+static int
+flush_lossy(struct track *t)
+{
+    move_runs(&t->unflushed, &t->flushing);
+    int r = node_flush(t->target);
+
+    if (protocol_of(t->target)->losses != t->losses) {
+        if (!node_skip_filters(t->target)->drv->is_protocol) {
+            return -ESTALE; /* its tables may be lost, too: it is no image */
+        }
+        take_loss(t);
+        return -EAGAIN;
+    }
+    if (!r) {
+        dirty_set_remove(&t->flushing, 0, t->flushing.size);
+    }
+    return r == -ERESTART ? -EAGAIN : r;
+}
+
+int
+track_flush_target(struct track *t)
+{
+    if (!t->can_lose) {
+        return node_flush(t->target);
+    }
+    comutex_lock(&t->flush_lock);
+    int r = flush_lossy(t);
+
+    comutex_unlock(&t->flush_lock);
+    return r;
+}
+
 void
 track_start(struct track *t, struct node *source, struct node *target,
             uint32_t granularity, void (*changed)(void *arg), void *arg)
@@ -286,6 +361,9 @@ track_start(struct track *t, struct node *source, struct node *target,
                         .target = target,
                         .sinks = t->sinks,
                         .is_bare = t->is_bare,
+                        .can_lose = !strcmp(protocol_of(target)->drv->name,
+                                            "nbd"),
+                        .losses = protocol_of(target)->losses,
                         .frontier = UINT64_MAX,
                         .changed = changed,
                         .arg = arg,
@@ -298,6 +376,11 @@ track_start(struct track *t, struct node *source, struct node *target,
                                 .after = saw_change}};
     dirty_set_init(&t->missing, source->size, granularity);
     dirty_set_init(&t->hollow, source->size, granularity);
+    comutex_init(&t->flush_lock);
+    if (t->can_lose) {
+        dirty_set_init(&t->unflushed, source->size, granularity);
+        dirty_set_init(&t->flushing, source->size, granularity);
+    }
     if (t->is_bare) { /* what it holds by now can only be whole clusters */
         dirty_set_add(&t->hollow, 0, source->size);
     }
@@ -342,4 +425,6 @@ track_stop(struct track *t)
     }
     dirty_set_fini(&t->missing);
     dirty_set_fini(&t->hollow);
+    dirty_set_fini(&t->unflushed);
+    dirty_set_fini(&t->flushing);
 }

@@ -53,6 +53,14 @@ struct track {
     uint64_t released;
     bool is_bare;
     struct dirty_set hollow; /* with @is_bare: blocks that were not copied */
+    /*
+     * A target whose server may lose what it did not flush (rule 4): blocks
+     * that were written since the last flush began, and before it.
+     */
+    bool can_lose;
+    struct dirty_set unflushed, flushing;
+    struct comutex flush_lock;
+    uint64_t losses; /* that are settled */
     bool reads_through; /* the target does, where something is missing */
     bool went_stale; /* a block became missing that was not */
     uint64_t broken; /* what the target has missed while it pivots, in all */
@@ -71,6 +79,14 @@ struct track {
 /* Begins to watch @source, with @sinks as it is.  Does not yield. */
 void track_start(struct track *t, struct node *source, struct node *target,
                  uint32_t granularity, void (*changed)(void *arg), void *arg);
+/* The range of the target was written.  Does not yield. */
+void track_written(struct track *t, uint64_t off, uint64_t len);
+/*
+ * Flushes the target.  What a lost server may have lost is missing again, and
+ * then it is -EAGAIN, as where a server is to be waited for; -ESTALE where that
+ * cannot be made good, since the target has tables of its own.  Yields.
+ */
+int track_flush_target(struct track *t);
 /* Is a change of the range on its way to both sides?  Does not yield. */
 bool track_is_forwarding(const struct track *t, uint64_t off, uint64_t len);
 /* Watches no more; forwards under way end by themselves.  Does not yield. */

@@ -238,6 +238,168 @@ def a_target_that_stops_does_not_stop_the_guest():
     server.end()
 
 
+def a_server_that_loses_what_it_did_not_flush():
+    """It comes back without what it had in its memory only: that is copied
+    once more, before the copy passes for the disk."""
+    make_disk()
+    run("truncate", "-s", str(SIZE), "far")
+
+    def server():  # with a cache that is gone with its power
+        return Daemon(SLUICED, *nbd_server("far.sock"), "--blockdev",
+                      "driver=crash,node-name=far,file.driver=file,"
+                      "file.filename=far", "--export",
+                      "nbd,id=f,node-name=far,name=f,writable=on",
+                      folder=os.getcwd())
+    far = server()
+    far.qmp()
+    with daemon() as d:
+        qmp = d.qmp()
+        qmp.cmd("blockdev-add", driver="nbd", node_name="target", export="f",
+                reconnect_delay=60, server={"type": "unix", "path": "far.sock"})
+        qmp.cmd("block-copy", job_id="j", device="top", target="target",
+                auto_complete=False)
+        qmp.wait_event("BLOCK_JOB_READY")
+        with Nbd("nbd.sock", "a") as nbd:
+            for i in range(64):
+                nbd.write(i * 65536, bytes([i + 1]) * 4096)
+        far.kill()
+        far.wait()
+        far = server()
+        far.qmp()
+        qmp.cmd("job-complete", id="j")
+        end = qmp.wait_event("BLOCK_JOB_COMPLETED")
+        assert "error" not in end["data"], end
+        with Nbd("nbd.sock", "a") as nbd:
+            for i in range(64):
+                assert nbd.read(i * 65536, 4096) == bytes([i + 1]) * 4096, i
+        d.stop()
+    far.stop()
+    # What the disk held at the switch, and nothing else.
+    with open("far", "rb") as f, open("model", "rb") as model:
+        for i in range(SIZE // 4096):
+            a, b = f.read(4096), model.read(4096)
+            block = i * 4096 // 65536
+            want = bytes([block + 1]) * 4096 \
+                if i * 4096 % 65536 == 0 and block < 64 else b
+            assert a == want, i
+
+
+def blocks_larger_than_a_piece_are_copied():
+    make_disk()
+    with daemon() as d:
+        qmp = d.qmp()
+        qmp.cmd("blockdev-add", **{k.replace("-", "_"): v for k, v
+                                   in make_target("raw").items()})
+        qmp.cmd("blockdev-mirror", job_id="j", device="top", target="target",
+                sync="full", granularity=4 * MIB, copy_mode="background")
+        qmp.wait_event("BLOCK_JOB_READY")
+        with Nbd("nbd.sock", "a") as nbd:
+            nbd.write(9 * MIB, b"g" * 4096)
+        qmp.cmd("job-complete", id="j")
+        end = qmp.wait_event("BLOCK_JOB_COMPLETED")
+        assert "error" not in end["data"], end
+        d.stop()
+    with open("model", "r+b") as f:
+        f.seek(9 * MIB)
+        f.write(b"g" * 4096)
+    judge("raw")
+
+
+def a_target_without_its_backing_file_gets_whole_clusters():
+    """As libvirt has it: the backing file comes back when all is copied.  What
+    the top says is zero, and what is written in part, must hide it then."""
+    make_disk()
+    run("qemu-io", "-f", "qcow2", "-c", "write -z 5M 1M", "-c",
+        "write -P 8 12M 64k", "top")
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=256k",
+        "-b", "base", "-F", "raw", "target", str(SIZE))
+    with daemon() as d:
+        qmp = d.qmp()
+        qmp.cmd("blockdev-add", driver="qcow2", node_name="target",
+                backing=None, file={"driver": "file", "filename": "target"})
+        qmp.cmd("blockdev-mirror", job_id="j", device="top", target="target",
+                sync="top")
+        qmp.wait_event("BLOCK_JOB_READY")
+        with Nbd("nbd.sock", "a") as nbd:
+            for off in (13 * MIB + 4096, 100 * 4096, 5 * MIB + 512):
+                nbd.write(off, b"p" * 4096)
+            nbd.flush()
+        qmp.cmd("block-job-cancel", device="j")
+        qmp.wait_event("BLOCK_JOB_COMPLETED")
+        d.stop()
+    run("qemu-img", "check", "-q", "target")
+    run("qemu-img", "compare", "target", "top")
+
+
+def a_filter_hides_no_unfinished_copy():
+    make_disk()
+    with daemon() as d:
+        qmp = d.qmp()
+        qmp.cmd("object-add", qom_type="throttle-group", id="g")
+        qmp.cmd("blockdev-add", driver="throttle", node_name="slow",
+                throttle_group="g", file={k: v for k, v
+                                          in make_target("qcow2").items()
+                                          if k != "node-name"})
+        qmp.cmd("block-copy", job_id="j", device="top", target="slow",
+                mode="mirror")
+        qmp.wait_event("BLOCK_JOB_READY")
+        code, text = run("qemu-img", "info", "-U", "target", check=False)
+        assert code and "unfinished copy" in text, (code, text)
+        qmp.cmd("job-cancel", id="j")
+        qmp.wait_event("BLOCK_JOB_CANCELLED")
+        try:
+            qmp.cmd("block-export-add", type="nbd", id="x", node_name="slow")
+        except QmpError as e:
+            assert "unfinished copy" in str(e), e
+        else:
+            raise AssertionError("an unfinished copy passes for a disk")
+        d.stop()
+
+
+def post_copy_onto_a_marked_image():
+    """The mark of a copy that was cancelled goes before the disk comes."""
+    make_disk()
+    os.rename("top", "full")
+    run("qemu-img", "create", "-q", "-f", "qcow2", "top", str(SIZE))
+    run("truncate", "-s", "0", "model")
+    run("truncate", "-s", str(SIZE), "model")
+    with daemon() as d:
+        qmp = d.qmp()
+        qmp.cmd("blockdev-add", **{k.replace("-", "_"): v for k, v
+                                   in make_target("qcow2").items()})
+        qmp.cmd("block-copy", job_id="j", device="top", target="target",
+                mode="mirror")
+        qmp.wait_event("BLOCK_JOB_READY")
+        qmp.cmd("job-cancel", id="j")
+        qmp.wait_event("BLOCK_JOB_CANCELLED")
+        assert run("qemu-img", "info", "-U", "target", check=False)[0]
+        qmp.cmd("block-copy", job_id="k", device="top", target="target",
+                mode="post-copy")
+        end = qmp.wait_event("BLOCK_JOB_COMPLETED")
+        assert "error" not in end["data"], end
+        d.stop()
+    judge("qcow2")
+
+
+def a_hybrid_is_cancelled_after_its_switch():
+    """Without force, too: it stops, and leaves an overlay."""
+    make_disk()
+    with daemon() as d:
+        qmp = d.qmp()
+        qmp.cmd("blockdev-add", **{k.replace("-", "_"): v for k, v
+                                   in make_target("qcow2").items()})
+        qmp.cmd("block-copy", job_id="j", device="top", target="target",
+                mode="hybrid", speed=MIB)
+        qmp.wait_event("BLOCK_JOB_READY")
+        qmp.cmd("job-complete", id="j")
+        while qmp.cmd("query-block-exports")[0]["node-name"] != "target":
+            time.sleep(0.01)
+        qmp.cmd("block-job-cancel", device="j")
+        qmp.wait_event("BLOCK_JOB_CANCELLED")
+        d.stop()
+    run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", "target", "model")
+
+
 def drive_mirror(sync):
     def test():
         make_disk()
@@ -455,6 +617,11 @@ if __name__ == "__main__":
           post_copy("qcow2"), post_copy("qed"), hybrid("qcow2"), hybrid("qed"),
           a_stop_leaves_a_copy_as_of_then, an_unfinished_copy_is_refused,
           a_target_that_stops_does_not_stop_the_guest,
+          a_server_that_loses_what_it_did_not_flush,
+          blocks_larger_than_a_piece_are_copied,
+          a_target_without_its_backing_file_gets_whole_clusters,
+          a_filter_hides_no_unfinished_copy, post_copy_onto_a_marked_image,
+          a_hybrid_is_cancelled_after_its_switch,
           drive_mirror("full"), drive_mirror("top"), drive_mirror("none"),
           what_was_written_is_sent_and_not_more,
           a_target_of_version_2_becomes_3_where_that_is_allowed,

@@ -209,12 +209,64 @@ def journal(name, *records):
         f.write(data + bytes(4096 - len(data)))
 
 
-def leave_switch(delete, *more):
+def leave_switch(delete, *more, session=0, folders=()):
     source, target = os.stat("top"), os.stat("target")
-    what = struct.pack("<QQQQI", source.st_dev, source.st_ino, target.st_dev,
-                       target.st_ino, int(delete))
-    journal("top", (1, what + b"qcow2\0target\0"), *more)
+    what = struct.pack("<QQQQQI", source.st_ino, 0, target.st_ino, 0, session,
+                       int(delete))
+    names = b"".join(f.encode() + b"\0" for f in folders)
+    journal("top", (1, what + b"qcow2\0qcow2\0target\0" + names), *more)
     journal("target", (3, b"top\0"))
+
+
+def a_clone_made_before_the_next_daemon_keeps_the_source():
+    """Whoever ends a switch looks again, where it was looked at first."""
+    for where in ("", "far/"):
+        make()
+        if where:
+            os.mkdir("far")
+        qcow2(where + "clone", "-b", os.path.abspath("top"), "-F", "qcow2")
+        leave_switch(True, folders=["far"] if where else [])
+        with daemon() as d:
+            d.qmp().cmd("blockdev-add", **node("target"))
+            assert "is not deleted" in d.errors(), d.errors()
+            assert "clone" in d.errors(), d.errors()
+            d.stop()
+        assert os.path.exists("top")
+        assert not [f for f in files() if f.endswith(".sluice")]
+        for name in ("top", "target", "base", where + "clone"):
+            os.unlink(name)
+
+
+def a_source_that_was_written_since_stays():
+    """By a program that knows no journal: the number in its header is gone."""
+    make()
+    leave_switch(True, session=1 << 62 | 12345)
+    with daemon() as d:
+        d.qmp().cmd("blockdev-add", **node("target"))
+        assert "was written to since" in d.errors(), d.errors()
+        d.stop()
+    assert os.path.exists("top")
+
+
+def a_target_that_reads_through_keeps_the_source():
+    """Not all was copied: the target needs its backing file."""
+    make()
+    qcow2("over", "-b", "top", "-F", "qcow2")
+    with daemon() as d:
+        q = d.qmp()
+        q.cmd("blockdev-add", **node("top"))
+        q.cmd("blockdev-add", **node("over", backing="top"))
+        for sync in ("none", "top"):
+            try:
+                q.cmd("block-transfer", job_id="j", preset="pre-copy",
+                      device="top", target="over", sync=sync,
+                      delete_source=True)
+            except QmpError as e:
+                assert "backing file of node over" in str(e), e
+            else:
+                raise AssertionError("the disk would lose its backing file")
+        d.stop()
+    assert os.path.exists("top")
 
 
 def the_old_image_is_refused_and_says_where_the_disk_is():
@@ -289,6 +341,9 @@ if __name__ == "__main__":
           what_is_exclusive_asks_nobody,
           a_clone_made_meanwhile_keeps_the_source,
           the_old_image_is_refused_and_says_where_the_disk_is,
+          a_clone_made_before_the_next_daemon_keeps_the_source,
+          a_source_that_was_written_since_stays,
+          a_target_that_reads_through_keeps_the_source,
           a_switch_that_was_withdrawn_leaves_the_disk,
           a_marked_target_leaves_the_disk,
           another_file_of_that_name_is_not_deleted])

@@ -245,6 +245,123 @@ def what_others_need_is_refused():
     judge("top", "qcow2")
 
 
+def compressed(method):
+    """Compressed clusters move as they are: the survivor stays small."""
+    def test():
+        options = ["-o", f"compression_type={method}"]
+        rng = random.Random(5)
+        with open("raw", "wb") as f:
+            for _ in range(SIZE // 65536):  # to a third, or so
+                f.write(rng.randbytes(20000) + bytes(65536 - 20000))
+        run("qemu-img", "convert", "-c", "-O", "qcow2", *options, "raw",
+            "base")
+        with open("raw", "wb") as f:
+            for _ in range(SIZE // 65536):
+                f.write(rng.randbytes(20000) + bytes(65536 - 20000))
+        run("qemu-img", "convert", "-c", "-O", "qcow2", *options, "-B", "base",
+            "-F", "qcow2", "raw", "top")
+        os.rename("raw", "model")
+        before = blocks("base", "top")
+        with daemon() as d:
+            qmp = d.qmp()
+            qmp.cmd("block-merge", job_id="j", device="top", into="snapshot",
+                    auto_dismiss=False)
+            report = finish(qmp)
+            d.stop()
+        # A third of what it stands for: nothing is unpacked.
+        assert 28 * MIB < report["bytes-moved"] < 34 * MIB, report
+        assert blocks("base", "top") < before + 2 * MIB, before
+        judge("base", "qcow2")
+        packed = [e for e in json.loads(run("qemu-img", "map", "--output=json",
+                                            "base")[1]) if e["data"]]
+        assert all(e.get("compressed", True) for e in packed), packed[:3]
+    return f"compressed clusters ({method}) stay so", test
+
+
+def without_release_others_are_asked_for_as_well():
+    make()
+    create("qcow2", "other", ("base", "qcow2"))
+    run("qemu-img", "convert", "-O", "raw", "other", "others")
+    with daemon() as d:
+        try:
+            d.qmp().cmd("block-merge", job_id="j", device="top",
+                        into="snapshot", release=False)
+        except QmpError as e:
+            assert "other" in str(e), e
+        else:
+            raise AssertionError("the other overlay would read the delta")
+        d.stop()
+    run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", "other", "others")
+
+
+def small_clusters_over_large_ones_are_reckoned():
+    """Each 4 KiB of the delta takes 64 KiB in the snapshot: the plan says so,
+    and it is enough."""
+    create("qcow2", "root", None)
+    fill("qcow2", "root", 5, 0, 90)
+    create("qcow2", "base", ("root", "qcow2"))
+    create("qcow2", "top", ("base", "qcow2"), "-o", "cluster_size=4k")
+    writes = []
+    for i in range(0, 1400, 2):
+        writes += ["-c", f"write -P 7 {i * 64}k 4k"]
+    run("qemu-io", "-f", "qcow2", *writes, "top")
+    run("qemu-img", "convert", "-O", "raw", "top", "model")
+    before, peak = blocks("base", "top"), 0
+    with Daemon(SLUICED, "--blockdev", "driver=qcow2,node-name=top,"
+                "file.driver=file,file.filename=top") as d:
+        qmp = d.qmp()
+        base = [n["node-name"] for n in qmp.cmd("query-named-block-nodes")
+                if n["file"] == "base" and n["drv"] == "qcow2"][0]
+        plan = qmp.cmd("query-merge-plan", device="top", snapshot=base,
+                       into="snapshot")
+        qmp.cmd("block-merge", job_id="j", device="top", snapshot=base,
+                into="snapshot", auto_dismiss=False)
+        while qmp.cmd("query-jobs")[0]["status"] == "running":
+            peak = max(peak, blocks("base", "top", "top.sluice"))
+        finish(qmp)
+        d.stop()
+    peak = max(peak, blocks("base", "top"))
+    assert peak - before > 20 * MIB, peak - before
+    assert peak - before <= plan["space-needed"], (peak - before, plan)
+    judge("base", "qcow2")
+
+
+def large_clusters_below_small_ones_are_given_back():
+    """The overlay's clusters lie anywhere in its file: that is no reason to
+    keep a cluster of the snapshot."""
+    create("qcow2", "base", None, "-o", "cluster_size=2M")
+    fill("qcow2", "base", 1, 8, 64)
+    create("qcow2", "top", ("base", "qcow2"))
+    for i in range(8, 72, 2):
+        run("qemu-io", "-f", "qcow2", "-c",
+            f"write -P 3 {i * 1024 + 320 * (i % 5)}k 64k", "top")
+    run("qemu-img", "convert", "-O", "raw", "top", "model")
+    with daemon() as d:
+        qmp = d.qmp()
+        qmp.cmd("block-merge", job_id="j", device="top", into="overlay",
+                auto_dismiss=False)
+        report = finish(qmp)
+        d.stop()
+    assert report["bytes-released"] >= 64 * MIB, report
+    assert blocks("base") < 9 * MIB, blocks("base")  # its tables
+    judge("top", "qcow2")
+
+
+def an_old_version_is_refused_unless_it_may_become_new():
+    make()
+    run("qemu-img", "amend", "-f", "qcow2", "-o", "compat=0.10", "base")
+    with daemon() as d:
+        try:
+            d.qmp().cmd("block-merge", job_id="j", device="top",
+                        into="snapshot")
+        except QmpError as e:
+            assert "version 2" in str(e), e
+        else:
+            raise AssertionError("nobody could say who wrote to it")
+        d.stop()
+    judge("top", "qcow2")
+
+
 def a_cut_merge_goes_on():
     """kill -9 in the middle, and a cancel: a chain that any program reads."""
     make()
@@ -395,6 +512,12 @@ if __name__ == "__main__":
           into_the_overlay("qcow2", "qcow2", True),
           the_way_with_fewer_bytes_is_taken, what_is_empty_is_deleted,
           the_survivor_keeps_the_name, a_name_that_does_not_fit_is_refused,
-          what_others_need_is_refused, a_cut_merge_goes_on,
+          what_others_need_is_refused,
+          without_release_others_are_asked_for_as_well,
+          compressed("zlib"), compressed("zstd"),
+          small_clusters_over_large_ones_are_reckoned,
+          large_clusters_below_small_ones_are_given_back,
+          an_old_version_is_refused_unless_it_may_become_new,
+          a_cut_merge_goes_on,
           in_exactly_the_promised_space, the_rest_of_the_space_goes_away,
           the_command_merges], memory=True)

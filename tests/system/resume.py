@@ -158,6 +158,45 @@ def a_job_that_was_cancelled_does_not_come_back():
         d.stop()
 
 
+def one_that_is_cancelled_before_it_runs_again_is_over():
+    """It was asked for, seen and refused: the next daemon must not run it."""
+    make()
+    cut("qcow2", "block-merge")
+    with daemon("qcow2", "--resume", "ask") as d:
+        q = d.qmp()
+        wait_for(lambda: job(q))
+        q.cmd("job-cancel", id="j")
+        wait_for(lambda: not job(q))
+        d.stop()
+    assert not os.path.exists("top.sluice")
+    with daemon() as d:
+        assert not job(d.qmp())
+        d.stop()
+    judge("qcow2")
+
+
+def a_new_file_with_the_old_inode_is_another_one():
+    """Inode numbers come back; the moment when a file was made does not."""
+    for _ in range(20):
+        make()
+        cut("qcow2", "block-stream")
+        old = os.stat("top").st_ino
+        os.unlink("top")
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "mid", "-F",
+            "qcow2", "top")
+        if os.stat("top").st_ino == old:
+            break
+        os.unlink("top.sluice")
+    else:
+        print("# this file system gives no inode number a second time")
+        return
+    with daemon() as d:
+        q = d.qmp()
+        wait_for(lambda: "another file" in d.errors())
+        assert not job(q)
+        d.stop()
+
+
 def what_cannot_go_on_is_said_and_forgotten():
     make()
     with daemon() as d:
@@ -274,6 +313,8 @@ if __name__ == "__main__":
         a_daemon_that_ends_leaves_its_jobs_to_the_next,
         asked_it_is_there_but_paused, never_means_that_it_stays_as_it_is,
         a_job_that_was_cancelled_does_not_come_back,
+        one_that_is_cancelled_before_it_runs_again_is_over,
+        a_new_file_with_the_old_inode_is_another_one,
         what_cannot_go_on_is_said_and_forgotten,
         another_file_of_that_name_is_left_alone,
         the_same_merge_again_is_no_error,

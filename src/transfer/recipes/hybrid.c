@@ -137,7 +137,10 @@ attempt(struct transfer *t, struct err *err)
         r = drop_all_stale(t);
     }
     if (!r) {
-        r = node_flush(t->copy.target);
+        r = track_flush_target(track);
+    }
+    if (r == -EAGAIN) {
+        return r;
     }
     if (r) {
         return err_set_errno(err, r, "Writing the target '%s' failed",

@@ -52,6 +52,22 @@ check_dependents(struct node *top, struct node *bottom,
     return r;
 }
 
+int
+check_versions(struct node *top, struct node *bottom, bool may_upgrade,
+               struct err *err)
+{
+    int r = 0;
+
+    for (struct node *n = top; n && !r;
+         n = n->backing ? n->backing->child : NULL) {
+        r = n->drv->ensure_mark ? n->drv->ensure_mark(n, may_upgrade, err) : 0;
+        if (n == bottom) {
+            break;
+        }
+    }
+    return r;
+}
+
 /* Asked right before the swap: is all of the disk in the snapshot? */
 static int
 ready_to_drop(void *arg)
@@ -189,7 +205,17 @@ snapshot_prepare(struct job *job, struct err *err)
     return r;
 }
 
-#define RECIPE(find, end)                                                      \
+/* There is room, and it is recorded. */
+static int
+begin(struct transfer *t, struct err *err)
+{
+    int r = merge_match_sizes(t->copy.source, t->copy.target, err);
+
+    t->job.total = t->copy.target->size;
+    return r;
+}
+
+#define RECIPE(find, end, start)                                               \
     {                                                                          \
         .driver = {.type = "merge",                                            \
                    .is_block_job = true,                                       \
@@ -197,13 +223,13 @@ snapshot_prepare(struct job *job, struct err *err)
                    .prepare = end,                                             \
                    .clean = transfer_clean,                                    \
                    .cancelled = transfer_cancelled},                           \
-        .next = find,                                                          \
+        .next = find, .begin = start,                                          \
     }
 
 static const struct transfer_recipe into_snapshot =
-    RECIPE(mirror_next, snapshot_prepare);
+    RECIPE(mirror_next, snapshot_prepare, begin);
 static const struct transfer_recipe into_overlay =
-    RECIPE(stream_next, overlay_prepare);
+    RECIPE(stream_next, overlay_prepare, NULL);
 
 /* The image in use that has @node as its backing file, or NULL. */
 static struct node *
@@ -232,6 +258,18 @@ check(const struct transfer_options *o, struct err *err)
                        o->base->name, o->device->name);
     }
     return 0;
+}
+
+static bool
+can_resize(struct node *node)
+{
+    const struct node *file = node;
+
+    while (file->file) {
+        file = file->file->child;
+    }
+    return node->drv->truncate && file->drv->truncate && !file->is_device &&
+           !json_object_get(node->options, "size");
 }
 
 static int
@@ -263,6 +301,13 @@ check_into_snapshot(const struct transfer_options *o, struct err *err)
                        "Driver '%s' of node '%s' does not support changing "
                        "its backing file",
                        overlay->drv->name, overlay->name);
+    }
+    if (o->base->size != o->device->size && !can_resize(o->base)) {
+        return err_set(err, -ENOTSUP,
+                       "The snapshot '%s' has %llu bytes and the disk '%s' "
+                       "%llu, and its size cannot be changed",
+                       o->base->name, (unsigned long long)o->base->size,
+                       o->device->name, (unsigned long long)o->device->size);
     }
     return 0;
 }
@@ -321,7 +366,7 @@ prepare(struct transfer *t, const struct transfer_options *o, struct err *err)
         r = make_writable(t, o, err);
     }
     if (!r) {
-        r = merge_match_sizes(o->device, o->base, err);
+        r = check_versions(o->device, o->base, o->upgrade, err);
     }
     return r ? r : flush_layers(o, err);
 }
@@ -449,8 +494,12 @@ start_plain(struct jobs *jobs, const struct transfer_options *given,
     struct transfer_options o = *given;
 
     if (into == MERGE_INTO_SNAPSHOT) {
+        int r = check_dependents(
+            o.device, o.base->backing ? o.base->backing->child : NULL, &o, err);
+
+        r = r ? r : check(&o, err); /* it has yielded */
         o.top = o.device;
-        return commit_start(jobs, &o, err);
+        return r ? r : commit_start(jobs, &o, err);
     }
     o.base = o.base->backing ? o.base->backing->child : NULL;
     return stream_start(jobs, &o, err);

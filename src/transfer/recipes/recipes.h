@@ -39,6 +39,13 @@ int sink_measure(const struct transfer_options *o, struct transfer_plan *ret,
 /* The base is durable; now the layer above the top is to name it. */
 int sink_drop_layers(struct job *job, struct err *err);
 /*
+ * Of each image from @top down to @bottom (NULL: the last): is it of a version
+ * whose header can say who wrote to it, or may become one?  They can be
+ * written.  Yields.
+ */
+int check_versions(struct node *top, struct node *bottom, bool may_upgrade,
+                   struct err *err);
+/*
  * dependents_check() of every layer below @top down to, without, @bottom: each
  * is to lose data that the one above it hides or holds.  Yields.
  */

@@ -147,6 +147,17 @@ make_writable(struct transfer *t, const struct transfer_options *o,
     return r;
 }
 
+static struct node *
+last_dropped(const struct transfer_options *o)
+{
+    struct node *n = o->device;
+
+    while (n->backing && n->backing->child != o->base) {
+        n = n->backing->child;
+    }
+    return n;
+}
+
 int
 stream_make(struct jobs *jobs, const struct transfer_recipe *as,
             const struct transfer_options *o, struct transfer **ret,
@@ -178,6 +189,9 @@ stream_make(struct jobs *jobs, const struct transfer_recipe *as,
     }
     if (!r) {
         r = make_writable(t, o, err);
+    }
+    if (!r && o->release && o->device->backing) {
+        r = check_versions(o->device, last_dropped(o), o->upgrade, err);
     }
     if (r) {
         transfer_discard(t);
