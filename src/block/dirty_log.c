@@ -436,11 +436,10 @@ read_head(struct dirty_log *log)
 
 /* A log without a job that would need it. */
 static bool
-is_left_over(struct loop *loop, const char *image)
+is_left_over(const struct node *node, const char *image)
 {
-    auto_free char *path = journal_path(image);
     struct journal *j;
-    int r = journal_open(loop, path, &j);
+    int r = journal_open(graph_journals(node->graph), image, &j);
 
     if (!r) {
         journal_close(j);
@@ -460,7 +459,7 @@ dirty_log_attach(struct node *node)
     struct dirty_log *log = log_new(node);
     int r = file_open(loop, log->path, FILE_WRITE, &log->file);
 
-    if (!r && is_left_over(loop, image)) {
+    if (!r && is_left_over(node, image)) {
         r = -ENOENT;
         file_unlink(loop, log->path);
     }

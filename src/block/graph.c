@@ -21,7 +21,7 @@ graph_new(struct loop *loop, const struct graph_options *options)
     struct graph *graph = xzalloc(sizeof(*graph));
 
     graph->loop = loop;
-    journals_init(&graph->journals, loop);
+    journals_init(&graph->journals, loop, options->state_dir);
     graph->drivers = options->drivers;
     graph->quiet = options->quiet;
     graph->backing_paths =
@@ -95,6 +95,7 @@ graph_free(struct graph *graph)
 
     assert(closed);
     throttle_groups_free(graph);
+    journals_fini(&graph->journals);
     free(graph->backing_paths);
     free(graph);
 }
@@ -119,6 +120,12 @@ graph_close(struct graph *graph)
         }
     }
     return list_empty(&graph->nodes);
+}
+
+bool
+graph_limits_paths(const struct graph *graph)
+{
+    return graph->backing_paths != NULL;
 }
 
 bool

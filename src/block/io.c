@@ -1000,6 +1000,15 @@ node_free_space(struct node *node, uint64_t *ret)
     return node->drv->free_space ? node->drv->free_space(node, ret) : -ENOTSUP;
 }
 
+int
+node_allocated(struct node *node, uint64_t *ret)
+{
+    while (node->file) {
+        node = node->file->child;
+    }
+    return node->drv->allocated ? node->drv->allocated(node, ret) : -ENOTSUP;
+}
+
 /*
  * What the index knows of the layers from @node down to, without, @base: a
  * place at or below @base counts as in none.

@@ -297,6 +297,8 @@ struct driver {
      * where all are there from the start.
      */
     int (*free_space)(struct node *node, uint64_t *ret);
+    /* Protocols: the bytes that are allocated; NULL: not known. */
+    int (*allocated)(struct node *node, uint64_t *ret);
     /* Adds format-specific members to @info. */
     void (*info)(struct node *node, json_t *info);
 };
@@ -308,6 +310,8 @@ struct graph_options {
     uint64_t chain_index_bytes; /* of each disk; 0: CHAIN_INDEX_BYTES */
     /* Where headers may point: NULL any plain local path; "" nowhere. */
     const char *backing_paths;
+    /* For journals that cannot lie beside their images; NULL: there are none. */
+    const char *state_dir;
     bool quiet; /* no lines in the log about what was found beside an image */
 };
 
@@ -328,6 +332,8 @@ bool graph_close(struct graph *graph);
 struct loop *graph_loop(const struct graph *graph);
 /* Of the images that are open here (journal/journal.h). */
 struct journals *graph_journals(struct graph *graph);
+/* Are the paths limited that others than the operator may name? */
+bool graph_limits_paths(const struct graph *graph);
 bool graph_is_quiet(const struct graph *graph);
 /* A line in the log about what was found beside an image (base/log.h). */
 #define NODE_SAY(node, level, ...)                                             \
@@ -529,6 +535,8 @@ int node_status(struct node *node, uint64_t off, uint64_t len, bool seek,
                 struct extent *ret);
 /* Of the file that @node is in: see driver.free_space. */
 int node_free_space(struct node *node, uint64_t *ret);
+/* And the bytes that it occupies there; -ENOTSUP where that is not known. */
+int node_allocated(struct node *node, uint64_t *ret);
 /*
  * The first extent as it reads from @top down to, without, @base (NULL: all
  * layers), and the layer that holds it (NULL where none does: then it is

@@ -69,8 +69,8 @@ ask_target(struct graph *graph, const struct switch_intent *i, bool *ret,
 static bool
 is_same(const struct intent_file *a, const struct node *file)
 {
-    return a->ino == file->file_id.ino &&
-           (!a->born || !file->file_born || a->born == file->file_born);
+    return !a->ino || (a->ino == file->file_id.ino &&
+           (!a->born || !file->file_born || a->born == file->file_born));
 }
 
 /*
@@ -105,21 +105,46 @@ check_source(struct node *disk, const struct switch_intent *i,
     return r;
 }
 
+static void
+remove_journal(struct graph *graph, const char *image)
+{
+    struct journal *j;
+
+    if (!journal_open(&graph->journals, image, &j)) {
+        journal_remove(j);
+        journal_close(j);
+    }
+}
+
+static void
+hint_journal(struct err *err, struct graph *graph,
+             const struct switch_intent *i)
+{
+    struct journal *j;
+
+    if (!journal_open(&graph->journals, i->source.path, &j)) {
+        err_hint(err, "open '%s', which ends the switch; to go back to the old "
+                      "state, remove '%s'",
+                 i->target.path, journal_file(j));
+        journal_close(j);
+    }
+}
+
 /* The image is what the disk was moved away from. */
 static int
 leave_source(struct node *node, const struct node *file,
              const struct switch_intent *i, struct err *err)
 {
     auto_err inner = ERR_INIT;
-    auto_free char *journal = journal_path(file->filename);
     bool unfinished = false;
     int r;
 
     if (!is_same(&i->source, file)) {
         NODE_SAY(node, warn,
-                 "'%s' is of another file that had this name; it is removed",
-                 journal);
-        journal_remove(node->graph->loop, journal);
+                 "The journal of '%s' is of another file that had this name; "
+                 "it is removed",
+                 file->filename);
+        remove_journal(node->graph, file->filename);
         return 0;
     }
     r = ask_target(node->graph, i, &unfinished, &inner);
@@ -141,9 +166,7 @@ leave_source(struct node *node, const struct node *file,
                 file->filename, i->target.path,
                 inner.msg ? ", which cannot be opened: " : "",
                 inner.msg ? inner.msg : "");
-    err_hint(err, "open '%s', which ends the switch; to go back to the old "
-                  "state, remove '%s'",
-             i->target.path, journal);
+    hint_journal(err, node->graph, i);
     return r;
 }
 
@@ -209,7 +232,7 @@ arrive_at_target(struct node *node, const struct node *file,
 int
 node_recover(struct node *node, struct err *err)
 {
-    const struct node *file = node_local_file(node);
+    const struct node *file = node_own_file(node);
     struct switch_intent intent = {0};
     enum intent_found found;
     int r;
@@ -217,7 +240,7 @@ node_recover(struct node *node, struct err *err)
     if (node->drv->is_protocol || !file) {
         return 0;
     }
-    r = intent_find(node->graph->loop, file->filename, &found, &intent, err);
+    r = intent_find(&node->graph->journals, file->filename, &found, &intent, err);
     if (!r && found == INTENT_AS_SOURCE) {
         r = leave_source(node, file, &intent, err);
     } else if (!r && found == INTENT_AS_TARGET) {

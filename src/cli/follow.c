@@ -284,6 +284,14 @@ say_done(const struct follow *f)
     if (qmp_number(r, "bytes-cloned")) {
         printf(", shared %s of blocks", shared);
     }
+    if (qmp_number(r, "bytes-released")) {
+        auto_free char *back =
+            cli_format_size((uint64_t)qmp_number(r, "bytes-released"));
+        auto_free char *peak =
+            cli_format_size((uint64_t)qmp_number(r, "peak-extra"));
+
+        printf(", gave back %s, took at most %s more on the way", back, peak);
+    }
     if (f->switches || qmp_number(r, "pause-ns")) {
         printf("; the guest paused for %.3f ms, %lld requests held",
                (double)qmp_number(r, "pause-ns") / 1e6,

@@ -8,6 +8,7 @@
 #include "block/node.h"
 #include "cli/cli.h"
 #include "drivers/drivers.h"
+#include "journal/journal.h"
 #include "run/process.h"
 #include "run/real.h"
 #include "transfer/job.h"
@@ -88,7 +89,8 @@ static void
 local_main(void *arg)
 {
     struct local_call *call = arg;
-    struct graph_options o = {.drivers = all_drivers};
+    auto_free char *state = journals_default_state_dir();
+    struct graph_options o = {.drivers = all_drivers, .state_dir = state};
 
     call->cli->graph = graph_new(call->cli->loop, &o);
     call->cli->jobs = jobs_new(call->cli->loop, NULL, NULL);

@@ -20,6 +20,7 @@ struct status {
     enum intent_found found;
     struct switch_intent intent;
     json_t *jobs;
+    char *disk; /* whose layer it is; NULL: nobody's */
 };
 
 /* The file alone, whoever writes to it. */
@@ -40,7 +41,7 @@ open_file(struct cli *cli, const char *path, struct node **ret,
 static int
 look(struct cli *cli, struct status *s, struct err *err)
 {
-    struct loop *loop = graph_loop(cli->graph);
+    struct journals *journals = graph_journals(cli->graph);
     struct node *file;
     int r = open_file(cli, s->path, &file, err);
 
@@ -49,8 +50,9 @@ look(struct cli *cli, struct status *s, struct err *err)
     }
     s->in_use = file->drv->check_alone(file) == -EBUSY;
     s->left = meta_log_look(file);
-    s->jobs = resume_list(loop, s->path);
-    return intent_find(loop, s->path, &s->found, &s->intent, err);
+    s->jobs = resume_list(journals, s->path);
+    s->disk = resume_disk_of(journals, s->path);
+    return intent_find(journals, s->path, &s->found, &s->intent, err);
 }
 
 /* As text. */
@@ -106,12 +108,17 @@ say(const struct status *s)
         say_job(s, job);
     }
     say_switch(s);
+    if (s->disk) {
+        printf("%s: a job of '%s' writes to it, as a layer of that: by itself "
+               "it is neither old nor new\n",
+               s->path, s->disk);
+    }
     if (s->left == LOG_LEFT_BEHIND) {
         printf("%s: a daemon that died has left writes in memory: open it with "
                "sluiced, or check it, before the next reboot\n",
                s->path);
     }
-    if (!json_array_size(s->jobs) && s->found != INTENT_AS_SOURCE &&
+    if (!json_array_size(s->jobs) && !s->disk && s->found != INTENT_AS_SOURCE &&
         s->found != INTENT_AS_TARGET) {
         printf("%s: nothing is under way\n", s->path);
     }
@@ -130,6 +137,9 @@ say_json(const struct status *s)
                             json_pack("{s:s, s:s}", "source",
                                       s->intent.source.path, "target",
                                       s->intent.target.path));
+    }
+    if (s->disk) {
+        json_object_set_new(o, "layer-of", json_string(s->disk));
     }
     cli_print_json(o);
     return EXIT_OK;
@@ -150,6 +160,7 @@ verb_status(struct cli *cli)
            : cli->json         ? say_json(&s)
                                : say(&s);
     json_decref(s.jobs);
+    free(s.disk);
     switch_intent_fini(&s.intent);
     return code;
 }

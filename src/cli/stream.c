@@ -13,6 +13,7 @@
 #include "cli/disk.h"
 #include "cli/follow.h"
 #include "drivers/drivers.h"
+#include "journal/journal.h"
 #include "run/real.h"
 #include "transfer/transfer.h"
 
@@ -124,7 +125,8 @@ local_main(void *arg)
 {
     struct local_stream *l = arg;
     struct cli *cli = l->cli;
-    struct graph_options o = {.drivers = all_drivers};
+    auto_free char *state = journals_default_state_dir();
+    struct graph_options o = {.drivers = all_drivers, .state_dir = state};
     auto_err err = ERR_INIT;
 
     cli->graph = graph_new(cli->loop, &o);

@@ -251,7 +251,7 @@ cmd_query_transfers(struct control *ctl,
         }
         json_t *report = json_pack(
             "{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
-            "s:I}", "id",
+            "s:I, s:I}", "id",
             job->id, "type", job->driver->type, "bytes-moved",
             (json_int_t)r.bytes_moved, "bytes-cloned",
             (json_int_t)r.bytes_cloned, "bytes-zeroed",
@@ -259,7 +259,8 @@ cmd_query_transfers(struct control *ctl,
             (json_int_t)r.bytes_dirtied, "bytes-forwarded",
             (json_int_t)r.bytes_forwarded, "bytes-sunk",
             (json_int_t)r.bytes_sunk, "bytes-released",
-            (json_int_t)r.bytes_released, "pause-ns", (json_int_t)r.pause_ns,
+            (json_int_t)r.bytes_released, "peak-extra",
+            (json_int_t)r.peak_extra, "pause-ns", (json_int_t)r.pause_ns,
             "requests-held", (json_int_t)r.held, "rate-bps",
             (json_int_t)r.rate_bps, "elapsed-ns", (json_int_t)r.elapsed_ns);
 

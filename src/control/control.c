@@ -22,6 +22,7 @@ control_new(struct loop *loop, const struct control_options *options)
     ctl->graph = graph_new(
         loop, &(struct graph_options){.drivers = all_drivers,
                                       .backing_paths = options->backing_paths,
+                                      .state_dir = options->state_dir,
                                       .chain_index_bytes =
                                           options->chain_index_bytes});
     ctl->jobs = jobs_new(loop, control_job_event, ctl);

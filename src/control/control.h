@@ -24,6 +24,7 @@ struct stream;
 struct control_options {
     /* Where headers may name backing files: see graph_options. */
     const char *backing_paths;
+    const char *state_dir; /* see graph_options */
     uint64_t chain_index_bytes; /* of each disk; 0: the default */
     /* NBD clients wait until control_ready(). */
     bool hold_clients;

@@ -29,6 +29,7 @@ enum {
     OPTION_PIDFILE,
     OPTION_BACKING_PATHS,
     OPTION_RESUME,
+    OPTION_STATE_DIR,
     OPTION_UNTRUSTED,
 };
 
@@ -50,6 +51,7 @@ static const struct option long_options[] = {
     {"object", required_argument, NULL, OPTION_OBJECT},
     {"pidfile", required_argument, NULL, OPTION_PIDFILE},
     {"resume", required_argument, NULL, OPTION_RESUME},
+    {"state-dir", required_argument, NULL, OPTION_STATE_DIR},
     {"trace", required_argument, NULL, 'T'},
     {"untrusted", no_argument, NULL, OPTION_UNTRUSTED},
     {"version", no_argument, NULL, 'V'},
@@ -103,11 +105,15 @@ static const char help[] =
     "                         images when the last daemon ended: they go on, are\n"
     "                         there but paused, or stay as they are\n"
     "                         (default: auto)\n"
+    "  --state-dir <folder>   where journals lie that cannot lie beside their\n"
+    "                         images (default: $SLUICE_STATE_DIR, else\n"
+    "                         /var/lib/sluice, or without root\n"
+    "                         $XDG_STATE_HOME/sluice)\n"
     "  --untrusted            image headers may name no backing file\n"
     "\n"
     "All options but --help, --version, --daemonize, --pidfile,\n"
-    "--backing-paths, --chain-index-size, --resume and --untrusted take effect in\n"
-    "their order.\n";
+    "--backing-paths, --chain-index-size, --resume, --state-dir and --untrusted\n"
+    "take effect in their order.\n";
 
 void
 print_help(const char *program)
@@ -176,6 +182,9 @@ options_first_pass(int argc, char **argv, struct daemon_options *ret)
                         argv[0], optarg);
                 return 1;
             }
+            break;
+        case OPTION_STATE_DIR:
+            ret->state_dir = optarg;
             break;
         case OPTION_UNTRUSTED:
             ret->untrusted = true;

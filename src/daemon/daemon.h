@@ -12,7 +12,7 @@
 /* What the first pass over the command line finds. */
 struct daemon_options {
     bool daemonize, untrusted;
-    const char *pidfile, *backing_paths;
+    const char *pidfile, *backing_paths, *state_dir;
     unsigned long chain_index_mib; /* 0: the default */
     enum resume_mode resume;
 };

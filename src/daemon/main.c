@@ -21,6 +21,7 @@
 #include "base/log.h"
 #include "control/control.h"
 #include "daemon/daemon.h"
+#include "journal/journal.h"
 #include "run/real.h"
 
 /* Everything between the options and the first client. */
@@ -76,12 +77,16 @@ static void
 daemon_main(void *arg)
 {
     struct daemon *d = arg;
+    auto_free char *state = d->options.state_dir
+                                ? xstrdup(d->options.state_dir)
+                                : journals_default_state_dir();
     struct control_options options = {
         .chain_index_bytes = (uint64_t)d->options.chain_index_mib << 20,
         .backing_paths =
             d->options.untrusted ? "" : d->options.backing_paths,
         .hold_clients = true,
         .resume = d->options.resume,
+        .state_dir = state,
     };
 
     d->ctl = control_new(d->loop, &options);

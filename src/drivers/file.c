@@ -459,12 +459,18 @@ file_driver_truncate(struct node *node, uint64_t size, struct err *err)
     return 0;
 }
 
+static int
+file_driver_allocated(struct node *node, uint64_t *ret)
+{
+    return file_allocated(file_of(node), ret);
+}
+
 static void
 file_driver_info(struct node *node, json_t *info)
 {
     uint64_t bytes;
 
-    if (!file_allocated(file_of(node), &bytes)) {
+    if (!file_driver_allocated(node, &bytes)) {
         json_object_set_new(info, "actual-size", json_integer((int64_t)bytes));
     }
 }
@@ -553,7 +559,8 @@ file_driver_create(struct graph *graph, json_t *options, struct err *err)
     .close = file_driver_close, .reopen = file_driver_reopen,                  \
     .read = file_driver_read,                                                  \
     .write = file_driver_write, .zero = file_driver_zero,                      \
-    .clone = file_driver_clone, .discard = file_driver_discard, .flush = file_driver_flush,                \
+    .clone = file_driver_clone, .allocated = file_driver_allocated,            \
+    .discard = file_driver_discard, .flush = file_driver_flush,                \
     .status = file_driver_status, .truncate = file_driver_truncate,            \
     .check_alone = file_driver_check_alone,                                    \
     .free_space = file_driver_free_space, .info = file_driver_info

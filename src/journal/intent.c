@@ -288,10 +288,9 @@ intent_end(struct intent *i, bool moved)
 static void
 take_back(struct journals *journals, const char *image, bool all)
 {
-    auto_free char *path = journal_path(image);
     struct journal *j;
 
-    if (journal_open(journals->loop, path, &j)) {
+    if (journal_open(journals, image, &j)) {
         return; /* and none is made */
     }
     journal_close(j);
@@ -341,30 +340,31 @@ read_pointer(const struct journal *j, const char *target)
 }
 
 static int
-open_beside(struct loop *loop, const char *image, struct journal **ret,
-            struct err *err)
+open_of(const struct journals *js, const char *image, struct journal **ret,
+        struct err *err)
 {
-    auto_free char *path = journal_path(image);
-    int r = journal_open(loop, path, ret);
+    int r = journal_open(js, image, ret);
 
     *ret = r ? NULL : *ret;
     if (!r || r == -ENOENT) {
         return 0;
     }
-    err_set_errno(err, r, "Cannot read the journal '%s'", path);
-    err_hint(err, "it says what was under way when the image was last used; "
-                  "if it is none of Sluice's, move it away");
+    err_set_errno(err, r, "Cannot read the journal of '%s'", image);
+    err_hint(err, "'%s.sluice', or the file of that image in the state folder, "
+                  "says what was under way when it was last used; if it is none "
+                  "of Sluice's, move it away",
+             image);
     return r;
 }
 
 static enum intent_found
-find_as_target(struct loop *loop, const char *source,
+find_as_target(const struct journals *js, const char *source,
                struct switch_intent *ret)
 {
     struct journal *j;
     enum intent_found found = INTENT_VOID;
 
-    if (!open_beside(loop, source, &j, NULL) && j) {
+    if (!open_of(js, source, &j, NULL) && j) {
         found = read_switch(j, source, ret) ? INTENT_AS_TARGET : INTENT_VOID;
         journal_close(j);
     }
@@ -372,11 +372,11 @@ find_as_target(struct loop *loop, const char *source,
 }
 
 int
-intent_find(struct loop *loop, const char *image, enum intent_found *ret,
+intent_find(struct journals *js, const char *image, enum intent_found *ret,
             struct switch_intent *ret_intent, struct err *err)
 {
     struct journal *j;
-    int r = open_beside(loop, image, &j, err);
+    int r = open_of(js, image, &j, err);
 
     *ret = INTENT_NONE;
     if (r || !j) {
@@ -384,7 +384,7 @@ intent_find(struct loop *loop, const char *image, enum intent_found *ret,
     }
     auto_free char *source = read_pointer(j, image);
 
-    *ret = source ? find_as_target(loop, source, ret_intent)
+    *ret = source ? find_as_target(js, source, ret_intent)
            : read_switch(j, image, ret_intent) ? INTENT_AS_SOURCE
                                                : INTENT_VOID;
     journal_close(j);

@@ -68,7 +68,7 @@ enum intent_found {
  * not complete.  @ret_intent is filled in where there is one.  -errno where it
  * cannot be read.
  */
-int intent_find(struct loop *loop, const char *image, enum intent_found *ret,
+int intent_find(struct journals *journals, const char *image, enum intent_found *ret,
                 struct switch_intent *ret_intent, struct err *err);
 /* Takes back what lies beside both images, as intent_end() does. */
 void intent_remove(struct journals *journals,

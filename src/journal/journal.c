@@ -3,8 +3,11 @@
 #include "journal/journal.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/bytes.h"
 #include "base/crc32c.h"
@@ -17,21 +20,56 @@ enum { HEAD = 12, ALIGN = 8 };
 struct journal {
     struct loop *loop;
     struct file *file;
+    char *path;
     uint32_t end; /* of the last record */
     unsigned char bytes[JOURNAL_SIZE];
     /* Of one that is written: */
     struct journals *journals;
     struct list link;
     struct comutex adding;
-    char *path;
+    char *image;
     unsigned users;
     bool is_unsure; /* a record that failed may be there all the same */
 };
 
-char *
-journal_path(const char *image)
+/* Where it lies. */
+
+static char *
+path_beside(const char *image)
 {
     return xasprintf("%s.sluice", image);
+}
+
+/* NULL where there is no such place, or the name is too long for it. */
+static char *
+path_in_state(const struct journals *js, const char *image)
+{
+    auto_free char *here = image[0] == '/' ? NULL : getcwd(NULL, 0);
+    auto_free char *name =
+        xasprintf("%s%s%s", here ? here : "", here ? "/" : "", image);
+
+    for (char *p = name; *p; p++) {
+        *p = *p == '/' ? '!' : *p;
+    }
+    return js->state_dir && strlen(name) + sizeof(".sluice") <= NAME_MAX
+               ? xasprintf("%s/%s.sluice", js->state_dir, name)
+               : NULL;
+}
+
+char *
+journals_default_state_dir(void)
+{
+    const char *own = getenv("SLUICE_STATE_DIR");
+    const char *state = getenv("XDG_STATE_HOME"), *home = getenv("HOME");
+
+    if (own) {
+        return xstrdup(own);
+    }
+    if (geteuid() == 0 || (!state && !home)) {
+        return xstrdup("/var/lib/sluice");
+    }
+    return state ? xasprintf("%s/sluice", state)
+                 : xasprintf("%s/.local/state/sluice", home);
 }
 
 static uint32_t
@@ -75,7 +113,8 @@ next_written(const struct journal *j, uint32_t *pos,
 static bool
 is_of_a_job(const struct journal_record *r)
 {
-    return r->type == JOURNAL_JOB || r->type == JOURNAL_JOB_ENDED;
+    return r->type == JOURNAL_JOB || r->type == JOURNAL_JOB_ENDED ||
+           r->type == JOURNAL_LAYER;
 }
 
 /* The length of the string that a payload begins with. */
@@ -139,18 +178,19 @@ journal_word(const struct journal *j, struct journal_record *ret)
 }
 
 static struct journal *
-journal_new(struct loop *loop, struct file *file)
+journal_new(struct loop *loop, const char *path, struct file *file)
 {
     struct journal *j = xzalloc(sizeof(*j));
 
     j->loop = loop;
+    j->path = xstrdup(path);
     j->file = file;
     j->end = sizeof(magic);
     return j;
 }
 
-int
-journal_open(struct loop *loop, const char *path, struct journal **ret)
+static int
+open_at(struct loop *loop, const char *path, struct journal **ret)
 {
     struct file *file;
     uint32_t pos = 0;
@@ -160,7 +200,7 @@ journal_open(struct loop *loop, const char *path, struct journal **ret)
     if (r) {
         return r;
     }
-    struct journal *j = journal_new(loop, file);
+    struct journal *j = journal_new(loop, path, file);
 
     r = file_read_buf(file, 0, j->bytes, JOURNAL_SIZE);
     if (!r && memcmp(j->bytes, magic, sizeof(magic))) {
@@ -178,14 +218,38 @@ journal_open(struct loop *loop, const char *path, struct journal **ret)
     return 0;
 }
 
+int
+journal_open(const struct journals *js, const char *image,
+             struct journal **ret)
+{
+    auto_free char *beside = path_beside(image);
+    auto_free char *elsewhere = path_in_state(js, image);
+    int r = open_at(js->loop, beside, ret);
+
+    return r == -ENOENT && elsewhere ? open_at(js->loop, elsewhere, ret) : r;
+}
+
+const char *
+journal_file(const struct journal *j)
+{
+    return j->path;
+}
+
 /* Writing. */
 
 void
-journals_init(struct journals *js, struct loop *loop)
+journals_init(struct journals *js, struct loop *loop, const char *state_dir)
 {
     js->loop = loop;
+    js->state_dir = state_dir ? xstrdup(state_dir) : NULL;
     comutex_init(&js->lock);
     list_init(&js->open);
+}
+
+void
+journals_fini(struct journals *js)
+{
+    free(js->state_dir);
 }
 
 static int
@@ -197,47 +261,127 @@ write_whole(struct journal *j, struct file *file, const char *path)
     return r ? r : folder_sync(j->loop, path);
 }
 
-/* Opened to be read before; now to be written, or made. */
-static int
-open_or_make(struct loop *loop, const char *path, struct journal **ret)
+static void
+make_folder(void *arg)
 {
-    struct journal *j;
+    char *path = arg;
+
+    for (char *slash = strchr(path + 1, '/'); slash;
+         slash = strchr(slash + 1, '/')) {
+        *slash = 0;
+        mkdir(path, 0755);
+        *slash = '/';
+    }
+    mkdir(path, 0700); /* it says what machines there are */
+}
+
+static int
+create_at(const struct journals *js, const char *path, struct file **ret)
+{
+    return file_open(js->loop, path, FILE_WRITE | FILE_CREATE, ret);
+}
+
+static int
+create_in_state(const struct journals *js, const char *path,
+                struct file **ret)
+{
+    int r = create_at(js, path, ret);
+
+    if (r == -ENOENT) {
+        auto_free char *folder = xstrdup(js->state_dir);
+        struct offload_group one;
+
+        offload_group_init(&one, 1);
+        offload(js->loop, &one, make_folder, folder);
+        r = create_at(js, path, ret);
+    }
+    return r;
+}
+
+static bool
+is_device(struct loop *loop, const char *image)
+{
     struct file *file;
-    int r = journal_open(loop, path, &j);
+    bool is = false;
 
-    if (r && r != -ENOENT) {
-        return r;
+    if (!file_open(loop, image, 0, &file)) {
+        is = file->is_block_device;
+        file_close(file);
     }
-    bool is_new = r;
+    return is;
+}
 
-    r = file_open(loop, path, FILE_WRITE | FILE_CREATE, &file);
-    if (is_new) {
-        j = journal_new(loop, NULL);
+static bool
+can_lie_nowhere(int r)
+{
+    return r == -EROFS || r == -EACCES || r == -EPERM;
+}
+
+/* *ret_path is where it was made. */
+static int
+create(const struct journals *js, const char *image, char **ret_path,
+       struct file **ret)
+{
+    auto_free char *beside = path_beside(image);
+    auto_free char *elsewhere = path_in_state(js, image);
+    int r = is_device(js->loop, image) ? -EROFS : create_at(js, beside, ret);
+
+    *ret_path = take_ptr(beside);
+    if (can_lie_nowhere(r) && elsewhere) {
+        free(*ret_path);
+        *ret_path = take_ptr(elsewhere);
+        r = create_in_state(js, *ret_path, ret);
+    }
+    return r;
+}
+
+/* Opened to be read before; now to be written. */
+static int
+reopen(struct journal *j)
+{
+    file_close(take_ptr(j->file));
+    return file_open(j->loop, j->path, FILE_WRITE, &j->file);
+}
+
+static int
+make(const struct journals *js, const char *image, struct journal **ret)
+{
+    auto_free char *path = NULL;
+    struct file *file = NULL;
+    int r = create(js, image, &path, &file);
+
+    if (!r) {
+        *ret = journal_new(js->loop, path, file);
+    }
+    return r;
+}
+
+static int
+open_or_make(const struct journals *js, const char *image,
+             struct journal **ret)
+{
+    struct journal *j = NULL;
+    int r = journal_open(js, image, &j);
+
+    r = !r ? reopen(j) : r == -ENOENT ? make(js, image, &j) : r;
+    if (!r && j->end == sizeof(magic)) {
         memcpy(j->bytes, magic, sizeof(magic));
+        r = write_whole(j, j->file, j->path);
     }
-    if (j->file) {
-        file_close(j->file);
-    }
-    j->file = r ? NULL : file;
-    if (!r && (is_new || j->end == sizeof(magic))) {
-        memcpy(j->bytes, magic, sizeof(magic));
-        r = write_whole(j, file, path);
-    }
-    if (r) {
+    if (r && j) {
         journal_close(j);
-        return r;
     }
     *ret = j;
-    return 0;
+    return r;
 }
 
 static struct journal *
-find_open(struct journals *js, const char *path)
+find_open(struct journals *js, const char *image)
 {
     list_for_each (it, &js->open) {
         struct journal *j = container_of(it, struct journal, link);
 
-        if (!strcmp(j->path, path)) {
+        if (!strcmp(j->image, image)) {
             return j;
         }
     }
@@ -247,15 +391,13 @@ find_open(struct journals *js, const char *path)
 int
 journal_share(struct journals *js, const char *image, struct journal **ret)
 {
-    auto_free char *path = journal_path(image);
-
     comutex_lock(&js->lock);
-    struct journal *j = find_open(js, path);
-    int r = j ? 0 : open_or_make(js->loop, path, &j);
+    struct journal *j = find_open(js, image);
+    int r = j ? 0 : open_or_make(js, image, &j);
 
     if (!r && !j->users++) {
         j->journals = js;
-        j->path = take_ptr(path);
+        j->image = xstrdup(image);
         comutex_init(&j->adding);
         list_push(&js->open, &j->link);
     }
@@ -279,7 +421,7 @@ journal_leave(struct journal *j)
     if (!--j->users) {
         list_remove(&j->link);
         if (!journal_next(j, &pos, &record)) {
-            journal_remove(j->loop, j->path);
+            journal_remove(j);
         }
         journal_close(j);
     }
@@ -291,7 +433,7 @@ static int
 compact(struct journal *j)
 {
     auto_free char *path = xasprintf("%s.new", j->path);
-    struct journal *to = journal_new(j->loop, NULL);
+    struct journal *to = journal_new(j->loop, path, NULL);
     struct journal_record record;
     uint32_t pos = 0;
 
@@ -418,13 +560,14 @@ journal_close(struct journal *j)
         file_close(j->file);
     }
     free(j->path);
+    free(j->image);
     free(j);
 }
 
 int
-journal_remove(struct loop *loop, const char *path)
+journal_remove(const struct journal *j)
 {
-    int r = file_unlink(loop, path);
+    int r = file_unlink(j->loop, j->path);
 
-    return r == -ENOENT ? 0 : r ? r : folder_sync(loop, path);
+    return r == -ENOENT ? 0 : r ? r : folder_sync(j->loop, j->path);
 }

@@ -7,6 +7,10 @@
  *   payload, type (little-endian, 32 bits each), payload, zeroes up to a
  *   multiple of 8.  A length of 0, or a record whose sum is wrong, ends it.
  *
+ * It lies beside the image, as IMAGE.sluice.  Where it cannot (a block device; a
+ * folder that cannot be written), it lies in the state folder, named after the
+ * image's path, each '/' a '!'.
+ *
  * It is allocated whole when it is made, so that records can be added on a
  * full disk.  Whatever writes to it shares one `struct journal`; it is removed
  * when the last one leaves it and nothing that it says counts any more.
@@ -33,6 +37,8 @@ enum journal_type {
     /* A job, by the string that both payloads begin with. */
     JOURNAL_JOB = 4,
     JOURNAL_JOB_ENDED = 5,
+    /* Such a string, then the disk whose job writes to this layer of it. */
+    JOURNAL_LAYER = 6,
 };
 
 struct journal;
@@ -42,6 +48,7 @@ struct journals {
     struct loop *loop;
     struct comutex lock; /* of the list, and of who makes and removes */
     struct list open;
+    char *state_dir; /* NULL: there is none */
 };
 
 struct journal_record {
@@ -50,10 +57,12 @@ struct journal_record {
     uint32_t len;
 };
 
-/* The journal's path beside an image; the caller frees it.  No yield. */
-char *journal_path(const char *image);
-
-void journals_init(struct journals *journals, struct loop *loop);
+/* @state_dir is copied; NULL: all journals lie beside their images. */
+void journals_init(struct journals *journals, struct loop *loop,
+                   const char *state_dir);
+void journals_fini(struct journals *journals);
+/* Where the state is kept unless told otherwise; the caller frees it. */
+char *journals_default_state_dir(void);
 
 /*
  * The journal of @image to be written: what it says stays, and where there is
@@ -75,10 +84,13 @@ void journal_withdraw(struct journal *journal);
 void journal_clear(struct journal *journal);
 
 /*
- * To be read only, as it was at that moment: -ENOENT where there is none,
- * -EUCLEAN where it is something else.
+ * That of @image, to be read only, as it was at that moment: -ENOENT where
+ * there is none, -EUCLEAN where it is something else.
  */
-int journal_open(struct loop *loop, const char *path, struct journal **ret);
+int journal_open(const struct journals *journals, const char *image,
+                 struct journal **ret);
+/* The file that it is in.  Does not yield. */
+const char *journal_file(const struct journal *journal);
 /* Does not yield. */
 void journal_close(struct journal *journal);
 /* The records that count, in order: false after the last.  *@pos begins at 0. */
@@ -87,7 +99,7 @@ bool journal_next(const struct journal *journal, uint32_t *pos,
 /* What it says of the disk's file; false: nothing.  Does not yield. */
 bool journal_word(const struct journal *journal, struct journal_record *ret);
 
-/* Removes the file, durably; nothing where it is not there. */
-int journal_remove(struct loop *loop, const char *path);
+/* Removes a journal's file, durably; nothing where it is not there. */
+int journal_remove(const struct journal *journal);
 
 #endif

@@ -226,18 +226,20 @@ static struct intent_file
 intent_file(const struct node *file, const struct node *image)
 {
     return (struct intent_file){
-        file->filename, file->file_id.ino, file->file_born,
+        file->filename, file->is_device ? 0 : file->file_id.ino,
+        file->file_born,
         (char *)(uintptr_t)node_image_format(image)};
 }
 
 static int
 prepare(struct transfer *t, bool delete_source, struct err *err)
 {
-    const struct node *source = node_local_file(t->copy.source);
-    const struct node *target = node_local_file(t->copy.target);
+    const struct node *source = node_own_file(t->copy.source);
+    const struct node *target = node_own_file(t->copy.target);
 
     if (!source || !target) {
-        return err_set(err, -ENOTSUP, "not both sides are local files");
+        return err_set(err, -ENOTSUP,
+                       "not both sides are local files or devices");
     }
     const struct switch_intent what = {
         .source = intent_file(source, t->copy.source),

@@ -25,6 +25,7 @@ struct jobs {
     void *arg;
     bool closing;
     struct waitq changed; /* one has left the list */
+    struct list ids; /* of struct job_id.link */
     unsigned resuming;
     struct waitq resumed; /* nobody is any more */
 };
@@ -133,6 +134,7 @@ jobs_new(struct loop *loop,
     jobs->on_event = on_event;
     jobs->arg = arg;
     list_init(&jobs->list);
+    list_init(&jobs->ids);
     waitq_init(&jobs->changed);
     waitq_init(&jobs->resumed);
     return jobs;
@@ -201,6 +203,27 @@ job_check_id(struct jobs *jobs, const char *id, struct err *err)
         return err_set(err, -EEXIST, "Job ID '%s' already in use", id);
     }
     return 0;
+}
+
+int
+job_id_take(struct jobs *jobs, const char *id, struct job_id *ret,
+            struct err *err)
+{
+    list_for_each(it, &jobs->ids)
+    {
+        if (!strcmp(container_of(it, struct job_id, link)->id, id)) {
+            return err_set(err, -EEXIST, "Job ID '%s' already in use", id);
+        }
+    }
+    ret->id = id;
+    list_push(&jobs->ids, &ret->link);
+    return 0;
+}
+
+void
+job_id_free(struct job_id *id)
+{
+    list_remove(&id->link);
 }
 
 static void

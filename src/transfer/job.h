@@ -157,6 +157,17 @@ void jobs_wait_resumed(struct jobs *jobs);
  * anything is touched.
  */
 int job_check_id(struct jobs *jobs, const char *id, struct err *err);
+/*
+ * The id of a job that is about to be started by something that yields: until
+ * job_id_free(), nobody else can take it.  -EEXIST as job_check_id().
+ */
+struct job_id {
+    struct list link;
+    const char *id; /* borrowed */
+};
+int job_id_take(struct jobs *jobs, const char *id, struct job_id *ret,
+                struct err *err);
+void job_id_free(struct job_id *id);
 /* Takes the job into the list and starts it.  Events come from here on. */
 void job_start(struct jobs *jobs, struct job *job, const char *id);
 

@@ -60,6 +60,24 @@ check_active(const struct transfer_options *o, struct err *err)
     return r;
 }
 
+/* Two of one name do not begin at once. */
+static int
+start(struct jobs *jobs, enum transfer_preset preset,
+      const struct transfer_options *o, struct err *err)
+{
+    struct job_id id;
+    int r = o->job_id ? job_id_take(jobs, o->job_id, &id, err) : 0;
+
+    if (r) {
+        return r;
+    }
+    r = presets[preset].start(jobs, o, err);
+    if (o->job_id) {
+        job_id_free(&id);
+    }
+    return r;
+}
+
 int
 transfer_start(struct jobs *jobs, enum transfer_preset preset,
                const struct transfer_options *options, struct err *err)
@@ -74,8 +92,7 @@ transfer_start(struct jobs *jobs, enum transfer_preset preset,
     }
     int r = check_active(options, err);
 
-    r = r ? r : presets[preset].start(jobs, &o, err);
-
+    r = r ? r : start(jobs, preset, &o, err);
     let_go(options);
     return r;
 }

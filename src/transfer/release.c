@@ -43,12 +43,39 @@ release_init(struct transfer *t, enum release_side side, struct node *top,
     rel->piece = t->piece;
 }
 
+static uint64_t
+bytes_taken(struct transfer *t)
+{
+    uint64_t sum = 0, bytes;
+
+    if (!node_allocated(t->copy.target, &bytes)) {
+        sum += bytes;
+    }
+    for (unsigned i = 0; i < t->release.n_layers; i++) {
+        if (!node_allocated(t->release.layers[i], &bytes)) {
+            sum += bytes;
+        }
+    }
+    return sum;
+}
+
+/* Most is taken right before something is given back. */
+static void
+see_peak(struct transfer *t)
+{
+    uint64_t now = bytes_taken(t), start = t->release.at_start;
+
+    t->report.peak_extra =
+        max_u64(t->report.peak_extra, now > start ? now - start : 0);
+}
+
 void
 release_begin(struct transfer *t)
 {
     struct release *rel = &t->release;
 
     if (!rel->were_unmap) {
+        rel->at_start = rel->side ? bytes_taken(t) : 0;
         rel->were_unmap = xzalloc((2 * rel->n_layers + 1) * sizeof(bool));
         for (unsigned i = 0; i < rel->n_layers; i++) {
             struct node *layer = rel->layers[i];
@@ -421,6 +448,7 @@ release_epoch(struct transfer *t, uint64_t passed)
     uint64_t end = passed >= size ? size : align_down(passed, rel->unit);
     int r;
 
+    see_peak(t);
     do {
         r = rel->side == RELEASE_ABOVE ? release_above(t, rel->upto, end)
                                        : release_below(t, rel->upto, end);

@@ -32,6 +32,7 @@ struct release {
     uint64_t unit;         /* the largest of their clusters, a dirty block */
     uint64_t upto;         /* what lies before has been given back */
     uint64_t handed_out;   /* bytes, since the last epoch closed */
+    uint64_t at_start; /* bytes that all images took */
     uint64_t own_seen;     /* tap.own_begun when nothing was held any more */
 };
 
@@ -43,7 +44,7 @@ void release_init(struct transfer *t, enum release_side side, struct node *top,
                   struct node *bottom);
 /*
  * From here on the layers' files give their blocks back, whatever `discard`
- * says: this was asked for.  Does not yield.
+ * says: this was asked for.  Yields.
  */
 void release_begin(struct transfer *t);
 /*

@@ -47,13 +47,14 @@ look_up(const char *const *table, size_t n, const char *name)
 static void
 set_file(json_t *note, const char *key, const struct node *node)
 {
-    const struct node *file = node ? node_local_file(node) : NULL;
+    const struct node *file = node ? node_own_file(node) : NULL;
 
     if (file) {
         json_object_set_new(
             note, key,
             json_pack("{s:s, s:I, s:I}", "file", file->filename, "ino",
-                      (json_int_t)file->file_id.ino, "born",
+                      file->is_device ? 0 : (json_int_t)file->file_id.ino,
+                      "born",
                       (json_int_t)file->file_born));
     }
 }
@@ -100,7 +101,7 @@ resume_describe(enum transfer_preset preset, const struct transfer_options *o)
     const char *name =
         (size_t)preset < ARRAY_LEN(names) ? names[preset] : NULL;
 
-    if (!name || !node_local_file(o->device) || o->replaces ||
+    if (!name || !node_own_file(o->device) || o->replaces ||
         (o->target && o->sync == SYNC_NONE)) {
         return NULL;
     }
@@ -177,20 +178,79 @@ add_record(struct transfer *t, struct journal *j, enum journal_type type)
                : journal_add(j, type, payload, (uint32_t)len);
 }
 
+/* Whoever finds a layer by itself is told whose it is. */
+static int
+point_from(struct transfer *t, struct node *layer)
+{
+    const struct node *file = node_own_file(layer);
+    const char *disk = node_own_file(t->device)->filename;
+    size_t id = strlen(t->job.id) + 1, len = id + strlen(disk) + 1;
+    auto_free char *payload = xmalloc(len);
+    struct journal *j;
+
+    if (!file || layer == t->device) {
+        return 0;
+    }
+    int r = journal_share(graph_journals(layer->graph), file->filename, &j);
+
+    if (r) {
+        return r;
+    }
+    t->of_layers = xrealloc(t->of_layers,
+                            (t->n_of_layers + 1) * sizeof(*t->of_layers));
+    t->of_layers[t->n_of_layers++] = j;
+    memcpy(payload, t->job.id, id);
+    memcpy(payload + id, disk, len - id);
+    return len > JOURNAL_PAYLOAD_MAX
+               ? -ENAMETOOLONG
+               : journal_add(j, JOURNAL_LAYER, payload, (uint32_t)len);
+}
+
+/* A merge or commit writes to all of them, a stream only where it releases. */
+static int
+point_from_layers(struct transfer *t)
+{
+    int r = t->shadowed ? point_from(t, t->copy.target) : 0;
+
+    for (unsigned i = 0; i < t->release.n_layers && !r; i++) {
+        r = point_from(t, t->release.layers[i]);
+    }
+    return r;
+}
+
+static void
+leave_layers(struct transfer *t, bool ended)
+{
+    while (t->n_of_layers) {
+        struct journal *j = t->of_layers[--t->n_of_layers];
+
+        if (ended) {
+            journal_add(j, JOURNAL_JOB_ENDED, t->job.id,
+                        (uint32_t)strlen(t->job.id) + 1);
+        }
+        journal_leave(j);
+    }
+    free(take_ptr(t->of_layers));
+}
+
 void
 resume_record(struct transfer *t)
 {
     if (!t->note || t->journal) {
         return;
     }
-    const char *image = node_local_file(t->device)->filename;
+    const char *image = node_own_file(t->device)->filename;
     int r = journal_share(graph_journals(t->device->graph), image,
                           &t->journal);
 
     if (!r) {
+        r = point_from_layers(t);
+    }
+    if (!r) {
         r = add_record(t, t->journal, JOURNAL_JOB);
     }
     if (r) {
+        leave_layers(t, true);
         journal_leave(take_ptr(t->journal));
         NODE_SAY(t->device, info,
                  "%s: it will not go on by itself after a crash: the journal "
@@ -227,7 +287,7 @@ open_of_earlier(const struct transfer *t)
 
     if (t->goes_on && t->note && t->job.jobs) {
         journal_share(graph_journals(t->device->graph),
-                      node_local_file(t->device)->filename, &j);
+                      node_own_file(t->device)->filename, &j);
     }
     return j;
 }
@@ -238,6 +298,7 @@ resume_forget(struct transfer *t, bool done)
     struct journal *j = t->journal ? take_ptr(t->journal) : open_of_earlier(t);
 
     t->goes_on = false;
+    leave_layers(t, done || !t->job.jobs || !jobs_are_ending(t->job.jobs));
     if (j && (done || !jobs_are_ending(t->job.jobs))) {
         int r = add_record(t, j, JOURNAL_JOB_ENDED);
 
@@ -273,15 +334,14 @@ parse(const struct journal_record *record)
 }
 
 json_t *
-resume_list(struct loop *loop, const char *image)
+resume_list(struct journals *journals, const char *image)
 {
-    auto_free char *path = journal_path(image);
     json_t *list = json_array();
     struct journal_record record;
     struct journal *j;
     uint32_t pos = 0;
 
-    if (journal_open(loop, path, &j)) {
+    if (journal_open(journals, image, &j)) {
         return list;
     }
     while (journal_next(j, &pos, &record)) {
@@ -295,13 +355,83 @@ resume_list(struct loop *loop, const char *image)
     return list;
 }
 
+char *
+resume_disk_of(struct journals *journals, const char *image)
+{
+    struct journal_record record;
+    struct journal *j;
+    uint32_t pos = 0;
+    char *disk = NULL;
+
+    if (journal_open(journals, image, &j)) {
+        return NULL;
+    }
+    while (!disk && journal_next(j, &pos, &record)) {
+        size_t id = strnlen((const char *)record.payload, record.len) + 1;
+
+        if (record.type == JOURNAL_LAYER && id < record.len) {
+            disk = xasprintf("%.*s", (int)(record.len - id),
+                             (const char *)record.payload + id);
+        }
+    }
+    journal_close(j);
+    return disk;
+}
+
+/* Does a journal still know the job of a layer's record? */
+static bool
+is_under_way(struct journals *js, const char *disk, const char *id)
+{
+    json_t *list = resume_list(js, disk), *note;
+    bool found = false;
+    size_t i;
+
+    json_array_foreach (list, i, note) {
+        found |= !strcmp(json_string_value(json_object_get(note, "id")), id);
+    }
+    json_decref(list);
+    return found;
+}
+
+void
+resume_check_layer(struct node *node)
+{
+    struct journals *js = graph_journals(node->graph);
+    const char *image = node_own_file(node)->filename;
+    auto_free char *disk = resume_disk_of(js, image);
+    struct journal_record record;
+    struct journal *j;
+    uint32_t pos = 0;
+
+    if (!disk || journal_share(js, image, &j)) {
+        return;
+    }
+    while (journal_next(j, &pos, &record)) {
+        const char *name = (const char *)record.payload;
+        bool is_layer = record.type == JOURNAL_LAYER &&
+                        strnlen(name, record.len) < record.len;
+        auto_free char *id = is_layer ? xstrdup(name) : NULL;
+
+        if (id && is_under_way(js, disk, id)) {
+            NODE_SAY(node, warn,
+                     "'%s' is a layer of '%s', into which job '%s' was "
+                     "merging: by itself it is neither old nor new",
+                     image, disk, id);
+        } else if (id) {
+            journal_add(j, JOURNAL_JOB_ENDED, id, (uint32_t)strlen(id) + 1);
+            pos = 0; /* what it says may have moved */
+        }
+    }
+    journal_leave(j);
+}
+
 static void
 forget(struct node *device, const char *id)
 {
     struct journal *j;
 
     if (!journal_share(graph_journals(device->graph),
-                       node_local_file(device)->filename, &j)) {
+                       node_own_file(device)->filename, &j)) {
         journal_add(j, JOURNAL_JOB_ENDED, id, (uint32_t)strlen(id) + 1);
         journal_leave(j);
     }
@@ -310,13 +440,17 @@ forget(struct node *device, const char *id)
 static bool
 is_file(const struct node *node, json_t *what)
 {
-    const struct node *file = node_local_file(node);
+    const struct node *file = node_own_file(node);
 
-    return file &&
-           json_integer_value(json_object_get(what, "ino")) ==
-               (json_int_t)file->file_id.ino &&
-           json_integer_value(json_object_get(what, "born")) ==
-               (json_int_t)file->file_born;
+    json_int_t ino = json_integer_value(json_object_get(what, "ino"));
+
+    /* A device is known by its name alone: its number is another each time. */
+    return file && (file->is_device
+                        ? !ino
+                        : ino == (json_int_t)file->file_id.ino &&
+                              json_integer_value(
+                                  json_object_get(what, "born")) ==
+                                  (json_int_t)file->file_born);
 }
 
 /* The layer from @device on that a note names; *@ret NULL where it names none. */
@@ -337,7 +471,7 @@ find_layer(struct node *device, json_t *note, const char *key,
                ? 0
                : err_set(err, -ENOENT, "'%s' is not below '%s' any more",
                          json_string_value(json_object_get(what, "file")),
-                         node_local_file(device)->filename);
+                         node_own_file(device)->filename);
 }
 
 static bool
@@ -476,9 +610,19 @@ static void
 resume(struct jobs *jobs, struct node *device, json_t *note, bool paused)
 {
     const char *id = text(note, "id");
-    const char *file = node_local_file(device)->filename;
+    const char *file = node_own_file(device)->filename;
     auto_err err = ERR_INIT;
 
+    /* Who may put a journal beside an image must not have others written. */
+    if (text(note, "target-node") && graph_limits_paths(device->graph) &&
+        !graph_find(device->graph, text(note, "target-node"))) {
+        NODE_SAY(device, warn,
+                 "Job '%s', which was under way on '%s', stays as it is: its "
+                 "target is not open, and with --untrusted or --backing-paths "
+                 "a journal cannot name it",
+                 id, file);
+        return;
+    }
     if (!is_file(device, json_object_get(note, "device"))) {
         NODE_SAY(device, warn,
                  "Job '%s' was of another file that was named '%s'; it is "
@@ -502,15 +646,17 @@ resume(struct jobs *jobs, struct node *device, json_t *note, bool paused)
 void
 resume_jobs(struct jobs *jobs, struct node *node, enum resume_mode mode)
 {
-    const struct node *file = node_local_file(node);
+    const struct node *file = node_own_file(node);
 
     if (!file || node->drv->is_protocol || mode == RESUME_NEVER) {
         return;
     }
-    json_t *list = resume_list(jobs_loop(jobs), file->filename), *note;
+    json_t *list = resume_list(graph_journals(node->graph), file->filename);
+    json_t *note;
     size_t i;
 
     node_ref(node);
+    resume_check_layer(node);
     json_array_foreach (list, i, note) {
         if (!jobs_find(jobs, text(note, "id"))) {
             resume(jobs, node, note, mode == RESUME_ASK);

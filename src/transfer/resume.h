@@ -57,9 +57,19 @@ enum resume_mode {
 void resume_jobs(struct jobs *jobs, struct node *node, enum resume_mode mode);
 
 /*
+ * The disk whose job writes to @image, a layer of it, as the journal of @image
+ * says; NULL: none.  The caller frees it.  Yields.
+ */
+char *resume_disk_of(struct journals *journals, const char *image);
+/*
+ * @node was opened to be written, by itself: says whose layer it is, and
+ * forgets jobs that are over.  Yields.
+ */
+void resume_check_layer(struct node *node);
+/*
  * What the journal beside @image says: an array of {"id", "preset", "base"?,
  * "top"?, …}, new.  Empty where there is none.  Yields.
  */
-json_t *resume_list(struct loop *loop, const char *image);
+json_t *resume_list(struct journals *journals, const char *image);
 
 #endif

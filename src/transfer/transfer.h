@@ -189,6 +189,7 @@ struct transfer_report {
     uint64_t bytes_forwarded; /* by the guest, to both sides */
     uint64_t bytes_sunk;      /* by the guest, to a merge's target alone */
     uint64_t bytes_released;  /* unallocated in, or punched from, the sources */
+    uint64_t peak_extra; /* bytes that all files took more than at the start */
     uint64_t pause_ns, held; /* of the switch: longest, all */
     uint64_t space_needed, space_free; /* when it last ran out of space */
     uint64_t rate_bps; /* over the last seconds */

@@ -177,7 +177,7 @@ sweep_resume(struct sweep *s, struct graph *graph, struct node *top)
         s->resumed++;
     }
     jobs_free(jobs);
-    json_t *left = resume_list(loop, node_local_file(top)->filename);
+    json_t *left = resume_list(graph_journals(top->graph), node_local_file(top)->filename);
 
     if (json_array_size(left)) {
         sweep_fail(s, "the journal still speaks of a job");

@@ -9,6 +9,7 @@ import json
 import os
 import stat
 import sys
+import time
 
 from harness import (Daemon, Nbd, NbdError, QmpError, defer, loop_device,
                      main, nbd_server, need, run)
@@ -311,6 +312,90 @@ def a_stream_to_a_device_that_is_full_pauses():
     run("qemu-img", "check", "-q", "-f", "qcow2", path, ok=(0, 3))
 
 
+def cut_and_go_on(open_chain, command, **arguments):
+    """Killed in the midst of a job; the next daemon finds its journal."""
+    for turn in range(2):
+        with Daemon(SLUICED, "--state-dir", "state/here") as d:
+            q = d.qmp()
+            if not turn:
+                open_chain(q)
+                q.cmd(command, job_id="j", device="top", speed=2 * MIB,
+                      **arguments)
+                wait_until(lambda: q.cmd("query-jobs")[0]["current-progress"])
+                assert len(os.listdir("state/here")) >= 1
+                d.kill()
+                d.wait()
+                continue
+            wait_until(lambda: try_open(open_chain, q))
+            assert q.cmd("query-jobs")[0]["id"] == "j", d.errors()
+            q.cmd("block-job-set-speed", device="j", speed=0)
+            wait_until(lambda: not q.cmd("query-jobs"))
+            assert "goes on" in d.errors(), d.errors()
+            d.stop()
+    assert os.listdir("state/here") == [], os.listdir("state/here")
+
+
+def try_open(open_chain, q):
+    """A killed process's locks outlive it for a moment."""
+    try:
+        open_chain(q)
+    except QmpError as e:
+        assert "lock" in str(e), e
+        return False
+    return True
+
+
+def wait_until(condition):
+    for _ in range(3000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not come")
+
+
+def a_merge_of_devices_goes_on_and_wipes_the_header():
+    base, top = device("b"), device("t")
+    run("qemu-img", "create", "-q", "-f", "qcow2", base, "12M")
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 1 0 12M", base)
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2",
+        top)
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 2 2M 8M", top)
+    run("qemu-img", "convert", "-O", "raw", top, "model")
+
+    def open_chain(q):
+        q.cmd("blockdev-add", driver="qcow2", node_name="top", file={
+            "driver": "host_device", "filename": top})
+    cut_and_go_on(open_chain, "block-merge", into="snapshot", delete=True)
+    assert not os.path.exists(top + ".sluice") and os.path.exists(top)
+    run("qemu-img", "check", "-q", "-f", "qcow2", base)
+    run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", base, "model")
+    assert contents(top)[:65536] == bytes(65536), "it passes for an image"
+
+
+def an_image_in_a_folder_that_cannot_be_written():
+    os.mkdir("ro")
+    run("mount", "-t", "tmpfs", "none", "ro")
+    defer(run, "umount", os.path.abspath("ro"))
+    for name in ("base", "top"):
+        open("ro/" + name, "w").close()
+    run("qemu-img", "create", "-q", "-f", "qcow2", "base", "12M")
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 1 0 12M", "base")
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F",
+        "qcow2", "top")
+    for name in ("base", "top"):
+        run("mount", "--bind", name, "ro/" + name)
+        defer(run, "umount", os.path.abspath("ro/" + name))
+    run("mount", "-o", "remount,ro", "ro")
+
+    def open_chain(q):
+        q.cmd("blockdev-add", driver="qcow2", node_name="top", file={
+            "driver": "file", "filename": "ro/top"})
+    cut_and_go_on(open_chain, "block-stream")
+    assert os.listdir("ro") in (["base", "top"], ["top", "base"])
+    run("qemu-io", "-f", "qcow2", "-c", "read -P 1 0 12M", "top")
+    assert "backing file" not in run("qemu-img", "info", "top")[1]
+
+
 def host_device_takes_devices_only():
     backing_file("f")
     q = Daemon(SLUICED).qmp()
@@ -333,4 +418,6 @@ if __name__ == "__main__":
           qcow2_on_a_device_with_o_direct, a_stream_to_a_device,
           a_stream_to_a_device_with_o_direct, a_device_is_locked,
           a_device_is_too_small, a_stream_to_a_device_that_is_full_pauses,
+          a_merge_of_devices_goes_on_and_wipes_the_header,
+          an_image_in_a_folder_that_cannot_be_written,
           host_device_takes_devices_only])

@@ -269,6 +269,27 @@ def status(image):
     return json.loads(run(SLUICE, "--json", "status", image)[1])
 
 
+def a_layer_says_whose_it_is():
+    """By itself it is neither old nor new while a merge writes to it."""
+    make()
+    cut("qcow2", "block-merge", into="snapshot")
+    s = status("mid")
+    assert s["layer-of"] == "top" and not s["jobs"], s
+    assert "as a layer of that" in run(SLUICE, "status", "mid")[1]
+    with Daemon(SLUICED, "--blockdev", "qcow2,node-name=mid,file.driver=file,"
+                "file.filename=mid", "--resume", "auto") as d:
+        d.qmp()
+        wait_for(lambda: "is a layer of 'top'" in d.errors())
+        d.stop()
+    with daemon() as d:
+        q = d.qmp()
+        wait_for(lambda: job(q))
+        finish(q)
+        d.stop()
+    assert not os.path.exists("mid.sluice")
+    judge("qcow2", "mid")
+
+
 def status_needs_no_daemon_and_changes_nothing():
     make()
     assert run(SLUICE, "status", "top")[1].endswith("nothing is under way\n")
@@ -319,4 +340,5 @@ if __name__ == "__main__":
         another_file_of_that_name_is_left_alone,
         the_same_merge_again_is_no_error,
         one_that_is_added_later_goes_on_then,
+        a_layer_says_whose_it_is,
         status_needs_no_daemon_and_changes_nothing)])

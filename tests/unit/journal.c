@@ -26,7 +26,7 @@ in_world(void (*fn)(void *))
     struct sim *sim = sim_new(disk, &o);
 
     loop = sim_loop(sim);
-    journals_init(&journals, loop);
+    journals_init(&journals, loop, "state");
     CHECK(loop_run_main(loop, fn, NULL));
     sim_free(sim);
     sim_disk_free(disk);
@@ -48,7 +48,7 @@ find(const char *image, struct switch_intent *ret)
     enum intent_found found = INTENT_NONE;
     auto_err err = ERR_INIT;
 
-    CHECK_INT(intent_find(loop, image, &found, ret, &err), 0);
+    CHECK_INT(intent_find(&journals, image, &found, ret, &err), 0);
     return found;
 }
 
@@ -121,7 +121,7 @@ check_damage(void *arg)
         memcpy(bad, good, len);
         bad[bit / 8] ^= (unsigned char)(1u << bit % 8);
         sim_disk_put(disk, "folder/a.sluice", bad, len);
-        int r = intent_find(loop, "folder/a", &found, &got, &err);
+        int r = intent_find(&journals, "folder/a", &found, &got, &err);
 
         CHECK(bit < 64 ? r == -EUCLEAN
                        : !r && (found == INTENT_VOID ||
@@ -147,8 +147,8 @@ check_strangers(void *arg)
     static const unsigned char zeroes[JOURNAL_SIZE];
 
     sim_disk_put(disk, "a.sluice", text, sizeof(text));
-    CHECK_INT(intent_find(loop, "a", &found, &got, &err), -EUCLEAN);
-    CHECK(strstr(err.msg, "a.sluice"));
+    CHECK_INT(intent_find(&journals, "a", &found, &got, &err), -EUCLEAN);
+    CHECK(strstr(err.hint, "a.sluice"));
     sim_disk_put(disk, "b.sluice", zeroes, sizeof(zeroes));
     CHECK_INT(find("b", &got), INTENT_VOID);
     sim_disk_put(disk, "c.sluice", zeroes, 0);
@@ -162,14 +162,14 @@ a_file_that_is_no_journal_is_named(void)
 }
 
 static unsigned
-count_records(const char *path)
+count_records(const char *image)
 {
     struct journal_record record;
     struct journal *j;
     uint32_t pos = 0;
     unsigned n = 0;
 
-    CHECK_INT(journal_open(loop, path, &j), 0);
+    CHECK_INT(journal_open(&journals, image, &j), 0);
     while (journal_next(j, &pos, &record)) {
         n++;
     }
@@ -206,7 +206,7 @@ check_sharing(void *arg)
         add_job(j, "two", JOURNAL_JOB_ENDED, 4);
     }
     add_job(j, "three", JOURNAL_JOB, 10);
-    CHECK_INT(count_records("folder/a.sluice"), 3);
+    CHECK_INT(count_records("folder/a"), 3);
     CHECK_INT(find("folder/a", &got), INTENT_AS_SOURCE);
     switch_intent_fini(&got);
     CHECK_INT(find("folder/b", &got), INTENT_AS_TARGET);
@@ -216,7 +216,7 @@ check_sharing(void *arg)
     CHECK_INT(find("folder/a", &got), INTENT_VOID);
     CHECK_INT(find("folder/b", &got), INTENT_NONE);
     journal_leave(j);
-    CHECK_INT(count_records("folder/a.sluice"), 2);
+    CHECK_INT(count_records("folder/a"), 2);
     CHECK_INT(journal_share(&journals, "folder/a", &j), 0);
     add_job(j, "one", JOURNAL_JOB_ENDED, 4);
     add_job(j, "three", JOURNAL_JOB_ENDED, 6);
@@ -246,10 +246,10 @@ check_full(void *arg)
     }
     CHECK_INT(r, -ENOSPC);
     CHECK_INT(n, JOURNAL_SIZE / (1024 + 16) + 1);
-    CHECK_INT(count_records("a.sluice"), (unsigned)n - 1);
+    CHECK_INT(count_records("a"), (unsigned)n - 1);
     add_job(j, "0", JOURNAL_JOB_ENDED, 2);
     add_job(j, "new", JOURNAL_JOB, 1000);
-    CHECK_INT(count_records("a.sluice"), (unsigned)n - 1);
+    CHECK_INT(count_records("a"), (unsigned)n - 1);
     journal_leave(j);
 }
 

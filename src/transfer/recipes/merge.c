@@ -27,7 +27,7 @@
 #include "transfer/recipes/recipes.h"
 #include "transfer/resume.h"
 
-enum { RETRY_MS = 5 };
+enum { RETRY_MS = 5, WIPED = 64 << 10 };
 
 int
 check_dependents(struct node *top, struct node *bottom,
@@ -120,6 +120,50 @@ drop_top(struct transfer *t, struct err *err)
     return r;
 }
 
+/* Of a block device goes what makes it an image. */
+static int
+wipe_header(struct node *layer, struct err *err)
+{
+    struct node *device = layer->file->child;
+    uint64_t len = min_u64(device->size, WIPED);
+    auto_free unsigned char *zeroes = xzalloc(WIPED);
+    int r = node_write_buf(device, 0, zeroes, len);
+
+    r = r ? r : node_flush(device);
+    return r ? err_set_errno(err, r, "Wiping the header of '%s' failed",
+                             device->filename)
+             : 0;
+}
+
+static int
+delete_file(struct transfer *t, const struct node *file, struct err *err)
+{
+    const struct switch_intent what = {
+        .source = {file->filename, file->file_id.ino, file->file_born, NULL}};
+
+    return source_delete(jobs_loop(t->job.jobs), &what, err);
+}
+
+static int
+delete_layer(struct transfer *t, struct node *layer, const struct node *above,
+             struct err *err)
+{
+    const struct node *file = node_local_file(layer);
+    const struct dependents_search search = {
+        .node = layer,
+        .except = above,
+        .folders = (const char *const *)t->folders,
+        .n_folders = t->n_folders,
+        .may_be_device = layer->file != NULL,
+        .exclusive = t->exclusive,
+    };
+    int r = dependents_check(&search, err);
+
+    return r      ? r
+           : file ? delete_file(t, file, err)
+                  : wipe_header(layer, err);
+}
+
 /* Empty by now, and in no chain; the uppermost first, so that none dangles. */
 static int
 delete_layers(struct transfer *t, struct err *err)
@@ -134,23 +178,9 @@ delete_layers(struct transfer *t, struct err *err)
         if (t->keep_name && rel->layers[i] == t->copy.source) {
             continue; /* its file has gone with its name */
         }
-        const struct node *file = node_local_file(rel->layers[i]);
-        const struct dependents_search search = {
-            .node = rel->layers[i],
-            .except = i + 1 < rel->n_layers ? rel->layers[i + 1] : NULL,
-            .folders = (const char *const *)t->folders,
-            .n_folders = t->n_folders,
-            .exclusive = t->exclusive,
-        };
-
-        r = dependents_check(&search, err);
-        if (!r) {
-            const struct switch_intent what = {
-                .source = {file->filename, file->file_id.ino,
-                           file->file_born, NULL}};
-
-            r = source_delete(jobs_loop(t->job.jobs), &what, err);
-        }
+        r = delete_layer(t, rel->layers[i],
+                         i + 1 < rel->n_layers ? rel->layers[i + 1] : NULL,
+                         err);
     }
     if (r) {
         err_prefix(err, "The layers are merged, but not all that are empty "
