@@ -190,13 +190,16 @@ evict(struct meta *m)
     return false;
 }
 
-/* A layer can become the head of a disk, which no index answers for. */
+/*
+ * A layer can become the head of a disk, which no index answers for; and a
+ * merge, or a commit, writes to it.
+ */
 static uint64_t
 max_slices(const struct meta *m)
 {
     const struct node *node = m->o.node;
 
-    return node->is_layer && (node->n_overlays || node->read_only)
+    return node->is_layer && node->read_only
                ? MIN_LAYER_SLICES
                : max_u64(m->o.budget / m->o.slice_size, MIN_SLICES);
 }

@@ -490,6 +490,7 @@ const struct driver driver_qed = {
     .create = qed_create,
     .map = qed_map,
     .write = qed_write,
+    .clone = qed_clone,
     .zero = qed_zero,
     .discard = qed_discard,
     .unallocate = qed_unallocate,

@@ -148,6 +148,9 @@ int qed_cut_tail(struct qed *q);
 /* qed_write.c */
 int qed_write(struct node *node, uint64_t off, struct sg sg, unsigned flags,
               struct range_hold *hold);
+int qed_clone(struct node *node, uint64_t off, struct node *from,
+              uint64_t from_off, uint64_t len, unsigned flags,
+              struct range_hold *hold);
 int qed_zero(struct node *node, uint64_t off, uint64_t len, unsigned flags,
              struct range_hold *hold);
 int qed_discard(struct node *node, uint64_t off, uint64_t len,

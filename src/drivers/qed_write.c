@@ -188,6 +188,59 @@ qed_write(struct node *node, uint64_t off, struct sg sg, unsigned flags,
     return 0;
 }
 
+/* Clusters that nothing backs yet, then their entries. */
+static int
+clone_fresh(struct qed *q, uint64_t off, struct node *from, uint64_t from_off,
+            unsigned flags, uint64_t *len)
+{
+    uint64_t host, n;
+    int r = qed_alloc(q, *len >> q->cluster_bits, &host, &n);
+
+    if (r) {
+        return r;
+    }
+    *len = n << q->cluster_bits;
+    r = node_clone(qed_file(q), host, from, from_off, *len, flags, NULL);
+    r = r ? r : qed_set_entries(q, off, n, host);
+    if (r) {
+        qed_give_back(q, host, *len);
+    }
+    return r;
+}
+
+/* Allocated clusters share the blocks where they are. */
+int
+qed_clone(struct node *node, uint64_t off, struct node *from,
+          uint64_t from_off, uint64_t len, unsigned flags,
+          struct range_hold *hold)
+{
+    struct qed *q = qed_of(node);
+
+    /* A cluster that the disk ends in would be shared in part. */
+    if (!is_aligned(len, q->cluster_size)) {
+        return -ENOTSUP;
+    }
+    widen(q, hold, off, len);
+    while (len) {
+        struct extent ext;
+        int r = qed_map(node, off, len, &ext);
+
+        if (!r && ext.kind == EXTENT_DATA) {
+            r = node_clone(qed_file(q), ext.host_off, from, from_off, ext.len,
+                           flags, NULL);
+        } else if (!r) {
+            r = clone_fresh(q, off, from, from_off, flags, &ext.len);
+        }
+        if (r) {
+            return r;
+        }
+        off += ext.len;
+        from_off += ext.len;
+        len -= ext.len;
+    }
+    return 0;
+}
+
 /* Entries of the whole clusters of an extent; the disk may end in the last. */
 static int
 set_extent(struct qed *q, uint64_t off, uint64_t len, uint64_t entry)
