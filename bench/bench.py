@@ -51,7 +51,8 @@ def figure(value):
     return f"{value:.3g}"
 
 
-SHOWN = ["iops", "alone_ms", "ready_s", "ready", "over_least", "write_ms",
+SHOWN = ["iops", "alone_ms", "ready_s", "ready", "over_alone",
+         "over_least", "write_ms",
          "pause_ms", "longest_ms", "start_ms", "cpu_us", "p99_us", "mib_s",
          "cpu_s", "shared", "guest_kept", "idle_p99_us", "busy_p99_us",
          "alone_mib_s", "stream_mib_s", "clones_s", "kib_each", "open_ms",

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import statistics
 import subprocess
 import threading
 import time
@@ -70,10 +71,27 @@ def idle_mirror(fs, fmt, size, bars):
                 DAEMONS + ["copy"], sample, bars, chart="mib_s")
 
 
+def until_ready(server, patience):
+    """Seconds from now on; None where it never was."""
+    start = time.monotonic()
+    while time.monotonic() < start + patience:
+        if server.qmp("query-jobs")[0]["status"] == "ready":
+            return time.monotonic() - start
+        time.sleep(0.005)
+    return None
+
+
+def cancel(server):
+    server.qmp("job-cancel", id="j")
+    while server.qmp("query-jobs")[0]["status"] != "concluded":
+        time.sleep(0.005)
+    server.qmp("job-dismiss", id="j")
+
+
 def busy_mirror(fs, size, bars):
-    """The same under random writes: until it is ready, and what is left of
-    the guest."""
-    writes = {"op": "write", "depth": 8}
+    """The same under random writes, from its start until it is ready, beside
+    the copy and the guest alone."""
+    writes, patience = {"op": "write", "depth": 8}, 60
 
     def sample(ground, peer, first):
         source = ground.full(fs, "qcow2", size)
@@ -81,43 +99,26 @@ def busy_mirror(fs, size, bars):
         with peer.start(ground.folders["run"], (source, "qcow2")) as server:
             idle = ground.load(server, seconds=1, **writes)
             path = add_target(ground, server, fs, "qcow2", size)
-            with ground.guest(server, seconds=3, **writes) as busy:
-                time.sleep(0.2)
-                start = time.monotonic()
+            mirror(server)
+            alone = until_ready(server, patience)
+            cancel(server)
+            for node in ("target", "target-file"):
+                server.qmp("blockdev-del", node_name=node)
+            os.unlink(path)
+            ground.warm_memory(size)
+            path = add_target(ground, server, fs, "qcow2", size)
+            with ground.guest(server, until_end=True, **writes) as busy:
                 mirror(server)
-            ready = None
-            deadline = time.monotonic() + 60
-            while ready is None and time.monotonic() < deadline:
-                with ground.guest(server, seconds=1, **writes):
-                    pass
-                server.qmp("query-jobs")  # takes the events
-                ready = next((e for e in server.qmp.events
-                              if e["event"] == "BLOCK_JOB_READY"), None)
-            t = ready["timestamp"] if ready else None
-            server.qmp("job-cancel", id="j")
-            server.qmp.wait_event("JOB_STATUS_CHANGE")
+                ready = until_ready(server, patience)
+            cancel(server)
         os.unlink(path)
         ground.drop(source)  # it was written to
-        at = t["seconds"] + t["microseconds"] / 1e6 if t else time.time()
-        seconds = at - (time.time() - (time.monotonic() - start))
+        seconds = patience if ready is None else ready
         return {"ready_s": seconds, "guest_kept": busy["iops"] / idle["iops"],
+                "over_alone": seconds / alone,
                 "idle_iops": idle["iops"], "busy_iops": busy["iops"]}
     return Case(f"mirror {size / GIB:g} GiB qcow2, {fs}, under 4k writes, "
                 "depth 8", [fs], DAEMONS, sample, bars, chart="guest_kept")
-
-
-def moved_when_ready(server, patience):
-    """Bytes that were sent until then; None where nobody says it."""
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        if server.qmp("query-jobs")[0]["status"] == "ready":
-            break
-        time.sleep(0.05)
-    try:
-        t = server.qmp("query-transfers")[0]
-        return t["bytes-moved"] + t["bytes-forwarded"]
-    except RuntimeError:
-        return None
 
 
 def slow_target(size, patience, bars):
@@ -141,23 +142,18 @@ def slow_target(size, patience, bars):
             server.qmp("block-export-add", type="nbd", id="e",
                        node_name="guest", name="", writable=True)
             path = add_target(ground, server, "tmpfs", "qcow2", size, "slow")
-            wall = time.time()
             with ground.guest(server, op="write", block=65536, depth=8,
-                       seconds=patience):
-                time.sleep(0.1)
+                              until_end=True) as guest:
                 mirror(server, "guest")
-                moved = moved_when_ready(server, patience - 1)
-            server.qmp("query-jobs")
-            ready = next((e["timestamp"] for e in server.qmp.events
-                          if e["event"] == "BLOCK_JOB_READY"), None)
-            server.qmp("job-cancel", id="j")
-            server.qmp.wait_event("JOB_STATUS_CHANGE")
+                ready = until_ready(server, patience)
+            cancel(server)
         os.unlink(path)
         os.unlink(source)
-        seconds = ready["seconds"] + ready["microseconds"] / 1e6 - wall \
-            if ready else patience
+        seconds = patience if ready is None else ready
+        # All that was there, and all that was written until then.
+        least = (size + guest["bytes_per_second"] * seconds) / rate
         return {"ready_s": seconds, "ready": float(ready is not None),
-                "over_least": seconds * rate / moved if moved else 0}
+                "over_least": seconds / least}
     return Case(f"mirror {size // MIB} MiB, guest 30 MB/s, target 20 MB/s",
                 ["tmpfs"], DAEMONS, sample, bars)
 
@@ -220,35 +216,43 @@ def forwarded_write(bars):
                 DAEMONS, sample, bars)
 
 
+def one_switch(ground, peer, fs, mib, dirty):
+    source = ground.path(fs, "source.qcow2")
+    sh("qemu-img", "create", "-q", "-f", "qcow2", source, "1G")
+    sh("qemu-io", "-f", "qcow2", "-c", f"write -P 9 0 {mib}M", source)
+    os.sync()
+    with peer.start(ground.folders["run"], (source, "qcow2")) as server:
+        path = add_target(ground, server, fs, "qcow2", GIB)
+        if not dirty:
+            mirror(server)
+            server.qmp.wait_event("BLOCK_JOB_READY")
+            os.sync()
+        with ground.guest(server, op="write", depth=1, until_end=True,
+                          length=16 * MIB) as figures:
+            time.sleep(0.3)
+            if dirty:
+                mirror(server)
+                server.qmp.wait_event("BLOCK_JOB_READY")
+            report = switch(server)
+            time.sleep(0.1)
+    os.unlink(path)
+    os.unlink(source)
+    result = {"longest_ms": figures["max_us"] / 1000}
+    if report:
+        result["pause_ms"] = report["pause-ns"] / 1e6
+        result["held"] = report["requests-held"]
+    return result
+
+
 def pause(fs, dirty, bars):
-    """How long the switch holds the guest."""
+    """How long the switch holds the guest: four switches a round."""
     mib = 384 if dirty else 16
 
     def sample(ground, peer, first):
-        source = ground.path(fs, "source.qcow2")
-        sh("qemu-img", "create", "-q", "-f", "qcow2", source, "1G")
-        sh("qemu-io", "-f", "qcow2", "-c", f"write -P 9 0 {mib}M", source)
-        os.sync()
-        with peer.start(ground.folders["run"], (source, "qcow2")) as server:
-            path = add_target(ground, server, fs, "qcow2", GIB)
-            if not dirty:
-                mirror(server)
-                server.qmp.wait_event("BLOCK_JOB_READY")
-                os.sync()
-            with ground.guest(server, op="write", depth=1, seconds=2,
-                       length=16 * MIB) as figures:
-                time.sleep(0.3)
-                if dirty:
-                    mirror(server)
-                    server.qmp.wait_event("BLOCK_JOB_READY")
-                report = switch(server)
-        os.unlink(path)
-        os.unlink(source)
-        result = {"longest_ms": figures["max_us"] / 1000}
-        if report:
-            result["pause_ms"] = report["pause-ns"] / 1e6
-            result["held"] = report["requests-held"]
-        return result
+        runs = [one_switch(ground, peer, fs, mib, dirty)
+                for _ in range(1 if ground.quick else 4)]
+        return {key: statistics.median(r[key] for r in runs)
+                for key in runs[0]}
     what = f"{mib} MiB of dirty pages" if dirty else "idle"
     return Case(f"pause at the switch, {fs}, {what}", [fs], DAEMONS, sample,
                 bars)
@@ -345,7 +349,8 @@ def copy_cases(quick):
     return [
         idle_mirror("tmpfs", "qcow2", size, [Bar("mib_s", "copy", 0.85)]),
         idle_mirror("tmpfs", "qed", size, [Bar("mib_s", "copy", 0.85)]),
-        busy_mirror("tmpfs", size, [Bar("guest_kept", None, 0.5)]),
+        busy_mirror("tmpfs", size, [Bar("guest_kept", None, 0.5),
+                                    Bar("over_alone", None, 2, True)]),
         slow_target(*slow, [Bar("ready", None, 1),
                             Bar("over_least", None, 1.1, True)]),
         forwarded_write([Bar("write_ms", None, 1.2, True)]),
