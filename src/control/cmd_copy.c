@@ -109,21 +109,3 @@ cmd_block_copy(struct control *ctl, const struct args_block_copy *args,
     free((void *)(uintptr_t)o.dependents_in);
     return r;
 }
-
-int
-cmd_block_job_change(struct control *ctl,
-                     const struct args_block_job_change *args, json_t **ret,
-                     struct err *err)
-{
-    struct job *job = jobs_find(ctl->jobs, args->id);
-
-    if (!job || !job->driver->is_block_job) {
-        return err_set(err, -ENOENT, "Job not found");
-    }
-    if (args->type != QMP_JOB_TYPE_MIRROR) {
-        return err_set(err, -EINVAL, "Job type of '%s' cannot be changed",
-                       job->id);
-    }
-    return mirror_set_copy_mode(job, take_copy_mode(true, args->copy_mode),
-                                err);
-}

@@ -175,9 +175,17 @@ int merge_choose(const struct transfer_options *options, enum merge_into *ret,
                  struct transfer_plan *ret_plan, struct err *err);
 int merge_plan(const struct transfer_options *options,
                struct transfer_plan *ret, struct err *err);
-/* -EINVAL where the job is no mirror.  Does not yield. */
+/*
+ * -EPERM where the job's state does not allow it (QEMU's text), -EINVAL where
+ * the job is no mirror.  Does not yield.
+ */
 int mirror_set_copy_mode(struct job *job, enum copy_mode mode,
                          struct err *err);
+/*
+ * False where the job is none of type `mirror`; else *ret: are both sides
+ * alike, and does every write go to both?  Does not yield.
+ */
+bool mirror_is_synced(const struct job *job, bool *ret);
 
 /* What a finished or running transfer reports. */
 struct transfer_report {

@@ -551,6 +551,13 @@ TRACES = [
      ("job-dismiss", {"id": "j"}), "@null"],
     [*COPY, (MIRROR[0], {**MIRROR[1], "copy-mode": "write-blocking"}),
      "@ready", ("job-complete", {"id": "j"}), "@null"],
+    # What is asked of a paused job is done when it goes on.
+    [*COPY, MIRROR, "@ready", ("job-pause", {"id": "j"}), "@standby",
+     ("job-complete", {"id": "j"}), ("job-resume", {"id": "j"}), "@null"],
+    [("block-commit", {"job-id": "j", "device": "top"}), "@ready",
+     ("block-job-pause", {"device": "j"}), "@standby",
+     ("block-job-complete", {"device": "j"}),
+     ("block-job-resume", {"device": "j"}), "@null"],
 ]
 
 COMMIT = {"job-id": "j", "device": "top"}

@@ -330,6 +330,63 @@ def what_was_written_is_sent_and_not_more():
     judge("qcow2")
 
 
+def a_mirror_says_whether_it_is_in_step_and_changes_while_it_may():
+    make_disk()
+    with daemon() as d:
+        qmp = d.qmp()
+        qmp.cmd("blockdev-add", **{k.replace("-", "_"): v for k, v
+                                   in make_target("qcow2").items()})
+
+        def mirror(job, **more):
+            qmp.cmd("blockdev-mirror", job_id=job, device="top",
+                    target="target", sync="full", **more)
+
+        def is_synced():
+            return qmp.cmd("query-block-jobs")[0]["actively-synced"]
+
+        def change(job, mode="write-blocking", kind="mirror"):
+            qmp.cmd("block-job-change", id=job, type=kind, copy_mode=mode)
+
+        def cannot_change(text, *args):
+            try:
+                change(*args)
+            except QmpError as e:
+                assert text in str(e), e
+            else:
+                raise AssertionError("not refused: " + text)
+
+        mirror("j", copy_mode="background", speed=1)
+        assert not is_synced()
+        qmp.cmd("block-job-set-speed", device="j", speed=0)
+        qmp.wait_event("BLOCK_JOB_READY")
+        assert not is_synced()  # a write would be on one side for a while
+        change("j")
+        assert is_synced()
+        change("j", "background")
+        assert not is_synced()
+        qmp.cmd("job-pause", id="j")
+        qmp.wait_event("JOB_STATUS_CHANGE", status="standby")
+        change("j")
+        cannot_change("DeviceNotActive: Block job 'zz' not found", "zz")
+        cannot_change("'j' is 'mirror' job, not 'commit'", "j", "background",
+                      "commit")
+        qmp.cmd("block-job-cancel", device="j", force=True)
+        qmp.wait_event("JOB_STATUS_CHANGE", status="null")
+        mirror("k", auto_finalize=False)
+        qmp.wait_event("BLOCK_JOB_READY")
+        assert is_synced()
+        qmp.cmd("job-complete", id="k")
+        qmp.wait_event("BLOCK_JOB_PENDING")
+        cannot_change("Job 'k' in state 'pending' cannot accept command verb "
+                      "'change'", "k")
+        qmp.cmd("job-cancel", id="k")
+        qmp.wait_event("JOB_STATUS_CHANGE", status="null")
+        qmp.cmd("block-stream", job_id="s", device="top", speed=1)
+        assert "actively-synced" not in qmp.cmd("query-block-jobs")[0]
+        cannot_change("Job type does not support change", "s")
+        d.stop()
+
+
 def a_target_of_version_2_becomes_3_where_that_is_allowed():
     make_disk()
     run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "compat=0.10",
@@ -457,6 +514,7 @@ if __name__ == "__main__":
           a_target_that_stops_does_not_stop_the_guest,
           drive_mirror("full"), drive_mirror("top"), drive_mirror("none"),
           what_was_written_is_sent_and_not_more,
+          a_mirror_says_whether_it_is_in_step_and_changes_while_it_may,
           a_target_of_version_2_becomes_3_where_that_is_allowed,
           a_copy_that_cannot_end_does_not_begin,
           a_full_target_pauses_the_copy_and_not_the_guest,

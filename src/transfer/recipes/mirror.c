@@ -317,12 +317,30 @@ mirror_plan(const struct transfer_options *o, struct transfer_plan *ret,
 int
 mirror_set_copy_mode(struct job *job, enum copy_mode mode, struct err *err)
 {
-    if (job->driver != &mirror.driver && job->driver != &copy.driver) {
-        return err_set(err, -EINVAL, "Job '%s' is not a mirror", job->id);
+    int r = job_check_change(job, err);
+
+    if (!r && job->driver != &mirror.driver && job->driver != &copy.driver) {
+        r = err_set(err, -EINVAL, "Job type does not support change");
+    }
+    if (r) {
+        return r;
     }
     struct transfer *t = transfer_of(job);
 
     t->copy_mode = mode;
     t->track.forwarding = mode == COPY_MODE_FORWARD || t->ending;
     return 0;
+}
+
+bool
+mirror_is_synced(const struct job *job, bool *ret)
+{
+    const struct transfer *t = container_of(job, struct transfer, job);
+
+    if (job->driver != &mirror.driver) {
+        return false;
+    }
+    *ret = job->ready && t->track.attached && t->track.forwarding &&
+           !t->workers && !t->track.late && !t->track.missing.n_dirty;
+    return true;
 }
