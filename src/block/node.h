@@ -347,6 +347,12 @@ struct holder {
 };
 /* The roots of @node, in an array that the caller frees.  Does not yield. */
 void node_holders(const struct node *node, struct holder **ret, size_t *ret_n);
+/*
+ * -EBUSY: @owner does with @node what @fmt says ("reads it").  Where @owner is
+ * a job, QEMU's text comes first.  Does not yield.
+ */
+int node_busy(const struct node *node, const char *owner, struct err *err,
+              const char *fmt, ...) __attribute__((format(printf, 4, 5)));
 /* -EBUSY where a job holds @node, with its name.  Does not yield. */
 int node_check_no_job(const struct node *node, struct err *err);
 /* Requests that were parked (-ERESTART) try again; does not yield. */

@@ -685,14 +685,36 @@ node_add(struct graph *graph, const json_t *options, struct node **ret,
     return 0;
 }
 
+/*
+ * Who holds it as a disk, or as the target of a copy; NULL: nobody, but for
+ * jobs that read or fill it.
+ */
+static const struct root *
+find_user(const struct node *node)
+{
+    list_for_each(it, &node->roots)
+    {
+        const struct root *root = container_of(it, struct root, link);
+
+        if (!root->pinned || root->claim == CLAIM_TARGET) {
+            return root;
+        }
+    }
+    return NULL;
+}
+
 /* Who uses a node, in the order and with the texts of QEMU. */
 static int
 check_unused(struct node *node, struct err *err)
 {
-    if (!list_empty(&node->roots)) {
+    const struct root *user = find_user(node);
+
+    if (user) {
         err_set(err, -EBUSY, "Node %s is in use", node->name);
-        err_hint(err, "it is held by %s",
-                 list_first(&node->roots, struct root, link)->owner);
+        err_hint(err, "it is held by %s", user->owner);
+        return -EBUSY;
+    }
+    if (node_check_no_job(node, err)) {
         return -EBUSY;
     }
     list_for_each(it, &node->parents)

@@ -205,9 +205,8 @@ check_other_jobs(const struct node *node, enum claim claim, struct err *err)
     node_holders(node, &holders, &n);
     for (size_t i = 0; i < n && !r; i++) {
         if (holders[i].pinned && holders[i].claim == claim) {
-            r = err_set(err, -EBUSY, "Node '%s' is busy: %s %s it", node->name,
-                        holders[i].owner,
-                        claim == CLAIM_READ ? "copies" : "fills");
+            r = node_busy(node, holders[i].owner, err, "%s it",
+                          claim == CLAIM_READ ? "copies" : "fills");
         }
     }
     return r;
