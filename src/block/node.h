@@ -331,6 +331,8 @@ bool graph_is_quiet(const struct graph *graph);
 const struct driver *graph_driver(struct graph *graph, const char *name);
 /* NULL where there is none. */
 struct node *graph_find(struct graph *graph, const char *node_name);
+/* Could a new node have that name?  QEMU's rule and texts.  Does not yield. */
+int graph_check_name(struct graph *graph, const char *name, struct err *err);
 /* A reference to every node, in an array that the caller frees.  No yield. */
 void graph_hold_all(struct graph *graph, struct node ***ret, size_t *ret_n);
 /*

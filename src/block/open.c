@@ -39,8 +39,8 @@ opt_u64(json_t *options, const char *key, uint64_t otherwise)
     return v ? (uint64_t)json_integer_value(v) : otherwise;
 }
 
-static int
-check_name(struct graph *graph, const char *name, struct err *err)
+int
+graph_check_name(struct graph *graph, const char *name, struct err *err)
 {
     bool ok = isalpha((unsigned char)name[0]);
 
@@ -147,7 +147,7 @@ open_one(struct graph *graph, json_t *options, bool is_layer,
     if (graph->ending) {
         return err_set(err, -ESHUTDOWN, "The daemon is ending");
     }
-    if (name && check_name(graph, name, err)) {
+    if (name && graph_check_name(graph, name, err)) {
         return -EINVAL;
     }
     struct node *node = node_alloc(graph, name);

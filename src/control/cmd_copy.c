@@ -49,6 +49,9 @@ cmd_blockdev_mirror(struct control *ctl,
     if (!r) {
         r = take_buf_size(args->buf_size, &o, err);
     }
+    if (!r) {
+        r = check_filter_name(ctl, args->filter_node_name, err);
+    }
     return r ? r : transfer_start(ctl->jobs, PRESET_MIRROR, &o, err);
 }
 

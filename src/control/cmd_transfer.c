@@ -31,6 +31,12 @@ take_replaces(struct control *ctl, const char *name,
 }
 
 int
+check_filter_name(struct control *ctl, const char *name, struct err *err)
+{
+    return name ? graph_check_name(ctl->graph, name, err) : 0;
+}
+
+int
 take_buf_size(int64_t size, struct transfer_options *o, struct err *err)
 {
     if (size < 0) {

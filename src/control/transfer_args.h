@@ -14,6 +14,10 @@ int take_sync(enum qmp_mirror_sync_mode mode, struct transfer_options *o,
 /* @name may be NULL. */
 int take_replaces(struct control *ctl, const char *name,
                   struct transfer_options *o, struct err *err);
+/*
+ * Checks the name of a filter node, which no job puts in here; NULL is none.
+ */
+int check_filter_name(struct control *ctl, const char *name, struct err *err);
 int take_buf_size(int64_t size, struct transfer_options *o, struct err *err);
 enum on_error take_on_error(bool given, enum qmp_blockdev_on_error policy,
                             enum on_error otherwise);

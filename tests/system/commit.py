@@ -149,6 +149,31 @@ def the_header_names_what_it_is_told():
     judge("top", "qcow2")
 
 
+def a_header_names_a_file_that_is_no_image_as_raw():
+    """No program looks for a format "file"; asked for or not."""
+    run("qemu-img", "create", "-q", "-f", "raw", "base", str(SIZE))
+    for mask in (True, False):
+        for name, below, fmt in (("mid", "base", "raw"),
+                                 ("top", "mid", "qcow2")):
+            run("qemu-img", "create", "-q", "-f", "qcow2", "-b", below, "-F",
+                fmt, name)
+        with Daemon(SLUICED) as d:
+            qmp = d.qmp()
+            qmp.cmd("blockdev-add", driver="file", node_name="base",
+                    filename="base")
+            qmp.cmd("blockdev-add", driver="qcow2", node_name="top",
+                    file={"driver": "file", "filename": "top"},
+                    backing={"driver": "qcow2", "backing": "base",
+                             "file": {"driver": "file", "filename": "mid"}})
+            qmp.cmd("block-stream", job_id="j", device="top",
+                    base_node="base", backing_mask_protocol=mask)
+            qmp.wait_event("BLOCK_JOB_COMPLETED")
+            d.stop()
+        have = json.loads(run("qemu-img", "info", "--output=json", "top")[1])
+        assert have["backing-filename"] == "base", have
+        assert have["backing-filename-format"] == "raw", have
+
+
 def a_layer_below_is_streamed():
     operate("block-stream", device="two", base_node="base")
     judge("top", "qcow2")
@@ -455,7 +480,8 @@ if __name__ == "__main__":
           the_disk_goes_on_on_its_base("qed"),
           a_stop_leaves_the_disk_where_it_is,
           a_layer_goes_into_the_one_below, layers_go_into_the_base,
-          the_header_names_what_it_is_told, a_layer_below_is_streamed,
+          the_header_names_what_it_is_told,
+          a_header_names_a_file_that_is_no_image_as_raw, a_layer_below_is_streamed,
           two_streams_at_once, a_commit_below_a_mirror,
           a_stream_below_a_mirror, a_mirror_may_lie_on_its_source,
           a_layer_goes_on_in_another_file("pre-copy", "qcow2"),

@@ -594,6 +594,12 @@ REFUSED = [
         {**MIRRORS, "replaces": "zz"}, {**MIRRORS, "replaces": "copy"},
         {**MIRRORS, "sync": "foo"}, {**MIRRORS, "copy-mode": "foo"},
     )],
+    *[(name, {**args, "filter-node-name": bad})
+      for name, args in (("block-commit", COMMIT),
+                         ("block-commit", {**COMMIT, "top-node": "mid"}),
+                         ("block-stream", COMMIT),
+                         ("blockdev-mirror", MIRRORS))
+      for bad in ("1x", "", "mid", "x" * 32)],
     *[("blockdev-reopen", bad) for bad in (
         {}, {"options": [{}]},
         {"options": [{"driver": "qcow2"}]},
