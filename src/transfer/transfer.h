@@ -128,14 +128,14 @@ int convert_start(struct jobs *jobs, const struct transfer_options *options,
  * Mirror (S3) and pre-copy (S4): brings @target in step with what @device
  * reads as, keeps it there while the guest writes to @device, and ends as
  * @finish says, or as the verb that ends it.  @target is as large as @device,
- * or can be made so, and nobody else writes to it.  Yields.
+ * and nobody else writes to it.  Yields.
  */
 int mirror_start(struct jobs *jobs, const struct transfer_options *options,
                  struct err *err);
 /* What mirror_start() would do; checks as it does.  Yields. */
 int mirror_plan(const struct transfer_options *options,
                 struct transfer_plan *ret, struct err *err);
-/* Pre-copy (S4) and mirror, as a job of type `copy`. */
+/* The same as a job of type `copy`; @target may be shorter: it grows. */
 int copy_start(struct jobs *jobs, const struct transfer_options *options,
                struct err *err);
 /*

@@ -554,6 +554,11 @@ TRACES = [
      ("job-dismiss", {"id": "j"}), "@null"],
     [*COPY, (MIRROR[0], {**MIRROR[1], "copy-mode": "write-blocking"}),
      "@ready", ("job-complete", {"id": "j"}), "@null"],
+    *[[("drive-mirror", {"job-id": "j", "device": "top", "sync": sync,
+                         "target": "new.qcow2"}), "@ready",
+       (end, {{"job-complete": "id"}.get(end, "device"): "j"}), "@null"]
+      for sync in ("full", "top")
+      for end in ("job-complete", "block-job-cancel")],
     # What is asked of a paused job is done when it goes on.
     [*COPY, MIRROR, "@ready", ("job-pause", {"id": "j"}), "@standby",
      ("job-complete", {"id": "j"}), ("job-resume", {"id": "j"}), "@null"],
@@ -668,6 +673,37 @@ def event_traces_are_qemus():
     assert not different
 
 
+def size_error(program):
+    """A mirror onto an image of another size: QEMU's job fails at once, ours
+    does not begin."""
+    errors = []
+    with Daemon(program) as d:
+        q = d.qmp()
+        q.raw(*qcow2("a", "disk.qcow2"))
+        for size in ("512k", "2M"):
+            run("qemu-img", "create", "-q", "-f", "raw", size, size)
+            node = "t" + size
+            q.raw("blockdev-add", {"driver": "raw", "node-name": node, "file": {
+                "driver": "file", "filename": size}})
+            answer = q.raw("blockdev-mirror", {
+                "job-id": "j", "device": "a", "target": node, "sync": "full"})
+            if "error" in answer:
+                errors.append(answer["error"]["desc"])
+            else:
+                end = q.wait_event("BLOCK_JOB_COMPLETED")["data"]
+                q.wait_event("JOB_STATUS_CHANGE", status="null")
+                errors.append(end["error"])
+            assert os.path.getsize(size) == int(size[:-1]) << (
+                10 if size[-1] == "k" else 20)
+    return errors
+
+
+def a_mirror_grows_no_target():
+    theirs = in_folder("q", size_error, QSD)
+    ours = in_folder("s", size_error, SLUICED)
+    assert theirs == ours, (theirs, ours)
+
+
 def without_holder(step):
     """Ours says which job it is, behind QEMU's text."""
     if isinstance(step, tuple) and "error" in step[2]:
@@ -695,4 +731,4 @@ if __name__ == "__main__":
     main([bad_command_lines_fail_alike, good_command_lines_work_in_both,
           errors_are_qemus, objects_are_qemus, errors_around_live_operations_are_qemus,
           the_graph_is_qemus, event_traces_are_qemus,
-          errors_of_copies_are_qemus])
+          errors_of_copies_are_qemus, a_mirror_grows_no_target])

@@ -274,6 +274,60 @@ def drive_mirror(sync):
     return f"drive-mirror of {sync}", test
 
 
+def a_target_without_a_name_goes_with_its_last_user():
+    """Nobody would think of removing it."""
+    make_disk()
+
+    def open_here(qmp, name):
+        return any(n["file"] == name for n
+                   in qmp.cmd("query-named-block-nodes", flat=True))
+
+    with daemon() as d:
+        qmp, guest = d.qmp(), Guest()
+        for job in "ij":
+            # Onto the same file: the first one has let go of it.
+            qmp.cmd("drive-mirror", job_id=job, device="top", sync="full",
+                    target="target", mode="absolute-paths")
+            assert open_here(qmp, "target")
+            qmp.wait_event("BLOCK_JOB_READY")
+            if job == "i":
+                qmp.cmd("block-job-cancel", device=job, force=True)
+            else:
+                qmp.cmd("job-complete", id=job)
+            qmp.wait_event("JOB_STATUS_CHANGE", status="null")
+            assert open_here(qmp, "target") == (job == "j")
+        qmp.cmd("blockdev-del", node_name="top")
+        guest.stop()
+        qmp.cmd("block-export-del", id="e", mode="hard")
+        qmp.wait_event("BLOCK_EXPORT_DELETED")
+        assert not qmp.cmd("query-named-block-nodes", flat=True)
+        d.stop()
+    judge("qcow2")
+
+
+def a_shorter_target_grows_for_a_copy():
+    make_disk()
+    run("qemu-img", "create", "-q", "-f", "qcow2", "target", str(SIZE // 2))
+    with daemon() as d:
+        qmp, guest = d.qmp(), Guest()
+        qmp.cmd("blockdev-add", driver="qcow2", node_name="target",
+                backing=None, file={"driver": "file", "filename": "target"})
+        try:
+            qmp.cmd("blockdev-mirror", job_id="j", device="top",
+                    target="target", sync="full")
+        except QmpError as e:
+            assert e.desc == ("Source and target image have different "
+                              "sizes"), e
+        else:
+            raise AssertionError("QEMU's mirror grows no target")
+        qmp.cmd("block-copy", job_id="j", device="top", target="target")
+        end = qmp.wait_event("BLOCK_JOB_COMPLETED")["data"]
+        assert "error" not in end, end
+        guest.stop()
+        d.stop()
+    judge("qcow2")
+
+
 def what_was_written_is_sent_and_not_more():
     """4 KiB of a write, not 64 KiB around it; and both ways to send it, in
     turns."""
@@ -513,6 +567,8 @@ if __name__ == "__main__":
           a_stop_leaves_a_copy_as_of_then, an_unfinished_copy_is_refused,
           a_target_that_stops_does_not_stop_the_guest,
           drive_mirror("full"), drive_mirror("top"), drive_mirror("none"),
+          a_target_without_a_name_goes_with_its_last_user,
+          a_shorter_target_grows_for_a_copy,
           what_was_written_is_sent_and_not_more,
           a_mirror_says_whether_it_is_in_step_and_changes_while_it_may,
           a_target_of_version_2_becomes_3_where_that_is_allowed,

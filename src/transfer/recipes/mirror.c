@@ -212,6 +212,23 @@ check_other_jobs(const struct node *node, enum claim claim, struct err *err)
     return r;
 }
 
+/* Of a job of type `mirror` QEMU knows, and so do its clients, that. */
+static int
+check_same_size(const struct transfer_options *o, struct err *err)
+{
+    if (o->target->size == o->device->size) {
+        return 0;
+    }
+    int r = err_set(err, -EINVAL,
+                    "Source and target image have different sizes");
+
+    err_hint(err, "'%s' has %llu bytes, '%s' %llu; block-copy makes a target "
+                  "that is shorter longer",
+             o->device->name, (unsigned long long)o->device->size,
+             o->target->name, (unsigned long long)o->target->size);
+    return r;
+}
+
 int
 mirror_make(struct jobs *jobs, const struct transfer_recipe *recipe,
             const struct transfer_options *o, struct transfer **ret,
@@ -227,6 +244,9 @@ mirror_make(struct jobs *jobs, const struct transfer_recipe *recipe,
     }
     if (!r) {
         r = check_not_resizing(o->target, err);
+    }
+    if (!r && recipe == &mirror) {
+        r = check_same_size(o, err);
     }
     if (r) {
         return r;
