@@ -94,17 +94,15 @@ cmd_block_copy(struct control *ctl, const struct args_block_copy *args,
     int r = find_pair(ctl, args->device, args->target, &o, err);
 
     if (!r) {
+        r = check_parameters(preset, args->json, err);
+    }
+    if (!r && is_mirror && args->has_auto_complete && args->auto_complete) {
+        r = err_set(err, -EINVAL,
+                    "A mirror does not end by itself: 'auto-complete' cannot "
+                    "be true");
+    }
+    if (!r) {
         r = take_speed(args->speed, &o, err);
-    }
-    if (!r && stays && !is_mirror && args->delete_source) {
-        r = err_set(err, -EINVAL,
-                    "The disk stays in its file: 'delete-source' needs "
-                    "'finish': 'switch'");
-    }
-    if (!r && stays && preset != PRESET_PRE_COPY) {
-        r = err_set(err, -EINVAL,
-                    "Post-copy and hybrid end with the disk on the target: "
-                    "'finish' cannot be 'stay'");
     }
     take_deletion(args->delete_source, args->exclusive, args->dependents_in,
                   &o);

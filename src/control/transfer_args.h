@@ -23,6 +23,16 @@ enum on_error take_on_error(bool given, enum qmp_blockdev_on_error policy,
                             enum on_error otherwise);
 enum copy_mode take_copy_mode(bool given, enum qmp_mirror_copy_mode mode);
 enum transfer_preset take_copy_preset(bool given, enum qmp_copy_mode mode);
+enum merge_into take_merge_into(bool given, enum qmp_merge_into into);
+
+/*
+ * Does every one of @args, block-transfer's by name, mean something to the
+ * preset, and what it says?  Does not yield.
+ */
+int check_parameters(enum transfer_preset preset, json_t *args,
+                     struct err *err);
+/* The same of a commit below the disk. */
+int check_commit_below(json_t *args, struct err *err);
 
 /*
  * What says whether the source may be deleted.  The folders' array is the

@@ -157,8 +157,8 @@ int hybrid_plan(const struct transfer_options *options,
                 struct transfer_plan *ret, struct err *err);
 /*
  * block-commit: the layers of @device from @top down to, without, @base sink
- * into @base.  Where @top is @device, the job becomes ready, and ends with the
- * disk on @base, or where it is.  Yields.
+ * into @base.  Where @top is @device, the job ends with the disk on @base, or
+ * where it is, as a mirror; else by itself.  Yields.
  */
 int commit_start(struct jobs *jobs, const struct transfer_options *options,
                  struct err *err);

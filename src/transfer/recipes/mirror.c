@@ -108,15 +108,20 @@ mark_target(struct transfer *t, struct err *err)
     return transfer_mark(t, true, err);
 }
 
+enum finish
+finish_of(const struct transfer *t)
+{
+    return t->job.end == JOB_END_STOP       ? FINISH_STAY
+           : t->job.end == JOB_END_COMPLETE ? FINISH_SWITCH
+                                            : t->finish;
+}
+
 static int
 mirror_prepare(struct job *job, struct err *err)
 {
     struct transfer *t = transfer_of(job);
-    enum finish finish = job->end == JOB_END_STOP       ? FINISH_STAY
-                         : job->end == JOB_END_COMPLETE ? FINISH_SWITCH
-                                                        : t->finish;
 
-    return transfer_pivot(t, finish, err);
+    return transfer_pivot(t, finish_of(t), err);
 }
 
 #define RECIPE(name)                                                           \
@@ -184,6 +189,11 @@ check(const struct transfer_options *o, struct err *err)
     if (o->granularity && !is_pow2(o->granularity)) {
         return err_set(err, -EINVAL,
                        "Parameter 'granularity' expects a power of 2");
+    }
+    if (o->delete_source && o->finish == FINISH_STAY && !o->wait_for_verb) {
+        return err_set(err, -EINVAL,
+                       "The disk stays in its file: 'delete-source' needs "
+                       "'finish': 'switch'");
     }
     if (o->replaces && !reads_alike(o->device, o->replaces)) {
         return err_set(err, -EINVAL,
