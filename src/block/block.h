@@ -87,8 +87,11 @@ int root_new_lasting(struct node *node, enum claim claim, const char *owner,
                      struct root **ret, struct err *err);
 /* Waits for the root's requests in flight, then frees it.  Yields. */
 void root_free(struct root *root);
-/* It stays with its node in a pivot: a job's hold, not a disk's.  No yield. */
-void root_pin(struct root *root);
+/*
+ * It stays with its node in a pivot: a job's hold, not a disk's.  @job_type is
+ * what refusals call the job; borrowed.  No yield.
+ */
+void root_pin(struct root *root, const char *job_type);
 
 /*
  * A transfer's claim becomes another, unchecked: for the callback of a graph

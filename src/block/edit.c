@@ -210,11 +210,9 @@ check_frozen(const struct edit *edits, unsigned n, struct err *err)
         const struct edge *edge = find_frozen(&edits[i]);
 
         if (edge) {
-            return err_set(err, -EBUSY,
-                           "Node '%s' is busy: %s needs that its backing "
-                           "file stays '%s'",
-                           edge->parent->name, edge->frozen,
-                           edge->child->name);
+            return node_busy(edge->parent, edge->frozen, err,
+                             "needs that its backing file stays '%s'",
+                             edge->child->name);
         }
     }
     return 0;

@@ -8,6 +8,7 @@
  */
 #include <assert.h>
 #include <errno.h>
+#include <stdarg.h>
 #include <string.h>
 
 #include "block/chain_index.h"
@@ -237,6 +238,44 @@ node_holders(const struct node *node, struct holder **ret, size_t *ret_n)
     }
 }
 
+/* The type of the job that is called @owner; NULL where it is no job. */
+static const char *
+find_job_type(const struct graph *graph, const char *owner)
+{
+    list_for_each(it, &graph->nodes)
+    {
+        const struct node *node = container_of(it, struct node, link);
+
+        list_for_each(at, &node->roots)
+        {
+            const struct root *root = container_of(at, struct root, link);
+
+            if (root->pinned && !strcmp(root->owner, owner)) {
+                return root->job_type;
+            }
+        }
+    }
+    return NULL;
+}
+
+int
+node_busy(const struct node *node, const char *owner, struct err *err,
+          const char *fmt, ...)
+{
+    const char *type = find_job_type(node->graph, owner);
+    va_list ap;
+
+    va_start(ap, fmt);
+    auto_free char *what = xvasprintf(fmt, ap);
+    va_end(ap);
+    return type ? err_set(err, -EBUSY,
+                          "Node '%s' is busy: block device is in use by block "
+                          "job: %s (%s %s)",
+                          node->name, type, owner, what)
+                : err_set(err, -EBUSY, "Node '%s' is busy: %s %s", node->name,
+                          owner, what);
+}
+
 int
 node_check_no_job(const struct node *node, struct err *err)
 {
@@ -245,8 +284,7 @@ node_check_no_job(const struct node *node, struct err *err)
         const struct root *root = container_of(it, struct root, link);
 
         if (root->pinned) {
-            return err_set(err, -EBUSY, "Node '%s' is busy: %s uses it",
-                           node->name, root->owner);
+            return node_busy(node, root->owner, err, "uses it");
         }
     }
     return 0;
@@ -489,8 +527,7 @@ static int
 claim_refused(struct node *node, enum claim held, const char *owner,
               const char *holder, struct err *err)
 {
-    int r = err_set(err, -EBUSY, "Node '%s' is busy: %s %s it", node->name,
-                    holder, what_a_holder_does(held));
+    int r = node_busy(node, holder, err, "%s it", what_a_holder_does(held));
 
     err_hint(err, "%s cannot have it before that ends", owner);
     return r;
@@ -653,10 +690,9 @@ chain_freeze(struct node *top, struct node *bottom, const char *owner,
 
         if (frozen && frozen != owner) {
             chain_thaw(top, owner);
-            int r = err_set(err, -EBUSY,
-                            "Node '%s' is busy: %s needs that its backing "
-                            "file stays '%s'",
-                            n->name, frozen, n->backing->child->name);
+            int r = node_busy(n, frozen, err,
+                              "needs that its backing file stays '%s'",
+                              n->backing->child->name);
 
             err_hint(err, "%s cannot have it before that ends", owner);
             return r;

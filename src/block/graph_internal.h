@@ -40,6 +40,7 @@ struct root {
     struct grace requests;
     bool writethrough;
     bool pinned; /* stays with its node when the others move on */
+    const char *job_type; /* of one that is pinned; borrowed */
     struct root_stats stats;
     uint64_t held; /* requests that a closed gate made wait, in all */
 };

@@ -345,6 +345,8 @@ bool graph_is_quiet(const struct graph *graph);
 const struct driver *graph_driver(struct graph *graph, const char *name);
 /* NULL where there is none. */
 struct node *graph_find(struct graph *graph, const char *node_name);
+/* Could a new node have that name?  QEMU's rule and texts.  Does not yield. */
+int graph_check_name(struct graph *graph, const char *name, struct err *err);
 /* A reference to every node, in an array that the caller frees.  No yield. */
 void graph_hold_all(struct graph *graph, struct node ***ret, size_t *ret_n);
 /*
@@ -361,6 +363,12 @@ struct holder {
 };
 /* The roots of @node, in an array that the caller frees.  Does not yield. */
 void node_holders(const struct node *node, struct holder **ret, size_t *ret_n);
+/*
+ * -EBUSY: @owner does with @node what @fmt says ("reads it").  Where @owner is
+ * a job, QEMU's text comes first.  Does not yield.
+ */
+int node_busy(const struct node *node, const char *owner, struct err *err,
+              const char *fmt, ...) __attribute__((format(printf, 4, 5)));
 /* -EBUSY where a job holds @node, with its name.  Does not yield. */
 int node_check_no_job(const struct node *node, struct err *err);
 /* Requests that were parked (-ERESTART) try again; does not yield. */

@@ -39,8 +39,8 @@ opt_u64(json_t *options, const char *key, uint64_t otherwise)
     return v ? (uint64_t)json_integer_value(v) : otherwise;
 }
 
-static int
-check_name(struct graph *graph, const char *name, struct err *err)
+int
+graph_check_name(struct graph *graph, const char *name, struct err *err)
 {
     bool ok = isalpha((unsigned char)name[0]);
 
@@ -147,7 +147,7 @@ open_one(struct graph *graph, json_t *options, bool is_layer,
     if (graph->ending) {
         return err_set(err, -ESHUTDOWN, "The daemon is ending");
     }
-    if (name && check_name(graph, name, err)) {
+    if (name && graph_check_name(graph, name, err)) {
         return -EINVAL;
     }
     struct node *node = node_alloc(graph, name);
@@ -694,14 +694,36 @@ node_add(struct graph *graph, const json_t *options, struct node **ret,
     return 0;
 }
 
+/*
+ * Who holds it as a disk, or as the target of a copy; NULL: nobody, but for
+ * jobs that read or fill it.
+ */
+static const struct root *
+find_user(const struct node *node)
+{
+    list_for_each(it, &node->roots)
+    {
+        const struct root *root = container_of(it, struct root, link);
+
+        if (!root->pinned || root->claim == CLAIM_TARGET) {
+            return root;
+        }
+    }
+    return NULL;
+}
+
 /* Who uses a node, in the order and with the texts of QEMU. */
 static int
 check_unused(struct node *node, struct err *err)
 {
-    if (!list_empty(&node->roots)) {
+    const struct root *user = find_user(node);
+
+    if (user) {
         err_set(err, -EBUSY, "Node %s is in use", node->name);
-        err_hint(err, "it is held by %s",
-                 list_first(&node->roots, struct root, link)->owner);
+        err_hint(err, "it is held by %s", user->owner);
+        return -EBUSY;
+    }
+    if (node_check_no_job(node, err)) {
         return -EBUSY;
     }
     list_for_each(it, &node->parents)

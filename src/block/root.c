@@ -360,9 +360,10 @@ root_grace(struct root *root)
 }
 
 void
-root_pin(struct root *root)
+root_pin(struct root *root, const char *job_type)
 {
     root->pinned = true;
+    root->job_type = job_type;
 }
 
 void

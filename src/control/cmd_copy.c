@@ -49,6 +49,9 @@ cmd_blockdev_mirror(struct control *ctl,
     if (!r) {
         r = take_buf_size(args->buf_size, &o, err);
     }
+    if (!r) {
+        r = check_filter_name(ctl, args->filter_node_name, err);
+    }
     return r ? r : transfer_start(ctl->jobs, PRESET_MIRROR, &o, err);
 }
 
@@ -91,39 +94,19 @@ cmd_block_copy(struct control *ctl, const struct args_block_copy *args,
     int r = find_pair(ctl, args->device, args->target, &o, err);
 
     if (!r) {
+        r = check_parameters(preset, args->json, err);
+    }
+    if (!r && is_mirror && args->has_auto_complete && args->auto_complete) {
+        r = err_set(err, -EINVAL,
+                    "A mirror does not end by itself: 'auto-complete' cannot "
+                    "be true");
+    }
+    if (!r) {
         r = take_speed(args->speed, &o, err);
-    }
-    if (!r && stays && !is_mirror && args->delete_source) {
-        r = err_set(err, -EINVAL,
-                    "The disk stays in its file: 'delete-source' needs "
-                    "'finish': 'switch'");
-    }
-    if (!r && stays && preset != PRESET_PRE_COPY) {
-        r = err_set(err, -EINVAL,
-                    "Post-copy and hybrid end with the disk on the target: "
-                    "'finish' cannot be 'stay'");
     }
     take_deletion(args->delete_source, args->exclusive, args->dependents_in,
                   &o);
     r = r ? r : transfer_start(ctl->jobs, preset, &o, err);
     free((void *)(uintptr_t)o.dependents_in);
     return r;
-}
-
-int
-cmd_block_job_change(struct control *ctl,
-                     const struct args_block_job_change *args, json_t **ret,
-                     struct err *err)
-{
-    struct job *job = jobs_find(ctl->jobs, args->id);
-
-    if (!job || !job->driver->is_block_job) {
-        return err_set(err, -ENOENT, "Job not found");
-    }
-    if (args->type != QMP_JOB_TYPE_MIRROR) {
-        return err_set(err, -EINVAL, "Job type of '%s' cannot be changed",
-                       job->id);
-    }
-    return mirror_set_copy_mode(job, take_copy_mode(true, args->copy_mode),
-                                err);
 }

@@ -40,6 +40,10 @@ create(struct control *ctl, const struct args_drive_mirror *args,
     return new_image_create(ctl->graph, &image, ret_made, err);
 }
 
+/*
+ * Without a name it is there for as long as somebody uses it.  The caller owns
+ * a reference, which a name holds on to.
+ */
 static int
 open_target(struct control *ctl, const struct args_drive_mirror *args,
             const struct transfer_options *o, const char *format,
@@ -47,8 +51,7 @@ open_target(struct control *ctl, const struct args_drive_mirror *args,
 {
     const struct node *below = shown_below(o->device, o->sync);
     json_t *options = json_pack(
-        "{s:s, s:s, s:s, s:{s:s, s:s}}", "driver", format, "node-name",
-        args->node_name, "discard",
+        "{s:s, s:s, s:{s:s, s:s}}", "driver", format, "discard",
         !args->has_unmap || args->unmap ? "unmap" : "ignore", "file", "driver",
         "file", "filename", args->target);
     json_t *cache = json_object_get(o->device->options, "cache");
@@ -61,8 +64,16 @@ open_target(struct control *ctl, const struct args_drive_mirror *args,
     if (cache) {
         json_object_set(options, "cache", cache);
     }
-    int r = node_add(ctl->graph, options, ret, err);
+    if (args->node_name) {
+        json_object_set_new(options, "node-name",
+                            json_string(args->node_name));
+    }
+    int r = args->node_name ? node_add(ctl->graph, options, ret, err)
+                            : node_open(ctl->graph, options, ret, err);
 
+    if (!r && args->node_name) {
+        node_ref(*ret);
+    }
     json_decref(options);
     return r;
 }
@@ -73,11 +84,6 @@ take_options(struct control *ctl, const struct args_drive_mirror *args,
 {
     int r = control_find_node(ctl, args->device, true, &o->device, err);
 
-    if (!r && !args->node_name) {
-        r = err_set(err, -EINVAL,
-                    "'node-name' is needed: there is no device here that "
-                    "would hold the target");
-    }
     if (!r) {
         r = take_replaces(ctl, args->replaces, o, err);
     }
@@ -105,7 +111,8 @@ mirror(struct control *ctl, const struct args_drive_mirror *args,
     }
     if (!r) {
         r = transfer_start(ctl->jobs, PRESET_MIRROR, o, err);
-        if (r) {
+        node_unref(o->target);
+        if (r && args->node_name) {
             node_del(ctl->graph, args->node_name, NULL);
         }
     }

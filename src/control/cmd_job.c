@@ -8,7 +8,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "control/control_internal.h"
+#include "control/transfer_args.h"
 #include "schema_dispatch.h"
 
 static int
@@ -102,6 +102,23 @@ cmd_block_job_set_speed(struct control *ctl,
     return r ? r : job_set_speed(job, (uint64_t)args->speed, err);
 }
 
+int
+cmd_block_job_change(struct control *ctl,
+                     const struct args_block_job_change *args, json_t **ret,
+                     struct err *err)
+{
+    struct job *job = NULL;
+    int r = find_block_job(ctl, args->id, &job, err);
+
+    if (!r && args->type != QMP_JOB_TYPE_MIRROR) {
+        r = err_set(err, -EINVAL, "Job '%s' is '%s' job, not '%s'", job->id,
+                    job->driver->type, qmp_job_type_name(args->type));
+    }
+    return r ? r
+             : mirror_set_copy_mode(
+                   job, take_copy_mode(true, args->copy_mode), err);
+}
+
 /* Queries. */
 
 static json_t *
@@ -141,6 +158,26 @@ cmd_query_jobs(struct control *ctl, const struct args_query_jobs *args,
     return 0;
 }
 
+static json_t *
+block_job_info(const struct job *job)
+{
+    bool is_synced;
+    json_t *info = json_pack(
+        "{s:s, s:s, s:o, s:o, s:b, s:b, s:o, s:s, s:b, s:s, s:b, s:b}", "type",
+        job->driver->type, "device", job->id, "len", number(job->total),
+        "offset", number(job->current), "busy", job->busy, "paused",
+        job->pauses > 0, "speed", number(job->speed), "io-status",
+        job_io_status_name(job->io_status), "ready", job->ready, "status",
+        job_status_name(job->status), "auto-finalize", job->auto_finalize,
+        "auto-dismiss", job->auto_dismiss);
+
+    if (mirror_is_synced(job, &is_synced)) {
+        json_object_set_new(info, "actively-synced", json_boolean(is_synced));
+    }
+    add_error(info, job);
+    return info;
+}
+
 int
 cmd_query_block_jobs(struct control *ctl,
                      const struct args_query_block_jobs *args, json_t **ret,
@@ -149,23 +186,11 @@ cmd_query_block_jobs(struct control *ctl,
     *ret = json_array();
     list_for_each(it, jobs_list(ctl->jobs))
     {
-        struct job *job = container_of(it, struct job, link);
+        const struct job *job = container_of(it, struct job, link);
 
-        if (!job->driver->is_block_job) {
-            continue;
+        if (job->driver->is_block_job) {
+            json_array_append_new(*ret, block_job_info(job));
         }
-        json_t *info = json_pack(
-            "{s:s, s:s, s:o, s:o, s:b, s:b, s:o, s:s, s:b, s:s, s:b, s:b}",
-            "type", job->driver->type, "device", job->id, "len",
-            number(job->total), "offset", number(job->current), "busy",
-            job->busy, "paused", job->pauses > 0, "speed", number(job->speed),
-            "io-status", job_io_status_name(job->io_status), "ready",
-            job->ready, "status", job_status_name(job->status),
-            "auto-finalize", job->auto_finalize, "auto-dismiss",
-            job->auto_dismiss);
-
-        add_error(info, job);
-        json_array_append_new(*ret, info);
     }
     return 0;
 }

@@ -153,6 +153,10 @@ cmd_block_stream(struct control *ctl, const struct args_block_stream *args,
     if (!r) {
         r = take_speed(args->speed, &o, err);
     }
+    if (!r && check_filter_name(ctl, args->filter_node_name, err)) {
+        r = -EINVAL;
+        err_prefix(err, "Could not create node");
+    }
     return r ? r : transfer_start(ctl->jobs, PRESET_STREAM, &o, err);
 }
 
@@ -252,6 +256,9 @@ cmd_block_commit(struct control *ctl, const struct args_block_commit *args,
 
     if (!r) {
         r = take_speed(args->speed, &o, err);
+    }
+    if (!r) {
+        r = check_filter_name(ctl, args->filter_node_name, err);
     }
     if (!r && args->release) {
         o.device = o.top;

@@ -22,8 +22,8 @@ find_layers(struct control *ctl, const char *device, const char *snapshot,
     return 0;
 }
 
-static enum merge_into
-take_into(bool given, enum qmp_merge_into into)
+enum merge_into
+take_merge_into(bool given, enum qmp_merge_into into)
 {
     static const enum merge_into ways[] = {
         [QMP_MERGE_INTO_AUTO] = MERGE_INTO_AUTO,
@@ -40,7 +40,7 @@ cmd_block_merge(struct control *ctl, const struct args_block_merge *args,
 {
     struct transfer_options o = {
         .job_id = args->job_id,
-        .into = take_into(args->has_into, args->into),
+        .into = take_merge_into(args->has_into, args->into),
         .release = !args->has_release || args->release,
         .max_extra = args->max_extra,
         .keep_name = args->keep_name,
@@ -93,7 +93,7 @@ cmd_query_merge_plan(struct control *ctl,
                      struct err *err)
 {
     struct transfer_options o = {
-        .into = take_into(args->has_into, args->into),
+        .into = take_merge_into(args->has_into, args->into),
         .release = true,
         .keep_name = args->keep_name,
     };

@@ -31,6 +31,12 @@ take_replaces(struct control *ctl, const char *name,
 }
 
 int
+check_filter_name(struct control *ctl, const char *name, struct err *err)
+{
+    return name ? graph_check_name(ctl->graph, name, err) : 0;
+}
+
+int
 take_buf_size(int64_t size, struct transfer_options *o, struct err *err)
 {
     if (size < 0) {
@@ -148,30 +154,16 @@ find_nodes(struct control *ctl, const struct args_block_transfer *args,
     return r;
 }
 
-/* What a preset cannot do without, and what it has no use for. */
+/* What a preset cannot do without. */
 static int
-check_nodes(enum transfer_preset preset, struct transfer_options *o,
-            struct err *err)
+complete_nodes(enum transfer_preset preset, struct transfer_options *o,
+               struct err *err)
 {
     bool in_chain = preset == PRESET_STREAM || preset == PRESET_COMMIT ||
                     preset == PRESET_MERGE;
 
-    if (in_chain && (o->target || o->replaces)) {
-        return err_set(err, -EINVAL,
-                       "A transfer within a chain has no parameter '%s'",
-                       o->target ? "target" : "replaces");
-    }
-    if (!in_chain && (o->base || o->top)) {
-        return err_set(err, -EINVAL,
-                       "A transfer to a target has no parameter '%s'",
-                       o->base ? "base-node" : "top-node");
-    }
     if (!in_chain && !o->target) {
         return err_set(err, -EINVAL, "Parameter 'target' is missing");
-    }
-    if (preset != PRESET_COMMIT && o->top) {
-        return err_set(err, -EINVAL, "A %s has no parameter 'top-node'",
-                       preset == PRESET_MERGE ? "merge" : "stream");
     }
     if (preset == PRESET_MERGE && !o->base) {
         o->base = o->device->backing ? o->device->backing->child : o->device;
@@ -183,6 +175,47 @@ check_nodes(enum transfer_preset preset, struct transfer_options *o,
     return 0;
 }
 
+/* A stream and a merge have one policy, as block-stream and block-merge. */
+static void
+take_policies(const struct args_block_transfer *args,
+              enum transfer_preset preset, struct transfer_options *o)
+{
+    bool is_one = preset == PRESET_STREAM || preset == PRESET_MERGE;
+
+    o->on_error =
+        take_on_error(args->has_on_source_error, args->on_source_error,
+                      is_one ? ON_ERROR_AUTO : ON_ERROR_REPORT);
+    o->on_target_error =
+        is_one ? o->on_error
+               : take_on_error(args->has_on_target_error,
+                               args->on_target_error, ON_ERROR_AUTO);
+}
+
+static int
+take_transfer(struct control *ctl, const struct args_block_transfer *args,
+              enum transfer_preset preset, struct transfer_options *o,
+              struct err *err)
+{
+    int r = check_parameters(preset, args->json, err);
+
+    if (!r) {
+        r = find_nodes(ctl, args, o, err);
+    }
+    if (!r) {
+        r = complete_nodes(preset, o, err);
+    }
+    if (!r && preset == PRESET_COMMIT && o->top != o->device) {
+        r = check_commit_below(args->json, err);
+    }
+    if (!r && args->has_sync) {
+        r = take_sync(args->sync, o, err);
+    }
+    if (!r) {
+        r = take_speed(args->speed, o, err);
+    }
+    return r ? r : take_buf_size(args->buf_size, o, err);
+}
+
 int
 cmd_block_transfer(struct control *ctl,
                    const struct args_block_transfer *args, json_t **ret,
@@ -190,7 +223,7 @@ cmd_block_transfer(struct control *ctl,
 {
     /* Both enumerations have one order. */
     enum transfer_preset preset = (enum transfer_preset)args->preset;
-    bool is_mirror = preset == PRESET_MIRROR;
+    bool is_merge = preset == PRESET_MERGE;
     struct transfer_options o = {
         .job_id = args->job_id,
         .backing_file = args->backing_file,
@@ -198,38 +231,23 @@ cmd_block_transfer(struct control *ctl,
         .finish = args->has_finish && args->finish == QMP_COPY_FINISH_STAY
                       ? FINISH_STAY
                       : FINISH_SWITCH,
-        .wait_for_verb =
-            is_mirror || (args->has_auto_complete && !args->auto_complete),
+        .wait_for_verb = preset == PRESET_MIRROR ||
+                         (args->has_auto_complete && !args->auto_complete),
         .granularity = args->granularity,
         .target_is_zero = args->target_is_zero,
         .upgrade = args->upgrade,
-        .release = args->has_release ? args->release
-                                     : preset == PRESET_MERGE,
-        .on_error = take_on_error(args->has_on_source_error,
-                                  args->on_source_error,
-                                  preset == PRESET_STREAM ? ON_ERROR_AUTO
-                                                          : ON_ERROR_REPORT),
-        .on_target_error = take_on_error(args->has_on_target_error,
-                                         args->on_target_error, ON_ERROR_AUTO),
+        .into = take_merge_into(args->has_into, args->into),
+        .release = args->has_release ? args->release : is_merge,
+        .max_extra = args->max_extra,
+        .keep_name = args->keep_name,
         .auto_finalize = !args->has_auto_finalize || args->auto_finalize,
         .auto_dismiss = !args->has_auto_dismiss || args->auto_dismiss,
     };
-    int r = find_nodes(ctl, args, &o, err);
+    int r = take_transfer(ctl, args, preset, &o, err);
 
-    if (!r) {
-        r = check_nodes(preset, &o, err);
-    }
-    if (!r && args->has_sync) {
-        r = take_sync(args->sync, &o, err);
-    }
-    if (!r) {
-        r = take_speed(args->speed, &o, err);
-    }
-    if (!r) {
-        r = take_buf_size(args->buf_size, &o, err);
-    }
-    take_deletion(args->delete_source, args->exclusive, args->dependents_in,
-                  &o);
+    take_policies(args, preset, &o);
+    take_deletion(is_merge ? args->delete : args->delete_source,
+                  args->exclusive, args->dependents_in, &o);
     r = r ? r : transfer_start(ctl->jobs, preset, &o, err);
     free((void *)(uintptr_t)o.dependents_in);
     return r;

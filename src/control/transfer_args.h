@@ -14,11 +14,25 @@ int take_sync(enum qmp_mirror_sync_mode mode, struct transfer_options *o,
 /* @name may be NULL. */
 int take_replaces(struct control *ctl, const char *name,
                   struct transfer_options *o, struct err *err);
+/*
+ * Checks the name of a filter node, which no job puts in here; NULL is none.
+ */
+int check_filter_name(struct control *ctl, const char *name, struct err *err);
 int take_buf_size(int64_t size, struct transfer_options *o, struct err *err);
 enum on_error take_on_error(bool given, enum qmp_blockdev_on_error policy,
                             enum on_error otherwise);
 enum copy_mode take_copy_mode(bool given, enum qmp_mirror_copy_mode mode);
 enum transfer_preset take_copy_preset(bool given, enum qmp_copy_mode mode);
+enum merge_into take_merge_into(bool given, enum qmp_merge_into into);
+
+/*
+ * Does every one of @args, block-transfer's by name, mean something to the
+ * preset, and what it says?  Does not yield.
+ */
+int check_parameters(enum transfer_preset preset, json_t *args,
+                     struct err *err);
+/* The same of a commit below the disk. */
+int check_commit_below(json_t *args, struct err *err);
 
 /*
  * What says whether the source may be deleted.  The folders' array is the

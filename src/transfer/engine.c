@@ -941,7 +941,7 @@ transfer_claim(struct transfer *t, struct node *node, enum claim claim,
     int r = root_new(node, claim, t->owner, ret, err);
 
     if (!r) {
-        root_pin(*ret);
+        root_pin(*ret, t->recipe->driver.type);
     }
     return r;
 }

@@ -58,6 +58,7 @@ static const unsigned verbs[] = {
     [JOB_COMPLETE] = S(READY) | S(STANDBY),
     [JOB_FINALIZE] = S(PENDING),
     [JOB_DISMISS] = S(CONCLUDED),
+    [JOB_CHANGE] = ACTIVE,
 };
 
 const char *
@@ -110,9 +111,9 @@ set_status(struct job *job, enum job_status status)
 static int
 check_verb(struct job *job, enum job_verb verb, struct err *err)
 {
-    static const char *const names[] = {"cancel",   "pause",    "resume",
+    static const char *const names[] = {"cancel",    "pause",    "resume",
                                         "set-speed", "complete", "finalize",
-                                        "dismiss"};
+                                        "dismiss",   "change"};
 
     if (verbs[verb] & 1u << job->status) {
         return 0;
@@ -453,12 +454,13 @@ job_set_speed(struct job *job, uint64_t speed, struct err *err)
     return r;
 }
 
+/* One that is paused ends when it is resumed, as with QEMU. */
 int
 job_complete(struct job *job, struct err *err)
 {
     int r = check_verb(job, JOB_COMPLETE, err);
 
-    if (!r && (job->cancelled || job->pauses || !job->driver->can_complete)) {
+    if (!r && (job->cancelled || !job->driver->can_complete)) {
         r = err_set(err, -EPERM,
                     "The active block job '%s' cannot be completed", job->id);
     }
@@ -490,6 +492,12 @@ job_dismiss(struct job *job, struct err *err)
         dismiss(job);
     }
     return r;
+}
+
+int
+job_check_change(struct job *job, struct err *err)
+{
+    return check_verb(job, JOB_CHANGE, err);
 }
 
 /* For drivers. */

@@ -40,6 +40,7 @@ enum job_verb {
     JOB_COMPLETE,
     JOB_FINALIZE,
     JOB_DISMISS,
+    JOB_CHANGE,
 };
 
 enum job_io_status { JOB_IO_OK, JOB_IO_FAILED, JOB_IO_NOSPACE };
@@ -179,6 +180,8 @@ int job_set_speed(struct job *job, uint64_t speed, struct err *err);
 int job_complete(struct job *job, struct err *err);
 int job_finalize(struct job *job, struct err *err);
 int job_dismiss(struct job *job, struct err *err);
+/* May it be changed now (block-job-change)?  What changes is the driver's. */
+int job_check_change(struct job *job, struct err *err);
 
 /* For drivers. */
 

@@ -123,6 +123,8 @@ resume_describe(enum transfer_preset preset, const struct transfer_options *o)
     set_file(note, "base", o->base);
     if (o->target) {
         set_target(note, o);
+    } else if (o->finish == FINISH_STAY) { /* a commit */
+        json_object_set_new(note, "finish", json_integer(FINISH_STAY));
     }
     bool is_whole = (!o->top || json_object_get(note, "top")) &&
                     (!o->base || json_object_get(note, "base"));

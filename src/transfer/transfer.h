@@ -128,14 +128,14 @@ int convert_start(struct jobs *jobs, const struct transfer_options *options,
  * Mirror (S3) and pre-copy (S4): brings @target in step with what @device
  * reads as, keeps it there while the guest writes to @device, and ends as
  * @finish says, or as the verb that ends it.  @target is as large as @device,
- * or can be made so, and nobody else writes to it.  Yields.
+ * and nobody else writes to it.  Yields.
  */
 int mirror_start(struct jobs *jobs, const struct transfer_options *options,
                  struct err *err);
 /* What mirror_start() would do; checks as it does.  Yields. */
 int mirror_plan(const struct transfer_options *options,
                 struct transfer_plan *ret, struct err *err);
-/* Pre-copy (S4) and mirror, as a job of type `copy`. */
+/* The same as a job of type `copy`; @target may be shorter: it grows. */
 int copy_start(struct jobs *jobs, const struct transfer_options *options,
                struct err *err);
 /*
@@ -157,8 +157,8 @@ int hybrid_plan(const struct transfer_options *options,
                 struct transfer_plan *ret, struct err *err);
 /*
  * block-commit: the layers of @device from @top down to, without, @base sink
- * into @base.  Where @top is @device, the job becomes ready, and ends with the
- * disk on @base, or where it is.  Yields.
+ * into @base.  Where @top is @device, the job ends with the disk on @base, or
+ * where it is, as a mirror; else by itself.  Yields.
  */
 int commit_start(struct jobs *jobs, const struct transfer_options *options,
                  struct err *err);
@@ -175,9 +175,17 @@ int merge_choose(const struct transfer_options *options, enum merge_into *ret,
                  struct transfer_plan *ret_plan, struct err *err);
 int merge_plan(const struct transfer_options *options,
                struct transfer_plan *ret, struct err *err);
-/* -EINVAL where the job is no mirror.  Does not yield. */
+/*
+ * -EPERM where the job's state does not allow it (QEMU's text), -EINVAL where
+ * the job is no mirror.  Does not yield.
+ */
 int mirror_set_copy_mode(struct job *job, enum copy_mode mode,
                          struct err *err);
+/*
+ * False where the job is none of type `mirror`; else *ret: are both sides
+ * alike, and does every write go to both?  Does not yield.
+ */
+bool mirror_is_synced(const struct job *job, bool *ret);
 
 /* What a finished or running transfer reports. */
 struct transfer_report {

@@ -154,7 +154,7 @@ def a_header_is_rewritten_without_a_change_of_the_graph():
         refused(q, "Could not change backing file to 'xx", "change-backing-file",
                 device="a", image_node_name="a", backing_file="x" * 2000)
         q.cmd("block-stream", device="a", job_id="j", speed=1)
-        refused(q, "Node 'a' is busy: job 'j' uses it", "change-backing-file",
+        refused(q, "by block job: stream (job 'j' uses it)", "change-backing-file",
                 device="a", image_node_name="a", backing_file="x")
         assert d.stop() == 0
     # The format that is stated is the one that is open below.

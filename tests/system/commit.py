@@ -12,6 +12,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 
 from harness import Daemon, QmpError, main, nbd_server, need, run
 
@@ -124,6 +125,34 @@ def the_disk_goes_on_on_its_base(fmt):
     return f"commit of the disk into {fmt}", test
 
 
+def a_commit_ends_as_it_is_told(finish, disk):
+    """By itself, as a preset of block-transfer, also in the next daemon."""
+    def test():
+        make_chain()
+        with daemon() as d:
+            qmp = d.qmp()
+            qmp.events.clear()
+            qmp.cmd("block-transfer", preset="commit", job_id="j",
+                    device="top", finish=finish, speed=1)
+            while not qmp.cmd("query-transfers")[0]["bytes-moved"]:
+                time.sleep(0.01)
+            d.kill()
+            d.wait()
+        with daemon() as d:
+            qmp = d.qmp()
+            assert qmp.cmd("query-block-jobs")[0]["type"] == "commit"
+            qmp.cmd("block-job-set-speed", device="j", speed=0)
+            qmp.wait_event("JOB_STATUS_CHANGE", status="null")
+            assert not [e for e in qmp.history if "ready" in str(e)]
+            assert not [e for e in qmp.history if "error" in e["data"]]
+            assert qmp.cmd("query-block-exports")[0]["node-name"] == disk
+            d.stop()
+        judge("base", "raw")
+        judge("top", "qcow2")
+        assert names("top", "qcow2") == "two"
+    return f"a commit with finish: {finish}", test
+
+
 def a_stop_leaves_the_disk_where_it_is():
     operate("block-commit", ready="block-job-cancel", device="top")
     judge("top", "qcow2")
@@ -147,6 +176,31 @@ def the_header_names_what_it_is_told():
     operate("block-commit", device="top", top="two", backing_file="alias")
     assert names("top", "qcow2") == "alias"
     judge("top", "qcow2")
+
+
+def a_header_names_a_file_that_is_no_image_as_raw():
+    """No program looks for a format "file"; asked for or not."""
+    run("qemu-img", "create", "-q", "-f", "raw", "base", str(SIZE))
+    for mask in (True, False):
+        for name, below, fmt in (("mid", "base", "raw"),
+                                 ("top", "mid", "qcow2")):
+            run("qemu-img", "create", "-q", "-f", "qcow2", "-b", below, "-F",
+                fmt, name)
+        with Daemon(SLUICED) as d:
+            qmp = d.qmp()
+            qmp.cmd("blockdev-add", driver="file", node_name="base",
+                    filename="base")
+            qmp.cmd("blockdev-add", driver="qcow2", node_name="top",
+                    file={"driver": "file", "filename": "top"},
+                    backing={"driver": "qcow2", "backing": "base",
+                             "file": {"driver": "file", "filename": "mid"}})
+            qmp.cmd("block-stream", job_id="j", device="top",
+                    base_node="base", backing_mask_protocol=mask)
+            qmp.wait_event("BLOCK_JOB_COMPLETED")
+            d.stop()
+        have = json.loads(run("qemu-img", "info", "--output=json", "top")[1])
+        assert have["backing-filename"] == "base", have
+        assert have["backing-filename-format"] == "raw", have
 
 
 def a_layer_below_is_streamed():
@@ -344,6 +398,94 @@ def what_a_header_cannot_name_takes_no_layers_place():
     assert names("top", "qcow2") == "two"
 
 
+COPIES = {"pre-copy", "post-copy", "hybrid", "mirror"}
+TRACKED = COPIES - {"post-copy"}
+MERGES = {"stream", "merge"}
+# A value, and what it means something to.
+PARAMETERS = {
+    "target": ("top", COPIES),
+    "base-node": ("base", MERGES | {"commit"}),
+    "top-node": ("top", {"commit"}),
+    "into": ("auto", {"merge"}),
+    "release": (True, MERGES),
+    "max-extra": (8 * MIB, MERGES),
+    "delete": (True, {"merge"}),
+    "keep-name": (True, {"merge"}),
+    "backing-file": ("x", {"stream", "commit"}),
+    "replaces": ("top", {"pre-copy", "mirror"}),
+    "sync": ("full", {"pre-copy", "mirror"}),
+    "copy-mode": ("background", TRACKED | {"commit"}),
+    "finish": ("switch", COPIES - {"mirror"} | {"commit"}),
+    "auto-complete": (False, COPIES | {"commit"}),
+    "delete-source": (True, COPIES),
+    "dependents-in": (["."], COPIES | MERGES),
+    "exclusive": (True, COPIES | MERGES),
+    "upgrade": (True, TRACKED),
+    "granularity": (4096, TRACKED),
+    "target-is-zero": (True, TRACKED),
+    "on-target-error": ("stop", COPIES | {"commit"}),
+    "on-source-error": ("stop", COPIES | MERGES | {"commit"}),
+    "buf-size": (MIB, COPIES | MERGES | {"commit"}),
+    "auto-finalize": (False, COPIES | MERGES | {"commit"}),
+}
+
+
+def what_means_nothing_to_a_preset_is_refused():
+    make_chain()
+    with daemon() as d:
+        qmp = d.qmp()
+        refused = must_refuse(qmp)
+
+        def transfer(preset, **more):
+            return {"preset": preset, "job_id": "1", "device": "top",
+                    **({"target": "top"} if preset in COPIES else {}), **more}
+
+        for name, (value, presets) in PARAMETERS.items():
+            for preset in COPIES | MERGES | {"commit"}:
+                arguments = transfer(preset, **{name.replace("-", "_"): value})
+                try:
+                    qmp.cmd("block-transfer", **arguments)
+                except QmpError as e:
+                    text = f"Parameter '{name}' means nothing to a {preset}"
+                    assert (text in str(e)) == (preset not in presets), e
+                else:
+                    raise AssertionError("a job called 1")
+        for text, arguments in (
+                ("'finish' cannot be 'stay'",
+                 transfer("post-copy", finish="stay")),
+                ("'finish' cannot be 'stay'",
+                 transfer("hybrid", finish="stay")),
+                ("cannot be true", transfer("mirror", auto_complete=True)),
+                ("cannot be true", transfer("hybrid", auto_complete=True)),
+                ("cannot be false",
+                 transfer("post-copy", auto_complete=False)),
+                ("'exclusive' needs 'delete-source'",
+                 transfer("pre-copy", exclusive=True)),
+                ("'max-extra' needs 'release'",
+                 transfer("stream", max_extra=MIB)),
+                ("'max-extra' needs 'release'",
+                 {**transfer("merge", max_extra=MIB, release=False),
+                  "job_id": "j"}),
+                ("streaming the entire chain",
+                 transfer("stream", backing_file="x")),
+                ("Parameter 'finish' means nothing to a commit below",
+                 transfer("commit", top_node="two", finish="stay"))):
+            refused(text, "block-transfer", **arguments)
+        # And so do the presets.
+        for text, arguments in (
+                ("'granularity' means nothing to a post-copy",
+                 {"mode": "post-copy", "granularity": 4096}),
+                ("cannot be true", {"mode": "mirror", "auto_complete": True}),
+                ("'delete-source' needs 'finish'",
+                 {"finish": "stay", "delete_source": True})):
+            qmp.cmd("blockdev-add", driver="null-co", node_name="n", size=SIZE)
+            refused(text, "block-copy", job_id="j", device="top", target="n",
+                    **arguments)
+            qmp.cmd("blockdev-del", node_name="n")
+        assert not qmp.cmd("query-jobs")
+        d.stop()
+
+
 def who_needs_the_chain_as_it_is_is_named():
     """Refused when the second one starts, not when it ends.
 
@@ -453,9 +595,13 @@ if __name__ == "__main__":
     main([the_disk_goes_on_on_its_base("raw"),
           the_disk_goes_on_on_its_base("qcow2"),
           the_disk_goes_on_on_its_base("qed"),
+          a_commit_ends_as_it_is_told("switch", "base"),
+          a_commit_ends_as_it_is_told("stay", "top"),
+          what_means_nothing_to_a_preset_is_refused,
           a_stop_leaves_the_disk_where_it_is,
           a_layer_goes_into_the_one_below, layers_go_into_the_base,
-          the_header_names_what_it_is_told, a_layer_below_is_streamed,
+          the_header_names_what_it_is_told,
+          a_header_names_a_file_that_is_no_image_as_raw, a_layer_below_is_streamed,
           two_streams_at_once, a_commit_below_a_mirror,
           a_stream_below_a_mirror, a_mirror_may_lie_on_its_source,
           a_layer_goes_on_in_another_file("pre-copy", "qcow2"),

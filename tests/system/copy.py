@@ -436,6 +436,60 @@ def drive_mirror(sync):
     return f"drive-mirror of {sync}", test
 
 
+def a_target_without_a_name_goes_with_its_last_user():
+    """Nobody would think of removing it."""
+    make_disk()
+
+    def open_here(qmp, name):
+        return any(n["file"] == name for n
+                   in qmp.cmd("query-named-block-nodes", flat=True))
+
+    with daemon() as d:
+        qmp, guest = d.qmp(), Guest()
+        for job in "ij":
+            # Onto the same file: the first one has let go of it.
+            qmp.cmd("drive-mirror", job_id=job, device="top", sync="full",
+                    target="target", mode="absolute-paths")
+            assert open_here(qmp, "target")
+            qmp.wait_event("BLOCK_JOB_READY")
+            if job == "i":
+                qmp.cmd("block-job-cancel", device=job, force=True)
+            else:
+                qmp.cmd("job-complete", id=job)
+            qmp.wait_event("JOB_STATUS_CHANGE", status="null")
+            assert open_here(qmp, "target") == (job == "j")
+        qmp.cmd("blockdev-del", node_name="top")
+        guest.stop()
+        qmp.cmd("block-export-del", id="e", mode="hard")
+        qmp.wait_event("BLOCK_EXPORT_DELETED")
+        assert not qmp.cmd("query-named-block-nodes", flat=True)
+        d.stop()
+    judge("qcow2")
+
+
+def a_shorter_target_grows_for_a_copy():
+    make_disk()
+    run("qemu-img", "create", "-q", "-f", "qcow2", "target", str(SIZE // 2))
+    with daemon() as d:
+        qmp, guest = d.qmp(), Guest()
+        qmp.cmd("blockdev-add", driver="qcow2", node_name="target",
+                backing=None, file={"driver": "file", "filename": "target"})
+        try:
+            qmp.cmd("blockdev-mirror", job_id="j", device="top",
+                    target="target", sync="full")
+        except QmpError as e:
+            assert e.desc == ("Source and target image have different "
+                              "sizes"), e
+        else:
+            raise AssertionError("QEMU's mirror grows no target")
+        qmp.cmd("block-copy", job_id="j", device="top", target="target")
+        end = qmp.wait_event("BLOCK_JOB_COMPLETED")["data"]
+        assert "error" not in end, end
+        guest.stop()
+        d.stop()
+    judge("qcow2")
+
+
 def what_was_written_is_sent_and_not_more():
     """4 KiB of a write, not 64 KiB around it; and both ways to send it, in
     turns."""
@@ -490,6 +544,63 @@ def what_was_written_is_sent_and_not_more():
         nbd.close()
         d.stop()
     judge("qcow2")
+
+
+def a_mirror_says_whether_it_is_in_step_and_changes_while_it_may():
+    make_disk()
+    with daemon() as d:
+        qmp = d.qmp()
+        qmp.cmd("blockdev-add", **{k.replace("-", "_"): v for k, v
+                                   in make_target("qcow2").items()})
+
+        def mirror(job, **more):
+            qmp.cmd("blockdev-mirror", job_id=job, device="top",
+                    target="target", sync="full", **more)
+
+        def is_synced():
+            return qmp.cmd("query-block-jobs")[0]["actively-synced"]
+
+        def change(job, mode="write-blocking", kind="mirror"):
+            qmp.cmd("block-job-change", id=job, type=kind, copy_mode=mode)
+
+        def cannot_change(text, *args):
+            try:
+                change(*args)
+            except QmpError as e:
+                assert text in str(e), e
+            else:
+                raise AssertionError("not refused: " + text)
+
+        mirror("j", copy_mode="background", speed=1)
+        assert not is_synced()
+        qmp.cmd("block-job-set-speed", device="j", speed=0)
+        qmp.wait_event("BLOCK_JOB_READY")
+        assert not is_synced()  # a write would be on one side for a while
+        change("j")
+        assert is_synced()
+        change("j", "background")
+        assert not is_synced()
+        qmp.cmd("job-pause", id="j")
+        qmp.wait_event("JOB_STATUS_CHANGE", status="standby")
+        change("j")
+        cannot_change("DeviceNotActive: Block job 'zz' not found", "zz")
+        cannot_change("'j' is 'mirror' job, not 'commit'", "j", "background",
+                      "commit")
+        qmp.cmd("block-job-cancel", device="j", force=True)
+        qmp.wait_event("JOB_STATUS_CHANGE", status="null")
+        mirror("k", auto_finalize=False)
+        qmp.wait_event("BLOCK_JOB_READY")
+        assert is_synced()
+        qmp.cmd("job-complete", id="k")
+        qmp.wait_event("BLOCK_JOB_PENDING")
+        cannot_change("Job 'k' in state 'pending' cannot accept command verb "
+                      "'change'", "k")
+        qmp.cmd("job-cancel", id="k")
+        qmp.wait_event("JOB_STATUS_CHANGE", status="null")
+        qmp.cmd("block-stream", job_id="s", device="top", speed=1)
+        assert "actively-synced" not in qmp.cmd("query-block-jobs")[0]
+        cannot_change("Job type does not support change", "s")
+        d.stop()
 
 
 def a_target_of_version_2_becomes_3_where_that_is_allowed():
@@ -623,7 +734,10 @@ if __name__ == "__main__":
           a_filter_hides_no_unfinished_copy, post_copy_onto_a_marked_image,
           a_hybrid_is_cancelled_after_its_switch,
           drive_mirror("full"), drive_mirror("top"), drive_mirror("none"),
+          a_target_without_a_name_goes_with_its_last_user,
+          a_shorter_target_grows_for_a_copy,
           what_was_written_is_sent_and_not_more,
+          a_mirror_says_whether_it_is_in_step_and_changes_while_it_may,
           a_target_of_version_2_becomes_3_where_that_is_allowed,
           a_copy_that_cannot_end_does_not_begin,
           a_full_target_pauses_the_copy_and_not_the_guest,

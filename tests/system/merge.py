@@ -171,6 +171,26 @@ def the_way_with_fewer_bytes_is_taken():
         assert plan["into"] == "overlay" and plan["survivor"] == "top", plan
 
 
+def the_same_as_a_preset(into, survivor):
+    """block-transfer has all that block-merge has."""
+    def test():
+        make(between=True)
+        with daemon(between=True) as d:
+            qmp, guest = d.qmp(), Guest()
+            qmp.cmd("block-transfer", preset="merge", job_id="j",
+                    device="top", base_node="base", into=into, delete=True,
+                    keep_name=True, max_extra=8 * MIB, auto_dismiss=False)
+            finish(qmp)
+            disk = qmp.cmd("query-block-exports")[0]["node-name"]
+            assert disk == survivor, disk
+            left = [n for n in ("base", "mid", "top") if os.path.exists(n)]
+            assert left == ["top"], left
+            guest.stop()
+            d.stop()
+        judge("top", "qcow2")
+    return f"block-transfer merges into the {into}", test
+
+
 def what_is_empty_is_deleted():
     disk, _, left = merge(between=True, into="snapshot", delete=True)
     assert disk == "base" and left == ["base"], left
@@ -510,6 +530,8 @@ if __name__ == "__main__":
           into_the_overlay("qcow2", "qcow2"), into_the_overlay("raw", "qcow2"),
           into_the_overlay("qed", "qed"),
           into_the_overlay("qcow2", "qcow2", True),
+          the_same_as_a_preset("snapshot", "base"),
+          the_same_as_a_preset("overlay", "top"),
           the_way_with_fewer_bytes_is_taken, what_is_empty_is_deleted,
           the_survivor_keeps_the_name, a_name_that_does_not_fit_is_refused,
           what_others_need_is_refused,

@@ -165,6 +165,42 @@ a_claim_is_refused_with_its_holder(void)
     in_world(claims);
 }
 
+static void
+jobs_hold(struct graph *graph)
+{
+    struct node *node = add(graph, "{\"driver\":\"mem\",\"node-name\":\"m\"}");
+    struct root *job, *other;
+    auto_err err = ERR_INIT;
+
+    CHECK_INT(root_new(node, CLAIM_FILL, "job 'j'", &job, &err), 0);
+    CHECK_INT(node_check_no_job(node, &err), 0);
+    root_pin(job, "stream");
+    CHECK_INT(node_check_no_job(node, &err), -EBUSY);
+    CHECK_STR(err.msg, "Node 'm' is busy: block device is in use by block "
+                       "job: stream (job 'j' uses it)");
+    err_clear(&err);
+    CHECK_INT(root_new(node, CLAIM_FILL, "job 'k'", &other, &err), -EBUSY);
+    CHECK_STR(err.msg, "Node 'm' is busy: block device is in use by block "
+                       "job: stream (job 'j' writes to it)");
+    err_clear(&err);
+    CHECK_INT(node_del(graph, "m", &err), -EBUSY);
+    CHECK_STR(err.msg, "Node 'm' is busy: block device is in use by block "
+                       "job: stream (job 'j' uses it)");
+    err_clear(&err);
+    root_set_claim(job, CLAIM_TARGET);
+    CHECK_INT(node_del(graph, "m", &err), -EBUSY);
+    CHECK_STR(err.msg, "Node m is in use");
+    err_clear(&err);
+    root_free(job);
+    CHECK_INT(node_del(graph, "m", &err), 0);
+}
+
+static void
+a_refusal_for_a_job_begins_as_qemus(void)
+{
+    in_world(jobs_hold);
+}
+
 /* Two nodes on one file exclude each other. */
 
 static void
@@ -678,6 +714,8 @@ main(void)
 {
     tap_run("a claim is refused with its holder",
             a_claim_is_refused_with_its_holder);
+    tap_run("a refusal for a job begins as QEMU's",
+            a_refusal_for_a_job_begins_as_qemus);
     tap_run("two nodes do not write one file", two_nodes_do_not_write_one_file);
     tap_run("a file has one format that writes",
             a_file_has_one_format_that_writes);

@@ -7,8 +7,9 @@
  *   missing  what they hold
  *   on_write active (the top is the disk): dirty, then forward, as a mirror;
  *            else nobody writes to the top
- *   switch   active: when told to, to the base; else none is needed, since
- *            the layer above the top reads alike over the top and the base
+ *   switch   active: when told to, or once in step, to the base, or not at
+ *            all (finish: stay); else none is needed, since the layer above
+ *            the top reads alike over the top and the base
  *   finish   the layer above the top has the base as its backing file; active:
  *            the layers stay as they were, and nobody uses them
  *
@@ -28,10 +29,10 @@ static int
 active_prepare(struct job *job, struct err *err)
 {
     struct transfer *t = transfer_of(job);
-    bool stays = job->end == JOB_END_STOP;
-    int r = transfer_pivot(t, stays ? FINISH_STAY : FINISH_SWITCH, err);
+    enum finish finish = finish_of(t);
+    int r = transfer_pivot(t, finish, err);
 
-    if (!r && !stays) {
+    if (!r && finish == FINISH_SWITCH) {
         transfer_keep_writable(t);
     }
     return r;
@@ -206,6 +207,7 @@ commit_start(struct jobs *jobs, const struct transfer_options *o,
     t->sync = SYNC_TOP;
     t->tracked = !overlay;
     t->wait_for_verb = !overlay && o->wait_for_verb;
+    t->finish = o->finish;
     t->copy_mode = o->copy_mode;
     t->on_target_error = o->on_target_error;
     t->backing_file = o->backing_file ? xstrdup(o->backing_file) : NULL;

@@ -570,6 +570,9 @@ merge_start(struct jobs *jobs, const struct transfer_options *given,
     if (!r && !o.release && o.keep_name) {
         r = err_set(err, -EINVAL, "'keep-name' needs 'release'");
     }
+    if (!r && !o.release && o.max_extra) {
+        r = err_set(err, -EINVAL, "'max-extra' needs 'release'");
+    }
     if (r) {
         return r;
     }

@@ -149,15 +149,20 @@ mark_target(struct transfer *t, struct err *err)
     return transfer_mark(t, true, err);
 }
 
+enum finish
+finish_of(const struct transfer *t)
+{
+    return t->job.end == JOB_END_STOP       ? FINISH_STAY
+           : t->job.end == JOB_END_COMPLETE ? FINISH_SWITCH
+                                            : t->finish;
+}
+
 static int
 mirror_prepare(struct job *job, struct err *err)
 {
     struct transfer *t = transfer_of(job);
-    enum finish finish = job->end == JOB_END_STOP       ? FINISH_STAY
-                         : job->end == JOB_END_COMPLETE ? FINISH_SWITCH
-                                                        : t->finish;
 
-    return transfer_pivot(t, finish, err);
+    return transfer_pivot(t, finish_of(t), err);
 }
 
 #define RECIPE(name)                                                           \
@@ -226,6 +231,11 @@ check(const struct transfer_options *o, struct err *err)
         return err_set(err, -EINVAL,
                        "Parameter 'granularity' expects a power of 2");
     }
+    if (o->delete_source && o->finish == FINISH_STAY && !o->wait_for_verb) {
+        return err_set(err, -EINVAL,
+                       "The disk stays in its file: 'delete-source' needs "
+                       "'finish': 'switch'");
+    }
     if (o->replaces && !reads_alike(o->device, o->replaces)) {
         return err_set(err, -EINVAL,
                        "Cannot replace '%s' by a node mirrored from '%s', "
@@ -246,11 +256,27 @@ check_other_jobs(const struct node *node, enum claim claim, struct err *err)
     node_holders(node, &holders, &n);
     for (size_t i = 0; i < n && !r; i++) {
         if (holders[i].pinned && holders[i].claim == claim) {
-            r = err_set(err, -EBUSY, "Node '%s' is busy: %s %s it", node->name,
-                        holders[i].owner,
-                        claim == CLAIM_READ ? "copies" : "fills");
+            r = node_busy(node, holders[i].owner, err, "%s it",
+                          claim == CLAIM_READ ? "copies" : "fills");
         }
     }
+    return r;
+}
+
+/* Of a job of type `mirror` QEMU knows, and so do its clients, that. */
+static int
+check_same_size(const struct transfer_options *o, struct err *err)
+{
+    if (o->target->size == o->device->size) {
+        return 0;
+    }
+    int r = err_set(err, -EINVAL,
+                    "Source and target image have different sizes");
+
+    err_hint(err, "'%s' has %llu bytes, '%s' %llu; block-copy makes a target "
+                  "that is shorter longer",
+             o->device->name, (unsigned long long)o->device->size,
+             o->target->name, (unsigned long long)o->target->size);
     return r;
 }
 
@@ -269,6 +295,9 @@ mirror_make(struct jobs *jobs, const struct transfer_recipe *recipe,
     }
     if (!r) {
         r = check_not_resizing(o->target, err);
+    }
+    if (!r && recipe == &mirror) {
+        r = check_same_size(o, err);
     }
     if (r) {
         return r;
@@ -366,12 +395,30 @@ mirror_plan(const struct transfer_options *o, struct transfer_plan *ret,
 int
 mirror_set_copy_mode(struct job *job, enum copy_mode mode, struct err *err)
 {
-    if (job->driver != &mirror.driver && job->driver != &copy.driver) {
-        return err_set(err, -EINVAL, "Job '%s' is not a mirror", job->id);
+    int r = job_check_change(job, err);
+
+    if (!r && job->driver != &mirror.driver && job->driver != &copy.driver) {
+        r = err_set(err, -EINVAL, "Job type does not support change");
+    }
+    if (r) {
+        return r;
     }
     struct transfer *t = transfer_of(job);
 
     t->copy_mode = mode;
     t->track.forwarding = mode == COPY_MODE_FORWARD || t->ending;
     return 0;
+}
+
+bool
+mirror_is_synced(const struct job *job, bool *ret)
+{
+    const struct transfer *t = container_of(job, struct transfer, job);
+
+    if (job->driver != &mirror.driver) {
+        return false;
+    }
+    *ret = job->ready && t->track.attached && t->track.forwarding &&
+           !t->workers && !t->track.late && !t->track.missing.n_dirty;
+    return true;
 }

@@ -15,6 +15,8 @@ int mirror_next(struct transfer *t, uint64_t off, uint64_t limit,
                 struct missing *ret);
 /* And its `begin`: an unfinished target is marked as one. */
 int mark_target(struct transfer *t, struct err *err);
+/* How it ends: as the verb says that ended it, else as its @finish. */
+enum finish finish_of(const struct transfer *t);
 /* Checks the options of a mirror, claims both nodes; the job is not launched. */
 int mirror_make(struct jobs *jobs, const struct transfer_recipe *recipe,
                 const struct transfer_options *o, struct transfer **ret,
