@@ -151,6 +151,18 @@ class Ground:
                 f.write(block)
         os.unlink(path)
 
+    def settle(self, fs, *paths):
+        """What is written back, of an earlier run, is over; @paths are in the
+        page cache (a run with cache.direct=on puts them out of it)."""
+        if fs == "tmpfs":
+            return
+        os.sync()
+        buffer = bytearray(MIB)
+        for path in paths:
+            with open(path, "rb", buffering=0) as f:
+                while f.readinto(buffer):
+                    pass
+
     def load_command(self, server, options):
         argv = [f"{self.build}/bench/load", "--socket", server.socket,
                 "--pid", str(server.pid)]

@@ -13,6 +13,8 @@ def small(name, fs, fmt, bars, direct=False, **load):
     def sample(ground, peer, first):
         kind = "raw" if peer.name in (NBDKIT, CEILING) else fmt
         image = (ground.full(fs, kind), kind)
+        if not direct:
+            ground.settle(fs, image[0])
         with peer.start(ground.folders["run"], image, direct) as server:
             ground.load(server, seconds=0.3 * min(ground.seconds, 1), **load)
             return ground.load(server, **load)
@@ -31,6 +33,7 @@ def allocating(fs, fmt, bars):
         base = ground.full(fs, "raw")
         overlay = ground.overlay(fs, fmt, base, "raw")
         count, seconds = (2000, 1) if ground.quick else (6000, 15)
+        ground.settle(fs, base)
         ground.warm_memory(count * 65536)
         with peer.start(ground.folders["run"], (overlay, fmt),
                         backing=(base, "raw")) as server:

@@ -61,6 +61,7 @@ def must_be_streamed(overlay, fmt, base, start=0):
 def stream(fs, fmt, size, bars):
     def sample(ground, peer, first):
         base = ground.raw(fs, size)
+        ground.settle(fs, base)
         if peer is None:
             return plain_copy(ground, fs, base, size)
         overlay = ground.overlay(fs, fmt, base, "raw")
@@ -151,8 +152,7 @@ def busy_stream(fs, size, bars):
     def prepare(ground, base):
         overlay = ground.overlay(fs, "qcow2", base, "raw")
         sh("qemu-io", "-f", "qcow2", "-c", f"write -P 9 0 {own}", overlay)
-        with open(overlay) as f:
-            os.fsync(f.fileno())
+        ground.settle(fs, base)
         ground.warm_memory(size - own)
         return (overlay, "qcow2")
 
@@ -198,9 +198,8 @@ def busy_merge(fs, size, bars):
         overlay = ground.overlay(fs, "qcow2", snapshot, "qcow2")
         sh("qemu-io", "-f", "qcow2", "-c",
            f"write -P 9 0 {size}", overlay)
-        os.sync()
-        with peer.start(ground.folders["run"], (overlay, "qcow2"),
-                        backing=(snapshot, "qcow2")) as server:
+        ground.settle(fs)
+        with peer.start(ground.folders["run"], (overlay, "qcow2")) as server:
             ground.load(server, seconds=0.3, **guest)
             idle = ground.load(server, **guest)
             start = time.monotonic()

@@ -13,7 +13,9 @@ enum {
     CLIMB_HOLD_MS = 1000,
 };
 
-#define TOLERANCE 1.6 /* times the undisturbed latency */
+#define TOLERANCE 1.6 /* times the undisturbed latency; and of the rate */
+#define SLACK_NS 20000 /* a latency that nobody feels */
+#define TELLING 32     /* requests of a window whose rate says something */
 #define GROWTH 1.15
 #define CUT 0.7
 #define PAUSE_MAX (100 * NS_PER_MS)
@@ -32,20 +34,34 @@ static void
 begin_window(struct governor *g, uint64_t now, const struct root_stats *guests)
 {
     g->last = *guests;
+    g->window_start_ns = now;
     g->window_end_ns = now + WINDOW_MS * NS_PER_MS;
 }
 
-/* A window in which a guest had @n requests of @mean ns. */
+/* A guest's requests of a window: how many ended, their mean time. */
+struct seen {
+    uint64_t n, mean_ns;
+    double rate;
+};
+
+static bool
+is_disturbed(const struct governor *g, const struct seen *s)
+{
+    return (double)s->mean_ns > TOLERANCE * (double)g->quiet_ns + SLACK_NS ||
+           s->rate * TOLERANCE < g->quiet_rate;
+}
+
 static void
-judge(struct governor *g, uint64_t now, uint64_t mean)
+judge(struct governor *g, uint64_t now, const struct seen *s)
 {
     if (g->probing) {
-        g->quiet_ns = mean;
+        g->quiet_ns = s->mean_ns;
+        g->quiet_rate = s->n >= TELLING ? s->rate : 0;
         g->probing = g->measuring = false;
         g->next_probe_ns = now + PROBE_EVERY_MS * NS_PER_MS;
     } else if (!g->quiet_ns || now >= g->next_probe_ns) {
         g->probing = true;
-    } else if ((double)mean > TOLERANCE * (double)g->quiet_ns) {
+    } else if (is_disturbed(g, s)) {
         g->depth = g->depth * CUT > GOVERNOR_DEPTH_MIN ? g->depth * CUT
                                                        : GOVERNOR_DEPTH_MIN;
     } else {
@@ -66,25 +82,25 @@ governor_update(struct governor *g, uint64_t now,
     if (now < g->window_end_ns || (g->probing && !g->measuring)) {
         return;
     }
-    uint64_t n = guests->requests - g->last.requests;
-    uint64_t busy = guests->busy_ns - g->last.busy_ns;
+    uint64_t ns = now - g->window_start_ns;
+    struct seen seen = {.n = guests->requests - g->last.requests};
 
     /* A root that went away takes its counts with it: begin anew. */
     if (guests->requests < g->last.requests) {
-        n = 0;
+        seen.n = 0;
     }
-    if (n) {
-        judge(g, now, busy / n);
+    if (seen.n) {
+        seen.mean_ns = (guests->busy_ns - g->last.busy_ns) / seen.n;
+        seen.rate = (double)seen.n / (double)ns;
+        judge(g, now, &seen);
     } else if (guests->in_flight) {
         /* None of its requests has ended: it is slow, not away. */
-        uint64_t waited = now - g->window_end_ns + WINDOW_MS * NS_PER_MS;
-
-        if (waited < (g->probing ? PROBE_MAX
-                                 : (uint64_t)(TOLERANCE *
-                                              (double)g->quiet_ns))) {
+        seen.mean_ns = ns;
+        if (g->probing ? ns < PROBE_MAX
+                       : (double)ns < TOLERANCE * (double)g->quiet_ns) {
             return;
         }
-        judge(g, now, waited);
+        judge(g, now, &seen);
     } else {
         /* Nobody is there to be disturbed. */
         g->probing = g->measuring = false;

@@ -4,9 +4,11 @@
  * guest hardly feels it (design §2).
  *
  * It compares the guest's mean latency over short windows with what it is
- * undisturbed.  That it measures itself: about once a second the transfer
- * stands still for one window (a probe).  Well below twice the undisturbed
- * latency the depth grows, above it falls.  A depth below one means one piece
+ * undisturbed, and the rate of a guest that is busy: what a request waits
+ * before the daemon has seen it is in no latency.  What undisturbed means it
+ * measures itself: about once a second the transfer stands still for one window
+ * (a probe).  Well below twice the undisturbed latency, and well above half the
+ * rate, the depth grows, else it falls.  A depth below one means one piece
  * at a time with a pause behind it, in proportion; it never falls below
  * GOVERNOR_DEPTH_MIN, so a busy guest never stops a transfer.  Where no guest
  * asks for anything the depth grows at once, and nothing is probed.
@@ -33,7 +35,8 @@ struct governor {
     bool probing;           /* nothing may start */
     bool measuring;         /* and nothing is in flight any more */
     uint64_t quiet_ns;      /* the guest's latency undisturbed; 0: unknown */
-    uint64_t window_end_ns, next_probe_ns;
+    double quiet_rate;      /* its requests a ns; 0: too few to tell */
+    uint64_t window_start_ns, window_end_ns, next_probe_ns;
     uint64_t pause_end_ns;  /* the piece of a depth below one is paid for */
     struct root_stats last;
 

@@ -23,6 +23,7 @@ struct world {
     unsigned capacity;    /* pieces at once that do not slow each other */
     double per_piece_ns;  /* what one in flight costs a guest's request */
     uint64_t quiet_ns;    /* a request's time alone; 0: no guest */
+    bool hidden;          /* what it waits for, nobody here sees */
     uint64_t left_ns;     /* that the guest's next request has had already */
     uint64_t pieces, busy_steps, steps, max_in_flight;
     bool asks_for_the_past;
@@ -38,7 +39,7 @@ guest_step(struct world *w, uint64_t ns)
         /* A request may take many steps. */
         for (w->left_ns += ns; w->left_ns >= each; w->left_ns -= each) {
             w->guests.requests++;
-            w->guests.busy_ns += each;
+            w->guests.busy_ns += w->hidden ? w->quiet_ns : each;
         }
         w->guests.in_flight = 1;
     }
@@ -160,6 +161,20 @@ a_guest_that_suffers_keeps_half_its_rate(void)
     CHECK(w.pieces > 100); /* and the transfer is not starved */
 }
 
+/* Its requests wait in its own CPU, or in a socket: in no latency. */
+static void
+a_guest_that_gets_fewer_requests_through_keeps_half(void)
+{
+    struct world w = world(50 * US, 500e3);
+
+    w.hidden = true;
+    run(&w, 3 * NS_PER_S);
+    w.guests.requests = w.pieces = 0;
+    run(&w, 10 * NS_PER_S);
+    CHECK(w.guests.requests > 10 * NS_PER_S / (50 * US) / 2);
+    CHECK(w.pieces > 100);
+}
+
 /* A request that takes longer than any window: its root has one in flight. */
 static void
 a_slow_guest_is_not_an_absent_one(void)
@@ -200,6 +215,8 @@ main(void)
             a_guest_that_feels_nothing_does_not_slow_it);
     tap_run("a guest that suffers keeps half its rate",
             a_guest_that_suffers_keeps_half_its_rate);
+    tap_run("a guest that gets fewer requests through keeps half of them",
+            a_guest_that_gets_fewer_requests_through_keeps_half);
     tap_run("a slow guest is not an absent one",
             a_slow_guest_is_not_an_absent_one);
     tap_run("it never asks to be asked in the past",
