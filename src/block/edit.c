@@ -258,7 +258,7 @@ swap(const struct edit *edits, unsigned n, struct done *done, struct err *err)
             do_replace(edits[i].node, edits[i].to, &done[i]);
         } else if (edits[i].to && chain_contains(edits[i].to, edits[i].node)) {
             r = err_set(err, -ELOOP,
-                        "Making '%s' the backing file of '%s' would create a "
+                        "Making '%s' a backing child of '%s' would create a "
                         "cycle",
                         edits[i].to->name, edits[i].node->name);
             undo(edits, i, done);

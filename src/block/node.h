@@ -492,10 +492,12 @@ int source_delete(struct loop *loop, const struct switch_intent *intent,
                   struct err *err);
 
 /*
- * `discard` and `detect-zeroes` of @options hold from now on; the others are
- * kept as what the node was opened with.  Does not yield.
+ * `discard` and `detect-zeroes` of @options, which have been checked, hold from
+ * now on; the others are kept as what the node was opened with.  Neither
+ * yields.
  */
-int node_set_options(struct node *node, json_t *options, struct err *err);
+int node_check_options(json_t *options, struct err *err);
+void node_set_options(struct node *node, json_t *options);
 
 /* Members of options, for drivers; each removes what it returns. */
 const char *opt_str(json_t *options, const char *key);

@@ -113,7 +113,7 @@ check_overlay(const struct snapshots *all, unsigned n, const struct node *node,
     }
     if (node == overlay) {
         return err_set(err, -ELOOP,
-                       "Making '%s' the backing file of '%s' would create a "
+                       "Making '%s' a backing child of '%s' would create a "
                        "cycle",
                        node->name, overlay->name);
     }

@@ -624,6 +624,19 @@ REFUSED = [
         {"options": [{"driver": "qcow2", "node-name": "zz", "file": "x"}]},
         {"options": [{"driver": "foo", "node-name": "copy", "file": "x"}]},
     )],
+    *[("blockdev-reopen", {"options": [{
+        "driver": "qcow2", "node-name": node, **bad, "file": {
+            "driver": "file", "filename": f"{node}.qcow2",
+            **bad.get("file", {})}}]}) for node, bad in (
+        ("top", {}), ("mid", {"read-only": True}),
+        ("top", {"backing": "zz"}), ("top", {"backing": "top"}),
+        ("disk", {"backing": "top"}),
+        ("top", {"backing": {"driver": "null-co"}}),
+        ("top", {"backing": "mid", "file": {"filename": "x"}}),
+        ("top", {"backing": "mid", "file": {"locking": "off"}}),
+        ("top", {"backing": "mid", "detect-zeroes": "unmap"}),
+        ("top", {"backing": None}), ("top", {}), ("top", {"backing": "mid"}),
+        ("disk", {"read-only": True}))],
     qcow2("spare", "more.qcow2"),
     ("blockdev-mirror", MIRRORS), ("@wait", "ready"),
     *[("blockdev-del", {"node-name": n}) for n in ("copy", "top", "mid")],
