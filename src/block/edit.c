@@ -258,7 +258,7 @@ swap(const struct edit *edits, unsigned n, struct done *done, struct err *err)
             do_replace(edits[i].node, edits[i].to, &done[i]);
         } else if (edits[i].to && chain_contains(edits[i].to, edits[i].node)) {
             r = err_set(err, -ELOOP,
-                        "Making '%s' the backing file of '%s' would create a "
+                        "Making '%s' a backing child of '%s' would create a "
                         "cycle",
                         edits[i].to->name, edits[i].node->name);
             undo(edits, i, done);
@@ -277,6 +277,22 @@ swap(const struct edit *edits, unsigned n, struct done *done, struct err *err)
         undo(edits, n, done);
     }
     return r;
+}
+
+/* What lies over what was replaced shows another file now. */
+static void
+follow_files(const struct done *done, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        for (unsigned k = 0; k < done[i].n_edges; k++) {
+            const struct edge *e = done[i].edges[k];
+
+            if (e->role == EDGE_DATA) {
+                node_show_file(e->parent, e->child->filename,
+                               e->child->file_id);
+            }
+        }
+    }
 }
 
 /* Lets go of what was replaced; closing may take its time. */
@@ -324,6 +340,9 @@ graph_edit(struct graph *graph, const struct edit *edits, unsigned n,
     }
     if (!r) {
         r = swap(edits, n, done, err);
+    }
+    if (!r) {
+        follow_files(done, n);
     }
     if (!options->alike) {
         quiesce_open(&q);

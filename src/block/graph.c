@@ -384,6 +384,68 @@ chain_bottom(struct node *top)
     return top;
 }
 
+/* One that maps (raw) is an image of its own. */
+static bool
+passes_on(const struct node *node)
+{
+    return node->drv->is_filter && !node->drv->map && node->file;
+}
+
+struct node *
+node_skip_filters(struct node *node)
+{
+    while (passes_on(node)) {
+        node = node->file->child;
+    }
+    return node;
+}
+
+struct node *
+chain_find_layer(struct node *top, struct node *node)
+{
+    const struct node *image = node_skip_filters(node);
+
+    top = node_skip_filters(top);
+    while (top && node_skip_filters(top) != image) {
+        top = top->backing ? top->backing->child : NULL;
+    }
+    return top;
+}
+
+/* Filters nest as the operator has put them: their depth is no image's choice. */
+bool
+node_is_root(const struct node *image)
+{
+    list_for_each(it, &image->parents)
+    {
+        const struct edge *e = container_of(it, struct edge, link);
+
+        if (e->role == EDGE_BACKING || !passes_on(e->parent) ||
+            !node_is_root(e->parent)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void
+node_show_file(struct node *node, const char *filename, struct file_id id)
+{
+    char *copy = filename ? xstrdup(filename) : NULL;
+
+    free(node->filename);
+    node->filename = copy;
+    node->file_id = id;
+    list_for_each(it, &node->parents)
+    {
+        const struct edge *e = container_of(it, struct edge, link);
+
+        if (e->role == EDGE_DATA) {
+            node_show_file(e->parent, filename, id);
+        }
+    }
+}
+
 /* Claims and edges. */
 
 bool

@@ -421,8 +421,18 @@ void chain_let_go(struct node *top);
 bool chain_contains(const struct node *top, const struct node *node);
 /* The last layer of the chain from @top down.  Does not yield. */
 struct node *chain_bottom(struct node *top);
-/* The image that @node, a filter or more of them, shows.  Does not yield. */
+/*
+ * The image that @node shows through filters that only pass requests on, as
+ * QEMU's bdrv_skip_filters(); raw is an image.  Does not yield.
+ */
 struct node *node_skip_filters(struct node *node);
+/*
+ * The layer of the chain from @top's image down that is @node, or shows the same
+ * image through filters; NULL where none does.  Does not yield.
+ */
+struct node *chain_find_layer(struct node *top, struct node *node);
+/* Is nothing above @image but filters that show it?  Does not yield. */
+bool node_is_root(const struct node *image);
 /* The format under which a header names the disk that @node shows. */
 const char *node_image_format(const struct node *node);
 /*
@@ -430,6 +440,13 @@ const char *node_image_format(const struct node *node);
  * where both lie in one folder, else absolutely.  The caller frees it.
  */
 char *backing_name_for(const char *path, const char *backing);
+
+/*
+ * @node is in that file from now on, and what lies over it shows that; @filename
+ * may be NULL, and is copied.  Does not yield.
+ */
+void node_show_file(struct node *node, const char *filename,
+                    struct file_id id);
 
 struct node *node_ref(struct node *node); /* does not yield */
 void node_unref(struct node *node);       /* the last one closes */
@@ -491,10 +508,12 @@ int source_delete(struct loop *loop, const struct switch_intent *intent,
                   struct err *err);
 
 /*
- * `discard` and `detect-zeroes` of @options hold from now on; the others are
- * kept as what the node was opened with.  Does not yield.
+ * `discard` and `detect-zeroes` of @options, which have been checked, hold from
+ * now on; the others are kept as what the node was opened with.  Neither
+ * yields.
  */
-int node_set_options(struct node *node, json_t *options, struct err *err);
+int node_check_options(json_t *options, struct err *err);
+void node_set_options(struct node *node, json_t *options);
 
 /* Members of options, for drivers; each removes what it returns. */
 const char *opt_str(json_t *options, const char *key);

@@ -60,47 +60,44 @@ graph_check_name(struct graph *graph, const char *name, struct err *err)
     return 0;
 }
 
-/* Members that every driver takes; they do not reach the driver. */
-static int
-take_common_options(struct node *node, json_t *options, struct err *err)
+static bool
+unmaps(json_t *options)
 {
     const char *discard = opt_str(options, "discard");
-    const char *zeroes = opt_str(options, "detect-zeroes");
 
-    node->unmap = discard &&
-                  (!strcmp(discard, "unmap") || !strcmp(discard, "on"));
-    node->read_only = opt_bool(options, "read-only", false);
-    if (zeroes && !strcmp(zeroes, "on")) {
-        node->detect_zeroes = DETECT_ZEROES_ON;
-    } else if (zeroes && !strcmp(zeroes, "unmap")) {
-        node->detect_zeroes = DETECT_ZEROES_UNMAP;
-        if (!node->unmap) {
-            return err_set(err, -EINVAL,
-                           "setting detect-zeroes to unmap is not allowed "
-                           "without setting discard operation to unmap");
-        }
-    }
-    return 0;
+    return discard && (!strcmp(discard, "unmap") || !strcmp(discard, "on"));
 }
 
 int
-node_set_options(struct node *node, json_t *options, struct err *err)
+node_check_options(json_t *options, struct err *err)
 {
-    bool read_only = node->read_only, unmap = node->unmap;
-    enum detect_zeroes zeroes = node->detect_zeroes;
-    int r;
+    const char *zeroes = opt_str(options, "detect-zeroes");
 
-    node->detect_zeroes = DETECT_ZEROES_OFF;
-    r = take_common_options(node, options, err);
-    node->read_only = read_only;
-    if (r) {
-        node->unmap = unmap;
-        node->detect_zeroes = zeroes;
-        return r;
-    }
+    return zeroes && !strcmp(zeroes, "unmap") && !unmaps(options)
+               ? err_set(err, -EINVAL,
+                         "setting detect-zeroes to unmap is not allowed "
+                         "without setting discard operation to unmap")
+               : 0;
+}
+
+/* Members that every driver takes; they do not reach the driver. */
+static void
+take_common_options(struct node *node, json_t *options)
+{
+    const char *zeroes = opt_str(options, "detect-zeroes");
+
+    node->unmap = unmaps(options);
+    node->detect_zeroes = !zeroes || !strcmp(zeroes, "off") ? DETECT_ZEROES_OFF
+                          : !strcmp(zeroes, "on")           ? DETECT_ZEROES_ON
+                                                  : DETECT_ZEROES_UNMAP;
+}
+
+void
+node_set_options(struct node *node, json_t *options)
+{
+    take_common_options(node, options);
     json_decref(node->options);
     node->options = json_deep_copy(options);
-    return 0;
 }
 
 bool
@@ -155,7 +152,9 @@ open_one(struct graph *graph, json_t *options, bool is_layer,
     node->options = json_incref(options);
     node->is_layer = is_layer;
     node->above = above;
-    int r = take_common_options(node, options, err);
+    node->read_only = opt_bool(options, "read-only", false);
+    take_common_options(node, options);
+    int r = node_check_options(options, err);
 
     if (!r) {
         node->drv = drv;
@@ -347,15 +346,6 @@ node_set_file(struct node *node, struct file_id id, struct err *err)
     }
     node->file_id = id;
     return 0;
-}
-
-struct node *
-node_skip_filters(struct node *node)
-{
-    while (node->drv->is_filter && node->file) {
-        node = node->file->child;
-    }
-    return node;
 }
 
 const char *

@@ -151,10 +151,7 @@ node_resize(struct node *node, uint64_t size, uint64_t deadline_ns,
     struct quiesce q;
     int r;
 
-    /* A filter that maps (raw) has a size of its own to change. */
-    while (node->drv->is_filter && !node->drv->map && node->file) {
-        node = node->file->child;
-    }
+    node = node_skip_filters(node); /* raw has a size of its own to change */
     if (node->drv->set_backing && size % 512) {
         return err_set(err, -EINVAL, "The new size must be a multiple of 512");
     }

@@ -7,7 +7,10 @@
 #include "schema_dispatch.h"
 #include "transfer/resume.h"
 
-/* Jobs of an earlier daemon on the layers of @top go on. */
+/*
+ * Jobs of an earlier daemon on the layers of @top go on; filters have none of
+ * their own, for they share their image's file.
+ */
 static void
 resume_chain(struct control *ctl, struct node *top)
 {
@@ -15,8 +18,15 @@ resume_chain(struct control *ctl, struct node *top)
         return; /* it is only looked at */
     }
     for (struct node *n = node_ref(top), *next; n; n = next) {
-        resume_jobs(ctl->jobs, n, ctl->resume);
-        next = n->backing ? node_ref(n->backing->child) : NULL;
+        bool is_filter = node_skip_filters(n) != n;
+
+        if (!is_filter) {
+            resume_jobs(ctl->jobs, n, ctl->resume);
+        }
+        next = is_filter    ? n->file->child
+               : n->backing ? n->backing->child
+                            : NULL;
+        next = next ? node_ref(next) : NULL;
         node_unref(n);
     }
 }

@@ -2,6 +2,9 @@
 /*
  * The commands that move data between the layers of one chain: block-stream
  * and block-commit.  Each only fills in struct transfer_options.
+ *
+ * Filters over a disk are skipped, as by QEMU: what is named is the image that
+ * they show, by its own name or by theirs, and they stay where they are.
  */
 #include <errno.h>
 #include <string.h>
@@ -51,35 +54,82 @@ check_exclusive(const struct stream_range *args, struct err *err)
     return 0;
 }
 
+/* Is @node below @top with nothing but filters between? */
+static bool
+is_shown_by(struct node *top, const struct node *node)
+{
+    const struct node *image = node_skip_filters(top);
+
+    while (top != node && top != image) {
+        top = top->file->child;
+    }
+    return top == node;
+}
+
+static int
+find_base_node(struct control *ctl, const char *name, struct node *device,
+               struct node **ret, struct err *err)
+{
+    struct node *node;
+    int r = control_find_node(ctl, name, false, &node, err);
+
+    if (r) {
+        return r;
+    }
+    *ret = chain_find_layer(device, node);
+    if (node == device || !*ret) {
+        return err_set(err, -EINVAL, "Node '%s' is not a backing image of '%s'",
+                       name, device->name);
+    }
+    if (*ret == node_skip_filters(device)) {
+        return err_set(err, -EINVAL,
+                       is_shown_by(device, node)
+                           ? "'%s' is not in the backing chain of '%s'"
+                           : "Node '%s' is not a backing image of '%s'",
+                       name, device->name);
+    }
+    return 0;
+}
+
+static int
+find_bottom_node(struct control *ctl, const char *name, struct node *device,
+                 struct node **ret, struct err *err)
+{
+    struct node *node, *layer;
+    int r = control_find_node(ctl, name, false, &node, err);
+
+    if (r) {
+        return r;
+    }
+    if (node_skip_filters(node) != node) {
+        return err_set(err, -EINVAL,
+                       "Node '%s' is a filter, use a non-filter node as "
+                       "'bottom'",
+                       name);
+    }
+    layer = chain_find_layer(device, node);
+    if (layer != node) {
+        return err_set(err, -EINVAL,
+                       "Node '%s' is not in a chain starting from '%s'", name,
+                       device->name);
+    }
+    *ret = layer->backing ? layer->backing->child : NULL;
+    return 0;
+}
+
 /* The node to stop at: *ret is NULL where the whole chain is meant. */
 static int
 find_base(struct control *ctl, const struct stream_range *args,
           struct node *device, struct node **ret, struct err *err)
 {
-    struct node *node;
-    int r = 0;
-
     *ret = NULL;
-    if (args->base) {
-        r = find_backing_file(device, args->base, ret, err);
-    } else if (args->base_node) {
-        r = control_find_node(ctl, args->base_node, false, &node, err);
-        if (!r && (node == device || !chain_contains(device, node))) {
-            r = err_set(err, -EINVAL,
-                        "Node '%s' is not a backing image of '%s'",
-                        args->base_node, device->name);
-        }
-        *ret = r ? NULL : node;
-    } else if (args->bottom) {
-        r = control_find_node(ctl, args->bottom, false, &node, err);
-        if (!r && !chain_contains(device, node)) {
-            r = err_set(err, -EINVAL,
-                        "Node '%s' is not in a chain starting from '%s'",
-                        args->bottom, device->name);
-        }
-        *ret = r || !node->backing ? NULL : node->backing->child;
-    }
-    return r;
+    return args->base ? find_backing_file(node_skip_filters(device),
+                                          args->base, ret, err)
+           : args->base_node
+               ? find_base_node(ctl, args->base_node, device, ret, err)
+           : args->bottom
+               ? find_bottom_node(ctl, args->bottom, device, ret, err)
+               : 0;
 }
 
 static int
@@ -92,7 +142,13 @@ find_stream(struct control *ctl, const char *name,
     if (!r) {
         r = control_find_node(ctl, name, true, ret_device, err);
     }
-    return r ? r : find_base(ctl, range, *ret_device, ret_base, err);
+    if (!r) {
+        r = find_base(ctl, range, *ret_device, ret_base, err);
+    }
+    if (!r) {
+        *ret_device = node_skip_filters(*ret_device);
+    }
+    return r;
 }
 
 /* The nodes below @top down to, without, @base: they leave the chain. */
@@ -176,13 +232,8 @@ find_top(struct control *ctl, const struct args_block_commit *args,
     }
     o->top = o->device;
     if (args->top_node) {
-        int r = control_find_node(ctl, args->top_node, false, &o->top, err);
-
-        return r || chain_contains(o->device, o->top)
-                   ? r
-                   : err_set(err, -EINVAL,
-                             "'%s' is not in this backing file chain",
-                             args->top_node);
+        return control_find_layer(ctl, args->top_node, o->device, &o->top,
+                                  err);
     }
     if (args->top && o->device->filename &&
         strcmp(o->device->filename, args->top) &&
@@ -197,44 +248,55 @@ find_bottom(struct control *ctl, const struct args_block_commit *args,
             struct transfer_options *o, struct err *err)
 {
     if (args->base_node) {
-        int r = control_find_node(ctl, args->base_node, false, &o->base, err);
-
-        return r || chain_contains(o->top, o->base)
-                   ? r
-                   : err_set(err, -EINVAL,
-                             "'%s' is not in this backing file chain",
-                             args->base_node);
+        return control_find_layer(ctl, args->base_node, o->top, &o->base, err);
     }
     if (args->base) {
         return find_backing_file(o->top, args->base, &o->base, err);
     }
-    o->base = chain_bottom(o->top);
-    return 0;
+    return control_find_lowest(o->top, &o->base, err);
+}
+
+/* By one name, or by an image's and that of a filter over it. */
+static int
+into_itself(struct control *ctl, const struct args_block_commit *args,
+            struct err *err)
+{
+    struct node *top = graph_find(
+        ctl->graph, args->top_node ? args->top_node : args->device);
+    struct node *base =
+        args->base_node ? graph_find(ctl->graph, args->base_node) : top;
+
+    if (top == base) {
+        return err_set(err, -EINVAL, "cannot commit an image into itself");
+    }
+    return is_shown_by(top, base)
+               ? err_set(err, -EINVAL, "Can't mirror node into itself")
+               : err_set(err, -EINVAL,
+                         "'%s' is not in this backing file chain",
+                         args->base_node);
 }
 
 static int
 find_layers(struct control *ctl, const struct args_block_commit *args,
             struct transfer_options *o, struct err *err)
 {
-    int r = 0;
+    struct node *device = graph_find(ctl->graph, args->device);
 
-    o->device = graph_find(ctl->graph, args->device);
-    if (!o->device) {
+    if (!device) {
         /* libvirt asks for this to see what a commit can do. */
         return err_set_class(err, ERR_DEVICE_NOT_FOUND, -ENODEV,
                              "Device '%s' not found", args->device);
     }
-    if (!list_empty(&o->device->parents)) {
-        return err_set(err, -EINVAL, "Need a root block node");
+    o->device = node_skip_filters(device);
+    int r = control_check_root(o->device, err);
+
+    if (!r) {
+        r = find_top(ctl, args, o, err);
     }
-    r = find_top(ctl, args, o, err);
     if (!r) {
         r = find_bottom(ctl, args, o, err);
     }
-    if (!r && o->top == o->base) {
-        r = err_set(err, -EINVAL, "cannot commit an image into itself");
-    }
-    return r;
+    return !r && o->top == o->base ? into_itself(ctl, args, err) : r;
 }
 
 int

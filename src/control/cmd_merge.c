@@ -6,20 +6,43 @@
 #include "control/transfer_args.h"
 #include "schema_dispatch.h"
 
+/* Is an image in use right above @node? */
+static bool
+is_layer(const struct node *node)
+{
+    list_for_each(it, &node->parents)
+    {
+        if (container_of(it, struct edge, link)->role == EDGE_BACKING) {
+            return true;
+        }
+    }
+    return false;
+}
+
+int
+complete_merge(struct transfer_options *o, struct err *err)
+{
+    o->device = node_skip_filters(o->device);
+    if (o->base) {
+        struct node *layer = chain_find_layer(o->device, o->base);
+
+        o->base = layer ? layer : o->base;
+    } else {
+        o->base = o->device->backing ? o->device->backing->child : o->device;
+    }
+    return is_layer(o->device) ? 0 : control_check_root(o->device, err);
+}
+
 static int
 find_layers(struct control *ctl, const char *device, const char *snapshot,
             struct transfer_options *o, struct err *err)
 {
     int r = control_find_node(ctl, device, true, &o->device, err);
 
-    if (r) {
-        return r;
+    if (!r && snapshot) {
+        r = control_find_node(ctl, snapshot, false, &o->base, err);
     }
-    if (snapshot) {
-        return control_find_node(ctl, snapshot, false, &o->base, err);
-    }
-    o->base = o->device->backing ? o->device->backing->child : o->device;
-    return 0;
+    return r ? r : complete_merge(o, err);
 }
 
 enum merge_into

@@ -13,6 +13,15 @@
 
 /* change-backing-file: the checks are QEMU's, in its order. */
 
+/* What @node reads through: the backing file, or what it is a filter over. */
+static struct node *
+below(struct node *node)
+{
+    return node_skip_filters(node) != node ? node->file->child
+           : node->backing                 ? node->backing->child
+                                           : NULL;
+}
+
 static int
 find_image(struct control *ctl, const struct args_change_backing_file *args,
            struct node **ret, struct err *err)
@@ -20,24 +29,24 @@ find_image(struct control *ctl, const struct args_change_backing_file *args,
     struct node *top, *image;
     int r = control_find_node(ctl, args->device, true, &top, err);
 
-    if (!r && !list_empty(&top->parents)) {
-        r = err_set(err, -EINVAL, "Need a root block node");
+    if (!r) {
+        r = control_check_root(node_skip_filters(top), err);
     }
     if (!r) {
         r = control_find_node(ctl, args->image_node_name, false, &image, err);
     }
+    image = r ? NULL : node_skip_filters(image);
     if (!r && !image->backing) {
         r = err_set(err, -EINVAL,
                     "not allowing backing file change on an image without a "
                     "backing file");
     }
-    if (!r && !chain_contains(top, image)) {
+    if (!r && !chain_find_layer(top, image)) {
         r = err_set(err, -EINVAL,
                     "'%s' and image file are not in the same chain",
                     args->device);
     }
-    for (struct node *n = top; !r && n; n = n->backing ? n->backing->child
-                                                       : NULL) {
+    for (struct node *n = top; !r && n; n = below(n)) {
         r = node_check_no_job(n, err); /* its end would undo this */
     }
     if (!r) {

@@ -3,12 +3,17 @@
  * blockdev-reopen: the options of nodes that are open, given anew.
  *
  * As with QEMU, an option that is left out gets its default again, and one
- * that cannot change must be what it was.  All nodes are checked first; then
- * they change one by one, and those that did change back where one fails.
+ * that cannot change must be what it was; the backing file of an image that has
+ * one must be said.
+ *
+ * It is one transaction: all is checked first; then the backing files change in
+ * one edit of the graph, then what is read-only, one by one, which can fail and
+ * is undone backwards, and at last, all at once, what cannot fail.
  */
 #include <errno.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "block/edit.h"
 #include "control/control_internal.h"
 #include "schema_dispatch.h"
@@ -24,7 +29,15 @@ struct reopening {
     bool sets_backing;
     json_t *options;
     bool was_read_only;
-    struct node *old_backing; /* referred to */
+    struct node *old_backing; /* referred to; once it is on the other one */
+};
+
+/* Those of one command. */
+struct reopenings {
+    struct graph *graph;
+    struct reopening *v;
+    size_t n;
+    uint64_t deadline_ns;
 };
 
 static bool
@@ -46,6 +59,23 @@ is_same_child(const struct node *node, const char *key, json_t *value)
            !strcmp(json_string_value(value), node->file->child->name);
 }
 
+/* Of a child that is described again, the option that differs. */
+static const char *
+find_difference(const char *key, json_t *was, json_t *now)
+{
+    const char *inner;
+    json_t *value;
+
+    json_object_foreach(now, inner, value)
+    {
+        if (json_is_object(was) &&
+            !json_equal(value, json_object_get(was, inner))) {
+            return inner;
+        }
+    }
+    return key;
+}
+
 static int
 check_fixed(const struct node *node, json_t *options, struct err *err)
 {
@@ -54,9 +84,12 @@ check_fixed(const struct node *node, json_t *options, struct err *err)
 
     json_object_foreach(options, key, value)
     {
+        json_t *was = json_object_get(node->options, key);
+
         if (!is_changeable(key) && !is_same_child(node, key, value) &&
-            !json_equal(value, json_object_get(node->options, key))) {
-            return err_set(err, -EINVAL, "Cannot change the option '%s'", key);
+            !json_equal(value, was)) {
+            return err_set(err, -EINVAL, "Cannot change the option '%s'",
+                           find_difference(key, was, value));
         }
     }
     json_object_foreach(node->options, key, value)
@@ -71,31 +104,43 @@ check_fixed(const struct node *node, json_t *options, struct err *err)
     return 0;
 }
 
-/* Where it is left out, the header's, as when it was opened. */
+/* Left out where there is one, it could mean that one, the header's, or none. */
+static int
+check_backing(const struct node *node, json_t *options, struct err *err)
+{
+    json_t *def = json_object_get(options, "backing");
+
+    if (def && !node->drv->set_backing) {
+        return err_set(err, -ENOTSUP,
+                       "Driver '%s' of node '%s' does not support backing "
+                       "files",
+                       node->drv->name, node->name);
+    }
+    return def || !(node->backing || node->header_backing.filename)
+               ? 0
+               : err_set(err, -EINVAL, "backing is missing for '%s'",
+                         node->name);
+}
+
 static int
 find_backing(struct control *ctl, struct reopening *r, struct err *err)
 {
     json_t *def = json_object_get(r->options, "backing");
-    struct node *node;
+    struct node *node = NULL;
+    int code = 0;
 
-    if (!def) {
-        return 0;
-    }
-    r->sets_backing = true;
-    if (json_is_null(def)) {
+    r->sets_backing = def != NULL;
+    if (!def || json_is_null(def)) {
         return 0;
     }
     if (!json_is_string(def)) {
-        return err_set(err, -EINVAL,
-                       "Cannot change the option 'backing.driver': name a node "
-                       "or say null");
+        code = err_set(err, -EINVAL,
+                       "Cannot change the option 'backing.driver'");
+        err_hint(err, "name a node that is open, or say null");
+        return code;
     }
-    int code = control_find_node(ctl, json_string_value(def), false, &node,
-                                 err);
-
-    if (!code) {
-        r->backing = node_ref(node);
-    }
+    code = control_find_node(ctl, json_string_value(def), false, &node, err);
+    r->backing = code ? NULL : node_ref(node);
     return code;
 }
 
@@ -120,75 +165,133 @@ prepare(struct control *ctl, json_t *options, struct reopening *r,
     int code = node_check_active(node, err);
 
     if (!code) {
-        code = check_fixed(node, options, err);
+        code = check_backing(node, options, err);
     }
-
     if (!code) {
         code = find_backing(ctl, r, err);
     }
-    if (!code && r->sets_backing && !node->drv->set_backing) {
-        code = err_set(err, -ENOTSUP,
-                       "Driver '%s' of node '%s' does not support backing "
-                       "files",
-                       node->drv->name, name);
-    }
-    return code;
-}
-
-static int
-put_on(struct node *node, struct node *backing, uint64_t deadline,
-       struct err *err)
-{
-    struct edit edit = {EDIT_BACKING, node, backing};
-    struct edit_options options = {.deadline_ns = deadline};
-
-    return (node->backing ? node->backing->child : NULL) == backing
-               ? 0
-               : graph_edit(node->graph, &edit, 1, &options, NULL, err);
-}
-
-/* What cannot fail comes last. */
-static int
-change(struct reopening *r, uint64_t deadline, struct err *err)
-{
-    struct node *node = r->node;
-    int code = 0;
-
-    if (node->backing) {
-        r->old_backing = node_ref(node->backing->child);
-    }
-    if (r->sets_backing) {
-        code = put_on(node, r->backing, deadline, err);
-    }
     if (!code) {
-        code = node_reopen(node, opt_bool(r->options, "read-only", false),
-                           err);
+        code = check_fixed(node, options, err);
     }
-    if (!code) {
-        code = node_set_options(node, r->options, err);
-    }
-    return code;
+    return code ? code : node_check_options(options, err);
 }
 
-static void
-change_back(struct reopening *r, uint64_t deadline)
+/* Backing files. */
+
+static struct node *
+backing_of(const struct node *node)
 {
-    node_reopen(r->node, r->was_read_only, NULL);
-    if (r->sets_backing) {
-        put_on(r->node, r->old_backing, deadline, NULL);
-    }
+    return node->backing ? node->backing->child : NULL;
 }
 
-static void
-fini(struct reopening *r)
+/* Asked right before the swap: to this it goes back. */
+static int
+keep_old_backing(void *arg)
 {
-    struct node *nodes[] = {r->node, r->backing, r->old_backing};
+    struct reopenings *all = arg;
 
-    for (size_t i = 0; i < ARRAY_LEN(nodes); i++) {
-        if (nodes[i]) {
-            node_unref(nodes[i]);
+    for (size_t i = 0; i < all->n; i++) {
+        struct reopening *r = &all->v[i];
+        struct node *old = r->sets_backing ? backing_of(r->node) : NULL;
+
+        r->old_backing = old ? node_ref(old) : NULL;
+    }
+    return 0;
+}
+
+/* All of them in one edit, to what was asked for, or @back. */
+static int
+put_on(struct reopenings *all, bool back, struct err *err)
+{
+    struct edit *edits = xzalloc((all->n + 1) * sizeof(*edits));
+    struct edit_options options = {.deadline_ns = all->deadline_ns,
+                                   .check = back ? NULL : keep_old_backing,
+                                   .arg = all};
+    unsigned n = 0;
+
+    for (size_t i = 0; i < all->n; i++) {
+        const struct reopening *r = &all->v[i];
+        struct node *to = back ? r->old_backing : r->backing;
+
+        if (r->sets_backing && backing_of(r->node) != to) {
+            edits[n++] = (struct edit){EDIT_BACKING, r->node, to};
         }
     }
+    int r = n      ? graph_edit(all->graph, edits, n, &options, NULL, err)
+            : back ? 0
+                   : keep_old_backing(all);
+
+    free(edits);
+    return r;
+}
+
+/* All of it. */
+
+static int
+reopen(struct reopening *r, bool back, struct err *err)
+{
+    return node_reopen(r->node,
+                       back ? r->was_read_only
+                            : opt_bool(r->options, "read-only", false),
+                       err);
+}
+
+/* The first @n of them were reopened; the backing files of all are new. */
+static void
+change_back(struct reopenings *all, size_t n)
+{
+    auto_err err = ERR_INIT;
+    int r = 0;
+
+    while (n && !r) {
+        r = reopen(&all->v[--n], true, &err);
+    }
+    if (!r) {
+        r = put_on(all, true, &err);
+    }
+    if (r) { /* somebody else was faster */
+        log_warn("blockdev-reopen failed, and could not be undone: %s",
+                 err.msg);
+    }
+}
+
+static int
+change(struct reopenings *all, struct err *err)
+{
+    size_t done = 0;
+    int r = put_on(all, false, err);
+
+    if (r) {
+        return r;
+    }
+    while (done < all->n && !r) {
+        r = reopen(&all->v[done], false, err);
+        done += !r;
+    }
+    if (r) {
+        change_back(all, done);
+        return r;
+    }
+    for (size_t i = 0; i < all->n; i++) {
+        node_set_options(all->v[i].node, all->v[i].options);
+    }
+    return 0;
+}
+
+static void
+fini(struct reopenings *all)
+{
+    for (size_t i = 0; i < all->n; i++) {
+        struct node *nodes[] = {all->v[i].node, all->v[i].backing,
+                                all->v[i].old_backing};
+
+        for (size_t k = 0; k < ARRAY_LEN(nodes); k++) {
+            if (nodes[k]) {
+                node_unref(nodes[k]);
+            }
+        }
+    }
+    free(all->v);
 }
 
 int
@@ -196,24 +299,21 @@ cmd_blockdev_reopen(struct control *ctl,
                     const struct args_blockdev_reopen *args, json_t **ret,
                     struct err *err)
 {
-    size_t n = json_array_size(args->options), done = 0;
-    struct reopening *all = xzalloc((n + 1) * sizeof(*all));
-    uint64_t deadline =
-        loop_now(ctl->loop) + CONTROL_DRAIN_SECONDS * NS_PER_S;
+    size_t n = json_array_size(args->options);
+    struct reopenings all = {
+        .graph = ctl->graph,
+        .v = xzalloc((n + 1) * sizeof(*all.v)),
+        .n = n,
+        .deadline_ns = loop_now(ctl->loop) + CONTROL_DRAIN_SECONDS * NS_PER_S,
+    };
     int r = 0;
 
     for (size_t i = 0; i < n && !r; i++) {
-        r = prepare(ctl, json_array_get(args->options, i), &all[i], err);
+        r = prepare(ctl, json_array_get(args->options, i), &all.v[i], err);
     }
-    while (!r && done < n) {
-        r = change(&all[done++], deadline, err);
+    if (!r) {
+        r = change(&all, err);
     }
-    while (r && done) {
-        change_back(&all[--done], deadline);
-    }
-    for (size_t i = 0; i < n; i++) {
-        fini(&all[i]);
-    }
-    free(all);
+    fini(&all);
     return r;
 }

@@ -45,12 +45,25 @@ busy_below(const struct node *node, const struct node *overlay,
 }
 
 /*
- * @n: how many of @all come before this one.  A job goes on with the node that
- * it began with, and what it puts in its place the header of an overlay would
- * not name.
+ * A job goes on with the node that it began with, and what it puts in its place
+ * the header of an overlay would not name; the same under a filter.
  */
 static int
-check_node(const struct snapshots *all, unsigned n, const struct node *node,
+check_no_job(struct node *node, struct err *err)
+{
+    const struct node *image = node_skip_filters(node);
+    int r = node_check_no_job(node, err);
+
+    while (!r && node != image) {
+        node = node->file->child;
+        r = node_check_no_job(node, err);
+    }
+    return r;
+}
+
+/* @n: how many of @all come before this one. */
+static int
+check_node(const struct snapshots *all, unsigned n, struct node *node,
            struct err *err)
 {
     if (node_check_active(node, err)) {
@@ -69,7 +82,7 @@ check_node(const struct snapshots *all, unsigned n, const struct node *node,
             return busy_below(node, all->v[i].overlay, err);
         }
     }
-    return node_check_no_job(node, err);
+    return check_no_job(node, err);
 }
 
 static int
@@ -100,7 +113,7 @@ check_overlay(const struct snapshots *all, unsigned n, const struct node *node,
     }
     if (node == overlay) {
         return err_set(err, -ELOOP,
-                       "Making '%s' the backing file of '%s' would create a "
+                       "Making '%s' a backing child of '%s' would create a "
                        "cycle",
                        node->name, overlay->name);
     }

@@ -154,7 +154,35 @@ find_nodes(struct control *ctl, const struct args_block_transfer *args,
     return r;
 }
 
-/* What a preset cannot do without. */
+/* The layer that @node is or shows; the recipe refuses what is none. */
+static struct node *
+layer_of(struct node *top, struct node *node)
+{
+    struct node *layer = node ? chain_find_layer(top, node) : NULL;
+
+    return layer ? layer : node;
+}
+
+static int
+complete_commit(struct transfer_options *o, struct err *err)
+{
+    o->device = node_skip_filters(o->device);
+    o->top = o->top ? layer_of(o->device, o->top) : o->device;
+    o->base = layer_of(o->top, o->base);
+    int r = control_check_root(o->device, err);
+
+    return r || o->base ? r : control_find_lowest(o->top, &o->base, err);
+}
+
+static int
+complete_stream(struct transfer_options *o)
+{
+    o->device = node_skip_filters(o->device);
+    o->base = layer_of(o->device, o->base);
+    return 0;
+}
+
+/* What a preset cannot do without; filters over a disk are skipped. */
 static int
 complete_nodes(enum transfer_preset preset, struct transfer_options *o,
                struct err *err)
@@ -165,14 +193,10 @@ complete_nodes(enum transfer_preset preset, struct transfer_options *o,
     if (!in_chain && !o->target) {
         return err_set(err, -EINVAL, "Parameter 'target' is missing");
     }
-    if (preset == PRESET_MERGE && !o->base) {
-        o->base = o->device->backing ? o->device->backing->child : o->device;
-    }
-    if (preset == PRESET_COMMIT) {
-        o->top = o->top ? o->top : o->device;
-        o->base = o->base ? o->base : chain_bottom(o->top);
-    }
-    return 0;
+    return preset == PRESET_MERGE    ? complete_merge(o, err)
+           : preset == PRESET_COMMIT ? complete_commit(o, err)
+           : preset == PRESET_STREAM ? complete_stream(o)
+                                     : 0;
 }
 
 /* A stream and a merge have one policy, as block-stream and block-merge. */

@@ -129,6 +129,45 @@ control_find_node(struct control *ctl, const char *name, bool device,
     return 0;
 }
 
+int
+control_find_layer(struct control *ctl, const char *name, struct node *top,
+                   struct node **ret, struct err *err)
+{
+    struct node *node = NULL;
+    int r = control_find_node(ctl, name, false, &node, err);
+
+    if (r) {
+        return r;
+    }
+    *ret = chain_find_layer(top, node);
+    return *ret ? 0
+                : err_set(err, -EINVAL,
+                          "'%s' is not in this backing file chain", name);
+}
+
+int
+control_find_lowest(struct node *top, struct node **ret, struct err *err)
+{
+    const struct node *image;
+
+    *ret = chain_bottom(top);
+    image = node_skip_filters(*ret);
+    return !image->backing || image == *ret
+               ? 0
+               : err_set(err, -ENOTSUP,
+                         "The filter '%s' stands in the middle of the chain: "
+                         "say which layer below '%s' is meant",
+                         (*ret)->name, top->name);
+}
+
+int
+control_check_root(const struct node *image, struct err *err)
+{
+    return node_is_root(image)
+               ? 0
+               : err_set(err, -EINVAL, "Need a root block node");
+}
+
 bool
 control_id_ok(const char *id)
 {

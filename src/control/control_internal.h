@@ -72,6 +72,17 @@ int control_find_node(struct control *ctl, const char *name, bool device,
 int control_find_named(struct control *ctl, const char *device,
                        const char *name, struct node **ret, struct err *err);
 
+/*
+ * The layer of the chain from @top down that the node @name is, or is shown by.
+ * QEMU's text where there is none.  Does not yield.
+ */
+int control_find_layer(struct control *ctl, const char *name, struct node *top,
+                       struct node **ret, struct err *err);
+/* The last layer; refused where a filter hides what is below.  No yield. */
+int control_find_lowest(struct node *top, struct node **ret, struct err *err);
+/* -EINVAL, in QEMU's words, unless node_is_root().  Does not yield. */
+int control_check_root(const struct node *image, struct err *err);
+
 /* QEMU's rule for identifiers: a letter, then letters, digits and "-._". */
 bool control_id_ok(const char *id);
 

@@ -35,6 +35,11 @@ int check_parameters(enum transfer_preset preset, json_t *args,
 int check_commit_below(json_t *args, struct err *err);
 
 /*
+ * The ends of a merge, @device and perhaps @base, as images; and what is left
+ * out.  Does not yield.
+ */
+int complete_merge(struct transfer_options *o, struct err *err);
+/*
  * What says whether the source may be deleted.  The folders' array is the
  * caller's to free, once the transfer has been started.
  */

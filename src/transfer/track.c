@@ -328,7 +328,7 @@ flush_lossy(struct track *t)
     int r = node_flush(t->target);
 
     if (protocol_of(t->target)->losses != t->losses) {
-        if (!node_skip_filters(t->target)->drv->is_protocol) {
+        if (node_skip_filters(t->target)->drv->set_incomplete) {
             return -ESTALE; /* its tables may be lost, too: it is no image */
         }
         take_loss(t);

@@ -198,14 +198,33 @@ def nodes_are_reopened_under_a_guest():
                 options("a", backing="base", **{"read-only": True})])
             assert nbd.read(512, 512) == bytes([6]) * 512
             assert nodes(q)["base"]["ro"]
+            before = nodes(q)
+            for text, bad in (
+                    ("writes to it", options("a", backing="other", **{
+                        "read-only": True, "detect-zeroes": "on"})),
+                    ("without setting discard", options(
+                        "a", backing="base", **{"detect-zeroes": "unmap"})),
+                    ("would create a cycle", options("a", backing="a")),
+                    ("backing is missing for 'a'", options("a"))):
+                refused(q, text, "blockdev-reopen", options=[
+                    options("base", **{"read-only": True, "discard": "unmap",
+                                       "detect-zeroes": "unmap"}),
+                    options("other", **{"detect-zeroes": "on"}), bad])
+                assert nodes(q) == before, text
+            # What was kept as given is what is asked for again.
+            q.cmd("blockdev-snapshot-sync", node_name="base",
+                  snapshot_file="s.qcow2", snapshot_node_name="s")
+            assert nodes(q)["s"]["detect_zeroes"] == "off"
+        q.cmd("blockdev-del", node_name="s")
         q.cmd("blockdev-reopen", options=[options("base")])
         assert not nodes(q)["base"]["ro"]
         export(q, "base")
         with Nbd("nbd.sock", "base") as nbd:
             nbd.write(0, bytes([7]) * 512)
-        refused(q, "Cannot change the option 'file'", "blockdev-reopen",
-                options=[{**options("a"), "file": {
-                    "driver": "file", "filename": "other.qcow2"}}])
+        refused(q, "Cannot change the option 'driver'", "blockdev-reopen",
+                options=[{**options("a", backing="other"), "file": {
+                    "driver": "raw", "file": {
+                        "driver": "file", "filename": "a.qcow2"}}}])
         assert d.stop() == 0
     for name in ("a", "base", "other"):
         run("qemu-img", "check", "-q", f"{name}.qcow2")

@@ -371,6 +371,107 @@ def headers_name_the_image_behind_a_filter(command, **arguments):
     return f"{command} names the image behind a filter", test
 
 
+def filtered(kind):
+    """The chain, and a filter that shows its top."""
+    group = (["--object", "throttle-group,id=g"] if kind == "throttle" else [])
+    more = {"throttle-group": "g"} if kind == "throttle" else {}
+    return Daemon(SLUICED, *nbd_server(), *group, *chain("qcow2"),
+                  "--blockdev", json.dumps({"driver": kind, "node-name": "f",
+                                            "file": "top", **more}),
+                  "--export", "nbd,id=e,node-name=f,name=a,writable=on")
+
+
+def under_a_filter(kind, device, command, survivor, **arguments):
+    """By the filter's name or the image's; the filter stays over the disk."""
+    def test():
+        make_chain("qcow2")
+        with filtered(kind) as d:
+            qmp, guest = d.qmp(), Guest()
+            qmp.cmd(command, job_id="j", device=device, **arguments)
+            if command == "block-commit":
+                qmp.wait_event("BLOCK_JOB_READY")
+                qmp.cmd("job-complete", id="j")
+            end = qmp.wait_event("BLOCK_JOB_COMPLETED")["data"]
+            assert "error" not in end, end
+            graph = {n["node-name"]: n for n
+                     in qmp.cmd("query-named-block-nodes", flat=True)}
+            assert graph["f"]["children"] == [
+                {"child": "file", "node-name": survivor}], graph["f"]
+            assert graph["f"]["file"] == survivor, graph["f"]
+            if survivor != "top":
+                qmp.cmd("blockdev-del", node_name="top")
+            # What is to name the disk from now on names what it is now.
+            add_copy(qmp)
+            qmp.cmd("block-copy", job_id="j", device="f", target="copy",
+                    mode="post-copy", speed=1)
+            assert json.loads(run("qemu-img", "info", "-U", "--output=json",
+                                  "copy")[1])["backing-filename"] == survivor
+            guest.stop()
+            d.stop()
+        judge("copy", "qcow2")
+    return f"{command} of {device} under a {kind}", test
+
+
+def a_header_under_a_filter_is_rewritten():
+    make_chain("qcow2")
+    with filtered("throttle") as d:
+        qmp = d.qmp()
+        for i, (device, image) in enumerate((("f", "f"), ("f", "top"),
+                                             ("top", "f"), ("top", "top"))):
+            os.symlink("two", f"alias{i}")
+            qmp.cmd("change-backing-file", device=device,
+                    image_node_name=image, backing_file=f"alias{i}")
+            have = json.loads(run("qemu-img", "info", "-U", "--output=json",
+                                  "top")[1])
+            assert have["backing-filename"] == f"alias{i}", have
+        qmp.cmd("change-backing-file", device="top", image_node_name="one",
+                backing_file="./base")
+        # A snapshot's header would name what the job takes away.
+        qmp.cmd("block-commit", job_id="j", device="f")
+        must_refuse(qmp)("job 'j' uses it", "blockdev-snapshot-sync",
+                         node_name="f", snapshot_file="s",
+                         snapshot_node_name="s")
+        d.stop()
+    assert names("one", "qcow2") == "./base"
+
+
+def a_filter_in_the_middle_hides_what_is_below():
+    make_chain("qcow2")
+    with Daemon(SLUICED) as d:
+        qmp = d.qmp()
+        refused = must_refuse(qmp)
+
+        def add(name, driver, **more):
+            qmp.cmd("blockdev-add", node_name=name, driver=driver, **more)
+
+        for name, fmt, backing in (("base", "qcow2", None),
+                                   ("one", "qcow2", "base"),
+                                   ("two", "qed", "f"), ("top", "qcow2", "two")):
+            add(name, fmt, backing=backing,
+                file={"driver": "file", "filename": name})
+            if name == "one":
+                add("f", "copy-on-read", file="one")
+        # QEMU takes what is below the filter; here it must be said.
+        refused("The filter 'f' stands in the middle", "block-commit",
+                job_id="j", device="top")
+        refused("'base' is not in this backing file chain", "block-commit",
+                job_id="j", device="top", base_node="base")
+        refused("not in a chain starting from", "block-stream", job_id="j",
+                device="top", bottom="one")
+        refused("Need a root block node", "block-commit", job_id="j",
+                device="f")
+        refused("Need a root block node", "block-merge", job_id="j",
+                device="one")
+        plan = qmp.cmd("query-stream-plan", device="top", base_node="one")
+        assert plan["drops"] == ["two"], plan
+        qmp.cmd("block-stream", job_id="j", device="top", base_node="one")
+        end = qmp.wait_event("BLOCK_JOB_COMPLETED")["data"]
+        assert "error" not in end, end
+        d.stop()
+    assert names("top", "qcow2") == "one"
+    judge("top", "qcow2")
+
+
 def what_a_header_cannot_name_takes_no_layers_place():
     make_chain()
     with daemon() as d:
@@ -611,6 +712,17 @@ if __name__ == "__main__":
           headers_name_the_image_behind_a_filter("block-stream"),
           headers_name_the_image_behind_a_filter("block-commit",
                                                  top_node="two"),
+          *[under_a_filter(kind, device, *more[:2], **more[2])
+            for kind, device in (("throttle", "f"), ("copy-on-read", "top"))
+            for more in (("block-commit", "base", {}),
+                         ("block-stream", "top", {}),
+                         ("block-stream", "top", {"base_node": "one"}))],
+          under_a_filter("throttle", "f", "block-merge", "two",
+                         into="snapshot"),
+          under_a_filter("throttle", "f", "block-merge", "top",
+                         into="overlay", snapshot="one"),
+          a_header_under_a_filter_is_rewritten,
+          a_filter_in_the_middle_hides_what_is_below,
           what_a_header_cannot_name_takes_no_layers_place,
           who_needs_the_chain_as_it_is_is_named,
           what_stands_in_the_way_is_named,

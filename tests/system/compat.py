@@ -522,6 +522,11 @@ COPY = [
         "driver": "file", "filename": "over.qcow2"}})]
 MIRROR = ("blockdev-mirror", {"job-id": "j", "device": "top", "target": "copy",
                               "sync": "full"})
+# Its filter shows the disk; QEMU skips it.
+THROTTLED = [
+    ("object-add", {"qom-type": "throttle-group", "id": "g"}),
+    ("blockdev-add", {"driver": "throttle", "node-name": "th",
+                      "throttle-group": "g", "file": "top"})]
 STAYS = {"auto-finalize": False, "auto-dismiss": False}
 
 TRACES = [
@@ -559,6 +564,13 @@ TRACES = [
        (end, {{"job-complete": "id"}.get(end, "device"): "j"}), "@null"]
       for sync in ("full", "top")
       for end in ("job-complete", "block-job-cancel")],
+    *[[*THROTTLED, ("block-commit", {"job-id": "j", "device": "th", **top}),
+       "@ready", ("job-complete", {"id": "j"}), "@null"]
+      for top in ({}, {"top-node": "top"}, {"top-node": "th"})],
+    *[[*THROTTLED, ("block-stream", {"job-id": "j", "device": d}), "@null"]
+      for d in ("th", "top")],
+    [*THROTTLED, ("block-commit", {"job-id": "j", "device": "th",
+                                   "top-node": "mid"}), "@null"],
     # What is asked of a paused job is done when it goes on.
     [*COPY, MIRROR, "@ready", ("job-pause", {"id": "j"}), "@standby",
      ("job-complete", {"id": "j"}), ("job-resume", {"id": "j"}), "@null"],
@@ -612,6 +624,19 @@ REFUSED = [
         {"options": [{"driver": "qcow2", "node-name": "zz", "file": "x"}]},
         {"options": [{"driver": "foo", "node-name": "copy", "file": "x"}]},
     )],
+    *[("blockdev-reopen", {"options": [{
+        "driver": "qcow2", "node-name": node, **bad, "file": {
+            "driver": "file", "filename": f"{node}.qcow2",
+            **bad.get("file", {})}}]}) for node, bad in (
+        ("top", {}), ("mid", {"read-only": True}),
+        ("top", {"backing": "zz"}), ("top", {"backing": "top"}),
+        ("disk", {"backing": "top"}),
+        ("top", {"backing": {"driver": "null-co"}}),
+        ("top", {"backing": "mid", "file": {"filename": "x"}}),
+        ("top", {"backing": "mid", "file": {"locking": "off"}}),
+        ("top", {"backing": "mid", "detect-zeroes": "unmap"}),
+        ("top", {"backing": None}), ("top", {}), ("top", {"backing": "mid"}),
+        ("disk", {"read-only": True}))],
     qcow2("spare", "more.qcow2"),
     ("blockdev-mirror", MIRRORS), ("@wait", "ready"),
     *[("blockdev-del", {"node-name": n}) for n in ("copy", "top", "mid")],
@@ -629,6 +654,29 @@ REFUSED = [
     *[("block-stream", {"job-id": "k", "device": n}) for n in ("top", "mid")],
     ("blockdev-del", {"node-name": "top"}),
     ("blockdev-snapshot", {"node": "top", "overlay": "spare"}),
+]
+
+
+FILTERED = [
+    *CHAIN, *THROTTLED,
+    *[("change-backing-file", {"device": "th", "image-node-name": n,
+                               "backing-file": f"./{below}.qcow2"})
+      for n, below in (("top", "mid"), ("mid", "disk"), ("disk", "x"))],
+    *[("block-commit", {"job-id": "j", "device": "th", **bad}) for bad in (
+        {"base-node": "th"}, {"base-node": "top"}, {"base-node": "zz"},
+        {"top-node": "top", "base-node": "top"},
+        {"top-node": "top", "base-node": "th"},
+        {"top-node": "th", "backing-file": "x"},
+        {"top-node": "top", "backing-file": "x"},
+        {"top-node": "disk"}, {"base": "top.qcow2"}, {"top": "zz"})],
+    *[("block-stream", {"job-id": "j", "device": d, **bad})
+      for d in ("th", "top") for bad in (
+          {"base-node": "th"}, {"base-node": "top"}, {"base": "top.qcow2"},
+          {"bottom": "th"}, {"base-node": "zz"}, {"bottom": "zz"})],
+    ("block-stream", {"job-id": "j", "device": "th", "base-node": "disk",
+                      "auto-finalize": False}), ("@wait", "pending"),
+    ("block-stream", {"job-id": "k", "device": "top"}),
+    ("job-finalize", {"id": "j"}), ("@wait", "null"),
 ]
 
 
@@ -713,11 +761,11 @@ def without_holder(step):
     return step
 
 
-def errors_of_copies_are_qemus():
+def errors_about_a_chain(commands):
     def both(program):
         os.unlink("top.qcow2")
         prepare_chain()
-        return [without_holder(s) for s in converse(program, REFUSED)]
+        return [without_holder(s) for s in converse(program, commands)]
 
     theirs, ours = in_folder("q", both, QSD), in_folder("s", both, SLUICED)
     different = [(a, b) for a, b in zip(theirs, ours) if a != b]
@@ -727,8 +775,17 @@ def errors_of_copies_are_qemus():
     assert not different and len(theirs) == len(ours)
 
 
+def errors_of_copies_are_qemus():
+    errors_about_a_chain(REFUSED)
+
+
+def errors_of_a_filtered_disk_are_qemus():
+    errors_about_a_chain(FILTERED)
+
+
 if __name__ == "__main__":
     main([bad_command_lines_fail_alike, good_command_lines_work_in_both,
           errors_are_qemus, objects_are_qemus, errors_around_live_operations_are_qemus,
           the_graph_is_qemus, event_traces_are_qemus,
-          errors_of_copies_are_qemus, a_mirror_grows_no_target])
+          errors_of_copies_are_qemus, errors_of_a_filtered_disk_are_qemus,
+          a_mirror_grows_no_target])

@@ -103,6 +103,29 @@ def goes_on(command, fmt, layers, **arguments):
     return test
 
 
+def a_job_under_a_filter_goes_on():
+    """The filter's node is the only one with a name."""
+    make()
+    image = ["--object", "throttle-group,id=g", "--blockdev",
+             "driver=throttle,node-name=top,throttle-group=g,"
+             "file.driver=qcow2,file.file.driver=file,file.file.filename=top"]
+    with Daemon(SLUICED, *image) as d:
+        begin(d.qmp(), "block-stream")
+        d.kill()
+        d.wait()
+    with Daemon(SLUICED, *image) as d:
+        q = d.qmp()
+        wait_for(lambda: job(q))
+        assert "goes on" in d.errors(), d.errors()
+        assert job(q)["current-progress"] < job(q)["total-progress"], job(q)
+        finish(q)
+        assert d.stop() == 0
+    assert not os.path.exists("top.sluice")
+    judge("qcow2")
+    info = json.loads(run("qemu-img", "info", "--output=json", "top")[1])
+    assert "backing-filename" not in info, info
+
+
 def a_daemon_that_ends_leaves_its_jobs_to_the_next():
     make()
     with daemon() as d:
@@ -331,6 +354,7 @@ if __name__ == "__main__":
         goes_on("block-merge", "qed", ["mid"], into="snapshot"),
         goes_on("block-merge", "qcow2", ["top"], into="overlay"),
         goes_on("block-commit", "qcow2", ["top"], top="mid"),
+        a_job_under_a_filter_goes_on,
         a_daemon_that_ends_leaves_its_jobs_to_the_next,
         asked_it_is_there_but_paused, never_means_that_it_stays_as_it_is,
         a_job_that_was_cancelled_does_not_come_back,

@@ -75,16 +75,6 @@ check_file(const struct node *file, struct err *err)
                           file->filename);
 }
 
-static void
-set_filename(struct node *node, const char *name)
-{
-    free(node->filename);
-    node->filename = xstrdup(name);
-    if (json_object_get(node->options, "filename")) {
-        json_object_set_new(node->options, "filename", json_string(name));
-    }
-}
-
 int
 keep_name(struct node *top, struct node *base, struct err *err)
 {
@@ -104,8 +94,10 @@ keep_name(struct node *top, struct node *base, struct err *err)
         return err_set_errno(err, r, "Could not rename '%s' to '%s'",
                              from->filename, name);
     }
-    for (struct node *n = base; n; n = n->file ? n->file->child : NULL) {
-        set_filename(n, name);
+    while (base->file) {
+        base = base->file->child;
     }
+    json_object_set_new(base->options, "filename", json_string(name));
+    node_show_file(base, name, base->file_id);
     return 0;
 }
