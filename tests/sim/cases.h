@@ -9,6 +9,8 @@
 #include "sim/sweep.h"
 #include "tap.h"
 
+enum { KEEP_BYTES = 32 << 20 };
+
 static const struct sweep_setup *cases_setups;
 static size_t cases_n;
 static unsigned cases_plain_runs;
@@ -77,6 +79,9 @@ cases_run(int argc, char **argv, const struct sweep_setup *setups, size_t n,
 {
     /* What nobody wrote must not look right by chance. */
     mallopt(M_PERTURB, 0xa5);
+    /* And what was freed is needed again at once. */
+    mallopt(M_MMAP_THRESHOLD, KEEP_BYTES);
+    mallopt(M_TRIM_THRESHOLD, KEEP_BYTES);
     cases_setups = setups;
     cases_n = n;
     cases_plain_runs = plain_runs;

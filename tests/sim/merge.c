@@ -114,7 +114,7 @@ sink_and_keep_the_name(struct sweep *s)
                                       .into = MERGE_INTO_SNAPSHOT,
                                       .base = 1});
     if (s->done && (root_node(s->root)->filename[0] != 't' ||
-                    sim_disk_get(sim_world_disk(s->sim), "base", &(size_t){0}))) {
+                    sim_disk_has(sim_world_disk(s->sim), "base"))) {
         sweep_fail(s, "the survivor has not taken the name");
     }
 }

@@ -85,6 +85,7 @@ struct sweep {
     const struct sweep_setup *setup;
     const struct script *script;
     struct sim *sim;
+    struct sim_spares *spares; /* its worlds follow each other by the thousand */
     struct graph *graph;
     struct node *top;
     struct root *root;
