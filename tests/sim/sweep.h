@@ -131,12 +131,20 @@ struct script sweep_script(const struct sweep_setup *setup, uint64_t seed);
 
 /* Where there are many setups, each of their sweeps has less of SIM_BUDGET. */
 void sweep_share_budget(size_t n_setups);
+/* SIM_STATES: as many are judged, however short the time; 0: no matter. */
+uint64_t sweep_states_wanted(void);
+
+/* What all sweeps of this program have judged so far. */
+struct sweep_totals {
+    uint64_t states, second_states;
+};
+struct sweep_totals sweep_totals(void);
 
 /*
  * Runs the sweep for seeds from @first on until the share of SIM_BUDGET (in
- * seconds, from the environment; default 2) is used, at least one.  This and
- * the others return the failures, and print counts and a shrunk script as TAP
- * comments.
+ * seconds, from the environment; default 2) is used and the share of SIM_STATES
+ * is judged, at least one.  This and the others return the failures, and print
+ * counts and a shrunk script as TAP comments.
  */
 unsigned sweep_crashes(const struct sweep_setup *setup, uint64_t first);
 /*
@@ -146,14 +154,14 @@ unsigned sweep_crashes(const struct sweep_setup *setup, uint64_t first);
 unsigned sweep_lies(const struct sweep_setup *setup, uint64_t seed,
                     unsigned max);
 /* The n-th I/O fails, for every n, with EIO and with ENOSPC. */
-unsigned sweep_failures(const struct sweep_setup *setup, uint64_t seed);
+unsigned sweep_failures(const struct sweep_setup *setup, uint64_t first);
 /* A random I/O fails, and a crash comes at any event after that or before. */
 unsigned sweep_failures_and_crashes(const struct sweep_setup *setup,
                                     uint64_t first);
 /* setup->disturb comes at the n-th switch of coroutines, for every n. */
-unsigned sweep_switches(const struct sweep_setup *setup, uint64_t seed);
+unsigned sweep_switches(const struct sweep_setup *setup, uint64_t first);
 /* All links are cut at the n-th message, for every n. */
-unsigned sweep_cuts(const struct sweep_setup *setup, uint64_t seed);
+unsigned sweep_cuts(const struct sweep_setup *setup, uint64_t first);
 /* At most @runs without failures and crashes: reads are judged. */
 unsigned sweep_plain(const struct sweep_setup *setup, uint64_t first,
                      unsigned runs);
