@@ -99,6 +99,7 @@ struct sweep {
     uint64_t max_states; /* overrides the setup's; 0: does not */
     uint64_t states, second_states; /* judged so far */
     uint64_t resumed; /* jobs that went on after a crash */
+    uint64_t released; /* bytes, by the transfer of this run that is over */
     uint64_t n_io, n_switches, n_messages; /* of the last run */
     unsigned failures;                     /* of the last run */
     char *why;                             /* the first of them */
