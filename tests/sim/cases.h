@@ -177,6 +177,12 @@ cases_done(void)
     if (sweep_states_wanted()) {
         tap_run("enough crash states were judged", cases_enough_states);
     }
+    if (sweep_sample_wanted() && t.by_qemu) {
+        printf("# %llu of them were judged by qemu-img, too\n",
+               (unsigned long long)t.by_qemu);
+    } else if (sweep_sample_wanted()) {
+        printf("# no qemu-img: it has judged nothing\n");
+    }
     printf("# total: %llu crash states, %llu of a second crash\n",
            (unsigned long long)t.states, (unsigned long long)t.second_states);
     return tap_done();

@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "block/graph_internal.h"
 #include "drivers/drivers.h"
+#include "sim/qemu.h"
 #include "sim/sweep.h"
 
 enum {
@@ -506,6 +507,25 @@ second_crash(const struct sweep *s, const struct sim_crash *crash)
                                                     : OPENING_EVENTS);
 }
 
+/* Is the n-th state one of the sample? */
+static bool
+sample_has(struct sample *sample, uint64_t n)
+{
+    uint64_t rng = n;
+
+    if (sample->every) {
+        sample->taken++;
+        return true;
+    }
+    if (sample->taken == sample->wanted || n < sample->next) {
+        return false;
+    }
+    sample->taken++;
+    sample->next = sample->taken * sample->stride + 1 +
+                   sim_random(&rng) % sample->stride;
+    return true;
+}
+
 static void
 judge_crash(struct sweep *s, struct sim_crash *crash, const char *what)
 {
@@ -514,6 +534,9 @@ judge_crash(struct sweep *s, struct sim_crash *crash, const char *what)
     while (!s->failures && (disk = sim_crash_next(crash))) {
         s->crash = crash;
         s->states++;
+        if (sample_has(&s->sample, s->states)) {
+            qemu_judge(s, disk, what);
+        }
         judge_disk(s, disk, what, second_crash(s, crash));
         sim_disk_free(disk);
         s->crash = NULL;

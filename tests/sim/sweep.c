@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
+#include "sim/qemu.h"
 #include "sim/sweep.h"
 #include "transfer/job.h"
 
@@ -10,7 +11,7 @@
 
 #include "base/bytes.h"
 
-enum { SECTOR = 512, STEP_MAX = 24, STRIDES = 50 };
+enum { SECTOR = 512, STEP_MAX = 24, STRIDES = 50, STATES_OF_A_SEED = 500 };
 
 static double
 seconds(void)
@@ -39,12 +40,24 @@ sweep_totals(void)
     return totals;
 }
 
+static uint64_t
+number_from_env(const char *name)
+{
+    const char *text = getenv(name);
+
+    return text ? strtoull(text, NULL, 10) : 0;
+}
+
 uint64_t
 sweep_states_wanted(void)
 {
-    const char *text = getenv("SIM_STATES");
+    return number_from_env("SIM_STATES");
+}
 
-    return text ? strtoull(text, NULL, 10) : 0;
+uint64_t
+sweep_sample_wanted(void)
+{
+    return number_from_env("SIM_QEMU");
 }
 
 /* In seconds, for one sweep over one setup. */
@@ -110,7 +123,8 @@ report(struct sweep *s)
     if (failures && !s->quiet) {
         printf("# %s, seed %llu: %s\n", s->setup->name,
                (unsigned long long)s->seed, s->why);
-        struct script small = sweep_shrink(s);
+        struct script small =
+            s->judged_by_qemu ? script_copy(&s->found) : sweep_shrink(s);
 
         printf("# the smallest script that fails (%u of its steps left): %s\n",
                small.n_steps, s->why);
@@ -160,6 +174,22 @@ count(const struct sweep *s)
 {
     totals.states += s->states;
     totals.second_states += s->second_states;
+    totals.by_qemu += s->sample.taken;
+}
+
+/* Spread over @n states, or as many as one seed has at least. */
+static struct sample
+sample_of(const struct sweep_setup *setup, uint64_t n)
+{
+    uint64_t wanted = qemu_can_judge(setup)
+                          ? div_up(sweep_sample_wanted(), n_setups)
+                          : 0;
+
+    return (struct sample){
+        .wanted = wanted,
+        .stride = wanted ? max_u64(max_u64(n, STATES_OF_A_SEED) / wanted, 1)
+                         : 0,
+        .next = 1};
 }
 
 unsigned
@@ -169,6 +199,7 @@ sweep_crashes(const struct sweep_setup *setup, uint64_t first)
     double end = seconds() + budget();
     uint64_t seed = first, least = div_up(sweep_states_wanted(), n_setups);
 
+    s.sample = sample_of(setup, least);
     do {
         run_seed(&s, seed++, 0);
     } while ((seconds() < end || s.states + s.second_states < least) &&
@@ -319,7 +350,10 @@ sweep_plain(const struct sweep_setup *setup, uint64_t first, unsigned runs)
     struct sweep s = {.setup = setup};
     double end = seconds() + budget();
 
-    for (unsigned i = 0; i < runs && !s.failures && seconds() < end; i++) {
+    for (unsigned i = 0; i < runs && !s.failures; i++) {
+        if (i && seconds() >= end) {
+            break;
+        }
         run_seed(&s, first + i, 0);
     }
     return report(&s);
@@ -364,6 +398,7 @@ sweep_replay(const struct sweep_setup *setups, size_t n, const char *path)
     }
     /* Without a crash of its own it is judged at every one, unless troubled. */
     s.crashes = sc.trouble == TROUBLE_NONE;
+    s.sample.every = !s.crashes && qemu_can_judge(s.setup);
     sweep_run(&s, &sc);
     unsigned failures = s.failures;
 

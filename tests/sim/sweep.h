@@ -17,6 +17,7 @@
  *   script.c  a run as data           run.c    runs and judges one
  *   images.c  its images              shrink.c makes a failing one small
  *   sweep.c   the sweeps              cases.h  what a test program calls
+ *   qemu.c    qemu-img as a judge of a sample
  */
 #ifndef SLUICE_TESTS_SIM_SWEEP_H
 #define SLUICE_TESTS_SIM_SWEEP_H
@@ -81,6 +82,13 @@ struct sweep_setup {
     bool special;
 };
 
+/* Some of the states, one at random in so many; all of them: see `every`. */
+struct sample {
+    bool every;
+    uint64_t wanted, stride;
+    uint64_t taken, next; /* @next: the number of a state, from 1 */
+};
+
 struct sweep {
     const struct sweep_setup *setup;
     const struct script *script;
@@ -98,6 +106,8 @@ struct sweep {
     bool crashes;        /* judge all crash states, not only the script's */
     uint64_t max_states; /* overrides the setup's; 0: does not */
     uint64_t states, second_states; /* judged so far */
+    struct sample sample;           /* of these states, for qemu-img */
+    bool judged_by_qemu;            /* it was not content: nothing is shrunk */
     uint64_t resumed; /* jobs that went on after a crash */
     uint64_t released; /* bytes, by the transfer of this run that is over */
     uint64_t n_io, n_switches, n_messages; /* of the last run */
@@ -135,9 +145,12 @@ void sweep_share_budget(size_t n_setups);
 /* SIM_STATES: as many are judged, however short the time; 0: no matter. */
 uint64_t sweep_states_wanted(void);
 
+/* SIM_QEMU: so many of them, about, by qemu-img, too. */
+uint64_t sweep_sample_wanted(void);
+
 /* What all sweeps of this program have judged so far. */
 struct sweep_totals {
-    uint64_t states, second_states;
+    uint64_t states, second_states, by_qemu;
 };
 struct sweep_totals sweep_totals(void);
 

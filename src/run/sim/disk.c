@@ -353,6 +353,15 @@ sim_disk_change(struct sim_disk *disk, const char *name, size_t off,
     content_write(&inode->durable, off, data, len);
 }
 
+void
+sim_disk_names(struct sim_disk *disk,
+               void (*each)(void *arg, const char *name), void *arg)
+{
+    list_for_each (it, &disk->names) {
+        each(arg, container_of(it, struct name, link)->name);
+    }
+}
+
 bool
 sim_disk_has(struct sim_disk *disk, const char *name)
 {

@@ -43,6 +43,9 @@ void sim_disk_put(struct sim_disk *disk, const char *name, const void *data,
  */
 const unsigned char *sim_disk_get(struct sim_disk *disk, const char *name,
                                   size_t *ret_len);
+/* Calls @each for every file that there is now. */
+void sim_disk_names(struct sim_disk *disk,
+                    void (*each)(void *arg, const char *name), void *arg);
 bool sim_disk_has(struct sim_disk *disk, const char *name);
 /* Changes a file, durably, as another program would between two worlds. */
 void sim_disk_change(struct sim_disk *disk, const char *name, size_t off,
