@@ -101,6 +101,14 @@ coro_pool_free(struct coro_pool *pool)
     free(pool);
 }
 
+void
+coro_pool_move(struct coro_pool *to, struct coro_pool *from)
+{
+    list_splice(&to->idle, &from->idle);
+    to->n_idle += from->n_idle;
+    from->n_idle = 0;
+}
+
 static void
 enter_stack(struct fiber *f)
 {
@@ -154,7 +162,6 @@ coro_new(struct coro_pool *pool, struct loop *loop, void (*fn)(void *),
         f = xzalloc(sizeof(*f));
         list_init(&f->idle);
         list_init(&f->co.link);
-        f->pool = pool;
         f->map_size = STACK_SIZE + page;
         f->map =
             mmap(NULL, f->map_size, PROT_READ | PROT_WRITE,
@@ -163,6 +170,7 @@ coro_new(struct coro_pool *pool, struct loop *loop, void (*fn)(void *),
             abort(); /* as any small allocation: out of memory ends us */
         }
     }
+    f->pool = pool;
     f->co.loop = loop;
     f->co.ready = false;
     f->fn = fn;

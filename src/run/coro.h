@@ -38,6 +38,8 @@ struct coro {
 struct coro_pool;
 struct coro_pool *coro_pool_new(void);
 void coro_pool_free(struct coro_pool *pool);
+/* The stacks that nobody runs on go from one pool to another. */
+void coro_pool_move(struct coro_pool *to, struct coro_pool *from);
 struct coro *coro_new(struct coro_pool *pool, struct loop *loop,
                       void (*fn)(void *), void *arg);
 /* Runs @co until it yields or ends; true where it ended (and is freed). */

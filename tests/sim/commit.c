@@ -178,5 +178,5 @@ main(int argc, char **argv)
             cases_failures_and_crashes);
     tap_run("a cancel at any moment leaves a right disk",
             cases_switches);
-    return tap_done();
+    return cases_done();
 }

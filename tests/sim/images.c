@@ -129,7 +129,19 @@ enum fill {
     FILL_STALE,  /* an unfinished copy of something else, as a transfer
                   * leaves it */
     FILL_PACKED, /* compressed */
+    FILL_ZERO,   /* it says that it is zero, over what is below */
 };
+
+static void
+fill_zero(struct node *node, struct oracle *o, uint64_t sector, uint64_t n)
+{
+    if (node_zero(node, sector * SECTOR, n * SECTOR, 0, NULL)) {
+        abort();
+    }
+    for (uint64_t i = 0; i < n; i++) {
+        oracle_init(o, sector + i, 0);
+    }
+}
 
 /* @o NULL: the disk does not read that. */
 static void
@@ -148,6 +160,8 @@ fill(struct graph *graph, struct oracle *o, enum fill how, const char *format,
     }
     if (how == FILL_PACKED) {
         fill_packed(node, o, v[0], v[1], v[2]);
+    } else if (how == FILL_ZERO) {
+        fill_zero(node, o, v[0], v[1]);
     } else {
         sweep_fill(node, o, v[0], v[1], v[2]);
     }
@@ -189,6 +203,9 @@ obey(struct graph *graph, struct oracle *o, const char *line)
     } else if (sscanf(line, "pack %31s %63s %llu %llu %llu", format, name,
                       &v[0], &v[1], &v[2]) == 5) {
         fill(graph, o, FILL_PACKED, format, name, v);
+    } else if (sscanf(line, "zero %31s %63s %llu %llu", format, name, &v[0],
+                      &v[1]) == 4) {
+        fill(graph, o, FILL_ZERO, format, name, v);
     } else if (sscanf(line, "stale %31s %63s %llu %llu %llu", format, name,
                       &v[0], &v[1], &v[2]) == 5) {
         fill(graph, NULL, FILL_STALE, format, name, v);

@@ -26,6 +26,12 @@ enum { SIZE = 40 * 1024 };
 #define QCOW2_BASE(cluster)                                                    \
     "create qcow2 base cluster-size=" cluster " size=40960\n"                  \
     "fill qcow2 base 5 60 1\n"
+/* Clusters that are more than one for the whole disk, and known to QEMU. */
+#define QED_CLUSTERS "cluster-size=4096 table-size=2"
+#define SMALL_QED_BASE                                                         \
+    "create qed base " QED_CLUSTERS " size=40960\n"                            \
+    "fill qed base 5 60 1\n"
+#define SMALL_QED_TOP(below) TOP("qed", QED_CLUSTERS, "base", below)
 #define QED_BASE                                                               \
     "create qed base size=40960\n"                                             \
     "fill qed base 5 60 1\n"
@@ -97,12 +103,30 @@ merge(struct sweep *s, const struct sweep_transfer *plan)
 }
 
 static void
-sink(struct sweep *s)
+sink_layers(struct sweep *s, unsigned n)
 {
     merge(s, &(struct sweep_transfer){.preset = PRESET_MERGE,
                                       .release = true,
                                       .into = MERGE_INTO_SNAPSHOT,
-                                      .base = 1});
+                                      .base = n});
+}
+
+static void
+sink(struct sweep *s)
+{
+    sink_layers(s, 1);
+}
+
+static void
+sink_two(struct sweep *s)
+{
+    sink_layers(s, 2);
+}
+
+static void
+sink_three(struct sweep *s)
+{
+    sink_layers(s, 3);
 }
 
 static void
@@ -114,45 +138,102 @@ sink_and_keep_the_name(struct sweep *s)
                                       .into = MERGE_INTO_SNAPSHOT,
                                       .base = 1});
     if (s->done && (root_node(s->root)->filename[0] != 't' ||
-                    sim_disk_get(sim_world_disk(s->sim), "base", &(size_t){0}))) {
+                    sim_disk_has(sim_world_disk(s->sim), "base"))) {
         sweep_fail(s, "the survivor has not taken the name");
     }
 }
 
 static void
-sink_three(struct sweep *s)
+rise_through(struct sweep *s, unsigned n)
 {
     merge(s, &(struct sweep_transfer){.preset = PRESET_MERGE,
                                       .release = true,
-                                      .into = MERGE_INTO_SNAPSHOT,
-                                      .base = 3});
-}
-
-static void
-sink_two(struct sweep *s)
-{
-    merge(s, &(struct sweep_transfer){.preset = PRESET_MERGE,
-                                      .release = true,
-                                      .into = MERGE_INTO_SNAPSHOT,
-                                      .base = 2});
+                                      .into = MERGE_INTO_OVERLAY,
+                                      .base = n});
 }
 
 static void
 rise(struct sweep *s)
 {
-    merge(s, &(struct sweep_transfer){.preset = PRESET_MERGE,
-                                      .release = true,
-                                      .into = MERGE_INTO_OVERLAY,
-                                      .base = 1});
+    rise_through(s, 1);
 }
 
 static void
 rise_three(struct sweep *s)
 {
+    rise_through(s, 3);
+}
+
+/* Bytes that the layer's own map has. */
+static uint64_t
+held_by(struct node *node)
+{
+    struct extent ext = {0};
+    uint64_t sum = 0;
+
+    for (uint64_t off = 0; off < node->size; off += ext.len) {
+        if (node_status(node, off, node->size - off, false, &ext)) {
+            break;
+        }
+        sum += ext.kind == EXTENT_UNALLOCATED ? 0 : ext.len;
+    }
+    return sum;
+}
+
+/* What it says that it gave back is what the snapshot holds no more. */
+static void
+rise_and_count(struct sweep *s)
+{
+    struct node *base = node_ref(sweep_layer(s, 1));
+    uint64_t before = held_by(base);
+
+    rise(s);
+    if (s->done && !s->may_fail) {
+        uint64_t gone = before - held_by(base);
+
+        if (gone != s->released) {
+            sweep_fail(s, "%llu bytes were given back, %llu were counted",
+                       (unsigned long long)gone,
+                       (unsigned long long)s->released);
+        }
+    }
+    node_unref(base);
+}
+
+static void
+must_be_gone(struct sweep *s, const char *const *files)
+{
+    for (; s->done && *files; files++) {
+        if (sim_disk_has(sim_world_disk(s->sim), *files)) {
+            sweep_fail(s, "'%s' is still there", *files);
+        }
+    }
+}
+
+static void
+sink_and_delete(struct sweep *s)
+{
+    static const char *const files[] = {"top", "middle", "other", NULL};
+
     merge(s, &(struct sweep_transfer){.preset = PRESET_MERGE,
                                       .release = true,
+                                      .delete_source = true,
+                                      .into = MERGE_INTO_SNAPSHOT,
+                                      .base = sweep_layer(s, 2) ? 3 : 1});
+    must_be_gone(s, files);
+}
+
+static void
+rise_and_delete(struct sweep *s)
+{
+    static const char *const files[] = {"base", "middle", "other", NULL};
+
+    merge(s, &(struct sweep_transfer){.preset = PRESET_MERGE,
+                                      .release = true,
+                                      .delete_source = true,
                                       .into = MERGE_INTO_OVERLAY,
-                                      .base = 3});
+                                      .base = sweep_layer(s, 2) ? 3 : 1});
+    must_be_gone(s, files);
 }
 
 static void
@@ -160,6 +241,23 @@ stream_with_release(struct sweep *s)
 {
     merge(s, &(struct sweep_transfer){.preset = PRESET_STREAM,
                                       .release = true});
+}
+
+/* What block-commit of layers below the disk is, with `release`. */
+static void
+commit_with_release(struct sweep *s)
+{
+    struct node *base = sweep_layer(s, 3);
+
+    sweep_run_transfer(
+        s, &(struct sweep_transfer){.preset = PRESET_MERGE,
+                                    .release = true,
+                                    .into = MERGE_INTO_SNAPSHOT,
+                                    .device = 1,
+                                    .base = 3});
+    if (s->done && sweep_layer(s, 1) != base) {
+        sweep_fail(s, "the commit ended, but the chain is as it was");
+    }
 }
 
 #define COMMON                                                                 \
@@ -272,6 +370,79 @@ static const struct sweep_setup setups[] = {
      .recover = sweep_resume,
      DISK,
      COMMON},
+    {.name = "merge-of-qed-into-qed",
+     .image = SMALL_QED_BASE SMALL_QED_TOP("qed"),
+     .judge_moved = IMAGE("qed", "base"),
+     .operation = sink,
+     QED_DISK,
+     COMMON},
+    {.name = "merge-of-qed-into-raw",
+     .image = RAW_BASE SMALL_QED_TOP("raw"),
+     .judge_moved = IMAGE("raw", "base"),
+     .operation = sink,
+     QED_DISK,
+     COMMON},
+    {.name = "merge-up-raw-to-qed",
+     .image = RAW_BASE SMALL_QED_TOP("raw"),
+     .operation = rise,
+     QED_DISK,
+     COMMON},
+    {.name = "merge-up-qed-to-qcow2",
+     .image = SMALL_QED_BASE QCOW2_TOP("1024", "qed"),
+     .operation = rise,
+     DISK,
+     COMMON},
+    {.name = "merge-up-qcow2-to-qed",
+     .image = QCOW2_BASE("1024") SMALL_QED_TOP("qcow2"),
+     .operation = rise,
+     QED_DISK,
+     COMMON},
+    /* A cluster of the base goes when all that hides it is in the top. */
+    {.name = "merge-up-small-over-big",
+     .image = QCOW2_BASE("4096") QCOW2_TOP("512", "qcow2"),
+     .operation = rise_and_count,
+     DISK,
+     COMMON},
+    {.name = "merge-delete",
+     .image = QCOW2_BASE("1024") QCOW2_TOP("1024", "qcow2"),
+     .judge_moved = IMAGE("qcow2", "base"),
+     .operation = sink_and_delete,
+     DISK,
+     COMMON},
+    {.name = "merge-delete-three",
+     .image = BELOW BASE_ON_ROOT THREE,
+     .judge_moved = IMAGE("qcow2", "base"),
+     .operation = sink_and_delete,
+     DISK,
+     COMMON},
+    {.name = "merge-up-delete",
+     .image = BELOW BASE_ON_ROOT THREE,
+     .operation = rise_and_delete,
+     DISK,
+     COMMON},
+    {.name = "commit-release",
+     .image = BELOW BASE_ON_ROOT THREE,
+     .operation = commit_with_release,
+     DISK,
+     COMMON},
+    {.name = "merge-three-resumed",
+     .image = BELOW BASE_ON_ROOT THREE,
+     .operation = sink_three,
+     .recover = sweep_resume,
+     DISK,
+     COMMON},
+    {.name = "merge-up-three-resumed",
+     .image = BELOW BASE_ON_ROOT THREE,
+     .operation = rise_three,
+     .recover = sweep_resume,
+     DISK,
+     COMMON},
+    {.name = "merge-into-raw-resumed",
+     .image = RAW_BASE QCOW2_TOP("1024", "raw"),
+     .operation = sink,
+     .recover = sweep_resume,
+     DISK,
+     COMMON},
     {.name = "merge-three",
      .image = BELOW BASE_ON_ROOT THREE,
      .operation = sink_three,
@@ -312,5 +483,5 @@ main(int argc, char **argv)
             cases_failures_and_crashes);
     tap_run("a cancel at any moment leaves a right disk",
             cases_switches);
-    return tap_done();
+    return cases_done();
 }

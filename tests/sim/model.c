@@ -32,6 +32,7 @@ enum {
 
 static uint64_t counts[16][OUTCOMES];
 static struct plan running; /* for a crash */
+static struct sim_spares *spares;
 
 static double
 seconds(void)
@@ -85,10 +86,12 @@ static char *
 run_world(const struct plan *plan, bool verbose)
 {
     struct sim_disk *disk = sim_disk_new();
-    struct sim_options o = {.seed = plan->seed, .max_ns = HANGS_NS};
+    struct sim_options o = {
+        .seed = plan->seed, .spares = spares, .max_ns = HANGS_NS};
     struct world w = {.plan = plan,
                       .verbose = verbose,
                       .rng = plan->seed,
+                      .spares = spares,
                       .next_tag = 1,
                       .oracle = oracle_new(SECTORS_MAX)};
 
@@ -224,6 +227,7 @@ main(int argc, char **argv)
 {
     /* What nobody wrote must not look right by chance. */
     mallopt(M_PERTURB, 0xa5);
+    spares = sim_spares_new();
     signal(SIGABRT, on_crash);
     signal(SIGSEGV, on_crash);
     one = whole;

@@ -60,6 +60,7 @@ struct world {
     bool verbose;
     uint64_t rng; /* of what happens while it runs */
     struct sim *sim;
+    struct sim_spares *spares;
     struct graph *graph;
     struct jobs *jobs;
     struct root *roots[GUESTS_MAX];

@@ -825,7 +825,8 @@ static void
 judge_disk(struct world *w, struct sim_disk *disk, json_t *def,
            const char *what, const struct sim_crash *crash)
 {
-    struct sim_options o = {.seed = 1, .in_order = true};
+    struct sim_options o = {
+        .seed = 1, .spares = w->spares, .in_order = true};
     struct judge j = {w, sim_new(disk, &o), def, what, crash};
 
     if (!loop_run_main(sim_loop(j.sim), judge_main, &j)) {

@@ -171,30 +171,26 @@ static const struct sweep_setup setups[] = {
 static void
 a_cut_at_any_message_loses_nothing(void)
 {
-    for (uint64_t seed = 1; seed <= 16; seed++) {
-        CHECK_INT(sweep_cuts(&setups[0], seed), 0);
-    }
+    cases_one(sweep_cuts, "nbd-stream");
 }
 
 static void
 a_cut_at_any_message_fails_what_does_not_wait(void)
 {
-    for (uint64_t seed = 1; seed <= 16; seed++) {
-        CHECK_INT(sweep_cuts(&setups[2], seed), 0);
-    }
-    CHECK_INT(sweep_switches(&setups[2], 1), 0);
+    cases_one(sweep_cuts, "nbd-impatient");
+    cases_one(sweep_switches, "nbd-impatient");
 }
 
 static void
 a_cut_at_any_moment_loses_nothing(void)
 {
-    CHECK_INT(sweep_switches(&setups[0], 1), 0);
+    cases_one(sweep_switches, "nbd-stream");
 }
 
 static void
 a_cancel_does_not_wait_for_a_cut_link(void)
 {
-    CHECK_INT(sweep_switches(&setups[1], 1), 0);
+    cases_one(sweep_switches, "nbd-cancel");
 }
 
 int
@@ -209,5 +205,5 @@ main(int argc, char **argv)
             a_cut_at_any_moment_loses_nothing);
     tap_run("a cancel does not wait for a cut link",
             a_cancel_does_not_wait_for_a_cut_link);
-    return tap_done();
+    return cases_done();
 }

@@ -2,6 +2,7 @@
 /* The sweeps over qcow2: cluster sizes, refcount widths, backing files. */
 #include "base/bytes.h"
 #include "sim/cases.h"
+#include "sim/qemu.h"
 
 enum {
     SIZE = 48 * 1024,
@@ -42,6 +43,41 @@ grow(struct sweep *s)
     if (r ? !s->may_fail : memcmp(sector, got, 512)) {
         sweep_fail(s, "the new part of the disk does not keep a write");
     }
+}
+
+/* What qemu-img says of what a kill now would leave; true: it is content. */
+static bool
+is_content(struct sweep *s, size_t at, uint64_t damage)
+{
+    struct sim_crash kill = {.disk = sim_world_disk(s->sim),
+                             .kind = SIM_CRASH_PROCESS};
+    struct sim_disk *disk = sim_crash_next(&kill);
+    unsigned before = s->failures;
+
+    if (at) {
+        sim_disk_change(disk, "top", at, &damage, sizeof(damage));
+    }
+    qemu_judge(s, disk, "a kill");
+    sim_disk_free(disk);
+    return s->failures == before;
+}
+
+/* The other judge: an image that is damaged, or another disk, must show. */
+static void
+ask_qemu(struct sweep *s)
+{
+    enum { L1_OFFSET = 40, REFTABLE_OFFSET = 48 }; /* in the header */
+
+    sweep_step(s, &(struct step){.op = STEP_WRITE, .sector = 3, .n = 9});
+    sweep_step(s, &(struct step){.op = STEP_FLUSH});
+    CHECK(is_content(s, 0, 0));
+    CHECK(!is_content(s, L1_OFFSET, UINT64_MAX));
+    CHECK(!is_content(s, REFTABLE_OFFSET, 0));
+    oracle_init(s->oracle, 5, 4711);
+    CHECK(!is_content(s, 0, 0));
+    oracle_init(s->oracle, 5, 1000000); /* what was written */
+    CHECK(is_content(s, 0, 0));
+    s->failures = 0;
 }
 
 #define COMMON .options = TOP, .ops = 12, .max_states = 48
@@ -109,6 +145,12 @@ static const struct sweep_setup setups[] = {
      .ops = 3,
      .options = TOP,
      .max_states = 3},
+    {.name = "qcow2-judge",
+     .image = "create qcow2 top cluster-size=512 size=49152\n",
+     .size = SIZE,
+     .operation = ask_qemu,
+     .options = TOP,
+     .special = true},
 };
 
 /* The judges themselves: a dropped flush must show, in most places. */
@@ -121,10 +163,30 @@ an_fsync_that_lies_is_noticed(void)
     CHECK(noticed >= 5);
 }
 
+static unsigned
+run_once(const struct sweep_setup *setup, uint64_t seed)
+{
+    return sweep_plain(setup, seed, 1);
+}
+
+static void
+qemu_img_notices_what_is_wrong(void)
+{
+    if (qemu_can_judge(&setups[0])) {
+        cases_one(run_once, "qcow2-judge");
+    } else {
+        printf("# no qemu-img\n");
+    }
+}
+
 int
 main(int argc, char **argv)
 {
     cases_run(argc, argv, setups, ARRAY_LEN(setups), 500);
-    tap_run("an fsync that lies is noticed", an_fsync_that_lies_is_noticed);
-    return tap_done();
+    if (cases_wants(&setups[0])) {
+        tap_run("an fsync that lies is noticed",
+                an_fsync_that_lies_is_noticed);
+    }
+    tap_run("qemu-img notices what is wrong", qemu_img_notices_what_is_wrong);
+    return cases_done();
 }

@@ -106,5 +106,5 @@ main(int argc, char **argv)
     no_holes.zero = NULL;
     no_holes.discard = NULL;
     cases_run(argc, argv, setups, ARRAY_LEN(setups), 500);
-    return tap_done();
+    return cases_done();
 }

@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "block/graph_internal.h"
 #include "drivers/drivers.h"
+#include "sim/qemu.h"
 #include "sim/sweep.h"
 
 enum {
@@ -442,13 +443,12 @@ crash_again(struct judge *j, enum sim_crash_kind kind, const char *what)
                               .seed = j->crash_at};
     bool recorded = s->recorded;
     struct sim_disk *disk;
-    size_t len;
 
     s->again = true;
     s->power = kind == SIM_CRASH_POWER;
     while (!s->failures && (disk = sim_crash_next(&crash))) {
         /* What was under way may have been finished by then. */
-        s->recorded = recorded && sim_disk_get(disk, "top.sluice", &len);
+        s->recorded = recorded && sim_disk_has(disk, "top.sluice");
         s->second_states++;
         judge_disk(s, disk, what, 0);
         sim_disk_free(disk);
@@ -476,6 +476,7 @@ judge_disk(struct sweep *s, struct sim_disk *disk, const char *what,
 {
     struct judge j = {.s = s, .what = what, .crash_at = crash_at};
     struct sim_options o = {.seed = 1,
+                            .spares = s->spares,
                             .in_order = true,
                             .max_ns = s->setup->max_ns,
                             .on_event = crash_at ? on_recovery : NULL,
@@ -506,6 +507,25 @@ second_crash(const struct sweep *s, const struct sim_crash *crash)
                                                     : OPENING_EVENTS);
 }
 
+/* Is the n-th state one of the sample? */
+static bool
+sample_has(struct sample *sample, uint64_t n)
+{
+    uint64_t rng = n;
+
+    if (sample->every) {
+        sample->taken++;
+        return true;
+    }
+    if (sample->taken == sample->wanted || n < sample->next) {
+        return false;
+    }
+    sample->taken++;
+    sample->next = sample->taken * sample->stride + 1 +
+                   sim_random(&rng) % sample->stride;
+    return true;
+}
+
 static void
 judge_crash(struct sweep *s, struct sim_crash *crash, const char *what)
 {
@@ -514,6 +534,9 @@ judge_crash(struct sweep *s, struct sim_crash *crash, const char *what)
     while (!s->failures && (disk = sim_crash_next(crash))) {
         s->crash = crash;
         s->states++;
+        if (sample_has(&s->sample, s->states)) {
+            qemu_judge(s, disk, what);
+        }
         judge_disk(s, disk, what, second_crash(s, crash));
         sim_disk_free(disk);
         s->crash = NULL;
@@ -546,13 +569,12 @@ on_event(void *arg, struct sim *sim)
     struct sim_crash kill = {.disk = sim_world_disk(sim),
                              .kind = SIM_CRASH_PROCESS};
     bool here = sim_n_events(sim) == sc->at && !s->crashes;
-    size_t len;
 
     if (s->root) {
         s->moved = root_node(s->root) != s->top;
     }
     s->recorded = s->setup->leaves_a_record && s->moved &&
-                  sim_disk_get(sim_world_disk(sim), "top.sluice", &len);
+                  sim_disk_has(sim_world_disk(sim), "top.sluice");
 
     if (here && sc->trouble == TROUBLE_POWER) {
         power.replay = true;
@@ -594,7 +616,8 @@ static struct sim_disk *
 prepare(struct sweep *s)
 {
     struct sim_disk *disk = sim_disk_new(), *clean;
-    struct sim_options o = {.seed = s->seed, .in_order = true};
+    struct sim_options o = {
+        .seed = s->seed, .spares = s->spares, .in_order = true};
     struct prepare p = {s, sim_new(disk, &o)};
     struct sim_crash all = {.disk = disk, .kind = SIM_CRASH_PROCESS};
 
@@ -699,6 +722,7 @@ world_options(struct sweep *s)
 {
     const struct script *sc = s->script;
     struct sim_options o = {.seed = s->seed,
+                            .spares = s->spares,
                             .in_order = sc->calm,
                             .drop_sync_at = sc->lie,
                             .max_ns = s->setup->max_ns,
@@ -734,6 +758,9 @@ sweep_run(struct sweep *s, const struct script *sc)
     s->failures = 0;
     s->running = 0;
     s->may_fail = s->setup->may_fail || sc->trouble == TROUBLE_FAIL;
+    if (!s->spares) {
+        s->spares = sim_spares_new();
+    }
     s->oracle = oracle_new(s->setup->size / SECTOR);
     disk = prepare(s);
     struct sim_options o = world_options(s);
@@ -763,4 +790,7 @@ sweep_fini(struct sweep *s)
 {
     script_fini(&s->found);
     free(s->why);
+    if (s->spares) {
+        sim_spares_free(s->spares);
+    }
 }

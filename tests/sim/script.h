@@ -17,6 +17,7 @@
  *   image create FORMAT NAME KEY=VALUE...
  *   image fill FORMAT NAME SECTOR N TAG     tags TAG, TAG+1, ... in N sectors
  *   image pack FORMAT NAME SECTOR N TAG     the same, by compressed clusters
+ *   image zero FORMAT NAME SECTOR N         it says that it is zero there
  *   image litter NAME N      N sectors of old data behind the file's end
  *   image stale FORMAT NAME SECTOR N TAG    fills, and marks it unfinished
  *   image unread FORMAT NAME SECTOR N TAG   fills what the disk does not read

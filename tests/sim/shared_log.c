@@ -145,19 +145,21 @@ open_next(struct scene *s, const char *options, bool is_there)
 static void
 change_autoclear(struct scene *s, uint64_t and, uint64_t xor)
 {
+    unsigned at = s->format->autoclear_at;
+    unsigned char field[8];
     size_t len;
-    unsigned char *p = (unsigned char *)(uintptr_t)sim_disk_get(
-                           s->left, "image", &len) +
-                       s->format->autoclear_at;
-    uint64_t bits = s->format->big_endian ? ld_be64(p) : ld_le64(p);
+
+    memcpy(field, sim_disk_get(s->left, "image", &len) + at, sizeof(field));
+    uint64_t bits = s->format->big_endian ? ld_be64(field) : ld_le64(field);
 
     CHECK(bits & 1ULL << 62);
     bits = (bits & and) ^ xor;
     if (s->format->big_endian) {
-        st_be64(p, bits);
+        st_be64(field, bits);
     } else {
-        st_le64(p, bits);
+        st_le64(field, bits);
     }
+    sim_disk_change(s->left, "image", at, field, sizeof(field));
 }
 
 static void

@@ -121,5 +121,5 @@ main(int argc, char **argv)
     cases_run(argc, argv, setups, ARRAY_LEN(setups), 300);
     tap_run("a sync inside the gates is counted",
             a_sync_inside_the_gates_is_counted);
-    return tap_done();
+    return cases_done();
 }

@@ -177,21 +177,21 @@ static const struct sweep_setup setups[] = {
 static void
 a_cancel_at_any_moment_leaves_a_right_disk(void)
 {
-    CHECK_INT(sweep_switches(&setups[0], 1), 0);
-    CHECK_INT(sweep_switches(&setups[1], 2), 0);
+    cases_one(sweep_switches, "stream-all");
+    cases_one(sweep_switches, "stream-to-base");
 }
 
 static void
 a_pause_at_any_moment_loses_nothing(void)
 {
-    CHECK_INT(sweep_switches(&setups[3], 3), 0);
+    cases_one(sweep_switches, "stream-paused");
 }
 
 static void
 a_full_disk_pauses_the_stream(void)
 {
-    CHECK_INT(sweep_plain(&setups[4], 1, 50), 0);
-    CHECK_INT(sweep_crashes(&setups[4], 1), 0);
+    cases_one(cases_plain_sweep, "stream-full");
+    cases_one(sweep_crashes, "stream-full");
 }
 
 int
@@ -203,5 +203,5 @@ main(int argc, char **argv)
             a_cancel_at_any_moment_leaves_a_right_disk);
     tap_run("a pause at any moment loses nothing",
             a_pause_at_any_moment_loses_nothing);
-    return tap_done();
+    return cases_done();
 }

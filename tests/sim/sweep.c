@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
+#include "sim/qemu.h"
 #include "sim/sweep.h"
 #include "transfer/job.h"
 
@@ -10,7 +11,7 @@
 
 #include "base/bytes.h"
 
-enum { SECTOR = 512, STEP_MAX = 24, STRIDES = 50 };
+enum { SECTOR = 512, STEP_MAX = 24, STRIDES = 50, STATES_OF_A_SEED = 500 };
 
 static double
 seconds(void)
@@ -21,24 +22,54 @@ seconds(void)
     return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
 }
 
+/* What SIM_BUDGET and SIM_STATES are shared by, and what was judged so far. */
 enum { FULL_SHARE_SETUPS = 8 };
 
-static double share = 1;
+static size_t n_setups = 1;
+static struct sweep_totals totals;
 
 void
-sweep_share_budget(size_t n_setups)
+sweep_share_budget(size_t n)
 {
-    if (n_setups > FULL_SHARE_SETUPS) {
-        share = (double)FULL_SHARE_SETUPS / (double)n_setups;
-    }
+    n_setups = n;
 }
 
+struct sweep_totals
+sweep_totals(void)
+{
+    return totals;
+}
+
+static uint64_t
+number_from_env(const char *name)
+{
+    const char *text = getenv(name);
+
+    return text ? strtoull(text, NULL, 10) : 0;
+}
+
+uint64_t
+sweep_states_wanted(void)
+{
+    return number_from_env("SIM_STATES");
+}
+
+uint64_t
+sweep_sample_wanted(void)
+{
+    return number_from_env("SIM_QEMU");
+}
+
+/* In seconds, for one sweep over one setup. */
 static double
 budget(void)
 {
     const char *text = getenv("SIM_BUDGET");
+    double full = text ? atof(text) : 2;
 
-    return (text ? atof(text) : 2) * share;
+    return n_setups > FULL_SHARE_SETUPS
+               ? full * FULL_SHARE_SETUPS / (double)n_setups
+               : full;
 }
 
 static enum step_op
@@ -92,7 +123,8 @@ report(struct sweep *s)
     if (failures && !s->quiet) {
         printf("# %s, seed %llu: %s\n", s->setup->name,
                (unsigned long long)s->seed, s->why);
-        struct script small = sweep_shrink(s);
+        struct script small =
+            s->judged_by_qemu ? script_copy(&s->found) : sweep_shrink(s);
 
         printf("# the smallest script that fails (%u of its steps left): %s\n",
                small.n_steps, s->why);
@@ -137,16 +169,42 @@ sweep_pause_job(struct sweep *s)
     }
 }
 
+static void
+count(const struct sweep *s)
+{
+    totals.states += s->states;
+    totals.second_states += s->second_states;
+    totals.by_qemu += s->sample.taken;
+}
+
+/* Spread over @n states, or as many as one seed has at least. */
+static struct sample
+sample_of(const struct sweep_setup *setup, uint64_t n)
+{
+    uint64_t wanted = qemu_can_judge(setup)
+                          ? div_up(sweep_sample_wanted(), n_setups)
+                          : 0;
+
+    return (struct sample){
+        .wanted = wanted,
+        .stride = wanted ? max_u64(max_u64(n, STATES_OF_A_SEED) / wanted, 1)
+                         : 0,
+        .next = 1};
+}
+
 unsigned
 sweep_crashes(const struct sweep_setup *setup, uint64_t first)
 {
     struct sweep s = {.setup = setup, .crashes = true};
     double end = seconds() + budget();
-    uint64_t seed = first;
+    uint64_t seed = first, least = div_up(sweep_states_wanted(), n_setups);
 
+    s.sample = sample_of(setup, least);
     do {
         run_seed(&s, seed++, 0);
-    } while (seconds() < end && !s.failures);
+    } while ((seconds() < end || s.states + s.second_states < least) &&
+             !s.failures);
+    count(&s);
     if (setup->recover && !s.resumed && !s.failures) {
         printf("# %s: nothing was resumed\n", setup->name);
         return 1;
@@ -173,61 +231,69 @@ sweep_lies(const struct sweep_setup *setup, uint64_t seed, unsigned max)
     return noticed;
 }
 
-/* One trouble at every place of a run; @ret_total: how many there are. */
+/* Where it comes, each of the kinds it comes in; returns the runs. */
 static uint64_t
-sweep_places(struct sweep *s, struct script *sc, const uint64_t *total)
+sweep_place(struct sweep *s, struct script *sc)
 {
     static const int codes[] = {EIO, ENOSPC};
-    double end = seconds() + budget();
-    uint64_t all = *total, runs = 0;
+    size_t kinds = sc->trouble == TROUBLE_FAIL ? ARRAY_LEN(codes) : 1;
+    uint64_t runs = 0;
 
-    /* Where the budget is short, a stride still spans all of them. */
-    for (sc->at = 1; sc->at <= all && !s->failures; sc->at++) {
-        if (seconds() > end) {
-            sc->at += all / STRIDES;
-        }
-        for (size_t c = 0; c < ARRAY_LEN(codes) && !s->failures; c++) {
-            sc->error = codes[c];
-            sweep_run(s, sc);
-            runs++;
-            if (sc->trouble != TROUBLE_FAIL) {
-                break;
-            }
-        }
+    while (runs < kinds && !s->failures) {
+        sc->error = codes[runs++];
+        sweep_run(s, sc);
     }
     return runs;
 }
 
+/* One trouble at every place of a seed's run; returns the runs. */
+static uint64_t
+sweep_places(struct sweep *s, uint64_t seed, enum trouble trouble, double end)
+{
+    struct script sc = sweep_script(s->setup, seed);
+    uint64_t runs = 0;
+
+    sweep_run(s, &sc);
+    uint64_t all = trouble == TROUBLE_FAIL     ? s->n_io
+                   : trouble == TROUBLE_SWITCH ? s->n_switches
+                                               : s->n_messages;
+
+    sc.trouble = trouble;
+    /* Where the budget is short, a stride still spans all of them. */
+    for (sc.at = 1; sc.at <= all && !s->failures; sc.at++) {
+        if (seconds() > end) {
+            sc.at += all / STRIDES;
+        }
+        runs += sweep_place(s, &sc);
+    }
+    script_fini(&sc);
+    return runs;
+}
+
 static unsigned
-sweep_trouble(const struct sweep_setup *setup, uint64_t seed,
+sweep_trouble(const struct sweep_setup *setup, uint64_t first,
               enum trouble trouble)
 {
     struct sweep s = {.setup = setup};
-    struct script sc = sweep_script(setup, seed);
-    const uint64_t *total = trouble == TROUBLE_FAIL     ? &s.n_io
-                            : trouble == TROUBLE_SWITCH ? &s.n_switches
-                                                        : &s.n_messages;
     const char *what = trouble == TROUBLE_FAIL     ? "with a failing I/O"
                        : trouble == TROUBLE_SWITCH ? "disturbed at a switch"
                                                    : "with links cut";
+    double end = seconds() + budget();
+    uint64_t runs = 0, seed = first;
 
-    sweep_run(&s, &sc);
-    uint64_t all = *total, runs = 0;
-
-    sc.trouble = trouble;
-    if (!s.failures) {
-        runs = sweep_places(&s, &sc, &all);
-    }
-    printf("# %s: %llu runs %s, of %llu places\n", setup->name,
-           (unsigned long long)runs, what, (unsigned long long)all);
-    script_fini(&sc);
+    do {
+        runs += sweep_places(&s, seed++, trouble, end);
+    } while (seconds() < end && !s.failures);
+    printf("# %s: %llu runs %s, seeds %llu to %llu\n", setup->name,
+           (unsigned long long)runs, what, (unsigned long long)first,
+           (unsigned long long)seed - 1);
     return report(&s);
 }
 
 unsigned
-sweep_failures(const struct sweep_setup *setup, uint64_t seed)
+sweep_failures(const struct sweep_setup *setup, uint64_t first)
 {
-    return sweep_trouble(setup, seed, TROUBLE_FAIL);
+    return sweep_trouble(setup, first, TROUBLE_FAIL);
 }
 
 unsigned
@@ -260,21 +326,22 @@ sweep_failures_and_crashes(const struct sweep_setup *setup, uint64_t first)
         script_fini(&sc);
         runs++;
     } while (seconds() < end && !s.failures);
+    count(&s);
     printf("# %s: %llu runs with a failing I/O, %llu crash states\n",
            setup->name, (unsigned long long)runs, (unsigned long long)s.states);
     return report(&s);
 }
 
 unsigned
-sweep_switches(const struct sweep_setup *setup, uint64_t seed)
+sweep_switches(const struct sweep_setup *setup, uint64_t first)
 {
-    return sweep_trouble(setup, seed, TROUBLE_SWITCH);
+    return sweep_trouble(setup, first, TROUBLE_SWITCH);
 }
 
 unsigned
-sweep_cuts(const struct sweep_setup *setup, uint64_t seed)
+sweep_cuts(const struct sweep_setup *setup, uint64_t first)
 {
-    return sweep_trouble(setup, seed, TROUBLE_CUT);
+    return sweep_trouble(setup, first, TROUBLE_CUT);
 }
 
 unsigned
@@ -283,7 +350,10 @@ sweep_plain(const struct sweep_setup *setup, uint64_t first, unsigned runs)
     struct sweep s = {.setup = setup};
     double end = seconds() + budget();
 
-    for (unsigned i = 0; i < runs && !s.failures && seconds() < end; i++) {
+    for (unsigned i = 0; i < runs && !s.failures; i++) {
+        if (i && seconds() >= end) {
+            break;
+        }
         run_seed(&s, first + i, 0);
     }
     return report(&s);
@@ -328,6 +398,7 @@ sweep_replay(const struct sweep_setup *setups, size_t n, const char *path)
     }
     /* Without a crash of its own it is judged at every one, unless troubled. */
     s.crashes = sc.trouble == TROUBLE_NONE;
+    s.sample.every = !s.crashes && qemu_can_judge(s.setup);
     sweep_run(&s, &sc);
     unsigned failures = s.failures;
 

@@ -17,6 +17,7 @@
  *   script.c  a run as data           run.c    runs and judges one
  *   images.c  its images              shrink.c makes a failing one small
  *   sweep.c   the sweeps              cases.h  what a test program calls
+ *   qemu.c    qemu-img as a judge of a sample
  */
 #ifndef SLUICE_TESTS_SIM_SWEEP_H
 #define SLUICE_TESTS_SIM_SWEEP_H
@@ -81,10 +82,18 @@ struct sweep_setup {
     bool special;
 };
 
+/* Some of the states, one at random in so many; all of them: see `every`. */
+struct sample {
+    bool every;
+    uint64_t wanted, stride;
+    uint64_t taken, next; /* @next: the number of a state, from 1 */
+};
+
 struct sweep {
     const struct sweep_setup *setup;
     const struct script *script;
     struct sim *sim;
+    struct sim_spares *spares; /* its worlds follow each other by the thousand */
     struct graph *graph;
     struct node *top;
     struct root *root;
@@ -97,7 +106,10 @@ struct sweep {
     bool crashes;        /* judge all crash states, not only the script's */
     uint64_t max_states; /* overrides the setup's; 0: does not */
     uint64_t states, second_states; /* judged so far */
+    struct sample sample;           /* of these states, for qemu-img */
+    bool judged_by_qemu;            /* it was not content: nothing is shrunk */
     uint64_t resumed; /* jobs that went on after a crash */
+    uint64_t released; /* bytes, by the transfer of this run that is over */
     uint64_t n_io, n_switches, n_messages; /* of the last run */
     unsigned failures;                     /* of the last run */
     char *why;                             /* the first of them */
@@ -130,12 +142,23 @@ struct script sweep_script(const struct sweep_setup *setup, uint64_t seed);
 
 /* Where there are many setups, each of their sweeps has less of SIM_BUDGET. */
 void sweep_share_budget(size_t n_setups);
+/* SIM_STATES: as many are judged, however short the time; 0: no matter. */
+uint64_t sweep_states_wanted(void);
+
+/* SIM_QEMU: so many of them, about, by qemu-img, too. */
+uint64_t sweep_sample_wanted(void);
+
+/* What all sweeps of this program have judged so far. */
+struct sweep_totals {
+    uint64_t states, second_states, by_qemu;
+};
+struct sweep_totals sweep_totals(void);
 
 /*
  * Runs the sweep for seeds from @first on until the share of SIM_BUDGET (in
- * seconds, from the environment; default 2) is used, at least one.  This and
- * the others return the failures, and print counts and a shrunk script as TAP
- * comments.
+ * seconds, from the environment; default 2) is used and the share of SIM_STATES
+ * is judged, at least one.  This and the others return the failures, and print
+ * counts and a shrunk script as TAP comments.
  */
 unsigned sweep_crashes(const struct sweep_setup *setup, uint64_t first);
 /*
@@ -145,14 +168,14 @@ unsigned sweep_crashes(const struct sweep_setup *setup, uint64_t first);
 unsigned sweep_lies(const struct sweep_setup *setup, uint64_t seed,
                     unsigned max);
 /* The n-th I/O fails, for every n, with EIO and with ENOSPC. */
-unsigned sweep_failures(const struct sweep_setup *setup, uint64_t seed);
+unsigned sweep_failures(const struct sweep_setup *setup, uint64_t first);
 /* A random I/O fails, and a crash comes at any event after that or before. */
 unsigned sweep_failures_and_crashes(const struct sweep_setup *setup,
                                     uint64_t first);
 /* setup->disturb comes at the n-th switch of coroutines, for every n. */
-unsigned sweep_switches(const struct sweep_setup *setup, uint64_t seed);
+unsigned sweep_switches(const struct sweep_setup *setup, uint64_t first);
 /* All links are cut at the n-th message, for every n. */
-unsigned sweep_cuts(const struct sweep_setup *setup, uint64_t seed);
+unsigned sweep_cuts(const struct sweep_setup *setup, uint64_t first);
 /* At most @runs without failures and crashes: reads are judged. */
 unsigned sweep_plain(const struct sweep_setup *setup, uint64_t first,
                      unsigned runs);

@@ -104,6 +104,7 @@ sweep_run_transfer(struct sweep *s, const struct sweep_transfer *plan)
                       ? loop_now(loop) + sim_random(&s->rng) % VERB_NS
                       : 0;
     struct watch w = {.s = s, .plan = plan, .left = true};
+    struct transfer_report report;
 
     if (job && plan->in_switch) {
         w.t = transfer_of(job);
@@ -131,6 +132,9 @@ sweep_run_transfer(struct sweep *s, const struct sweep_transfer *plan)
         sweep_fail(s, "the transfer failed: %s", job->err.msg);
     }
     s->done = job && !job->err.code && !job->cancelled;
+    if (job && transfer_report(job, &report)) {
+        s->released = report.bytes_released;
+    }
     s->op = NULL;
     w.over = true;
     while (!w.left) {

@@ -29,71 +29,45 @@ sim_random(uint64_t *state)
 
 /* Contents. */
 
-static void
-image_resize(struct bytes_image *im, size_t len)
-{
-    if (len > im->cap) {
-        im->cap = len * 2;
-        im->p = xrealloc(im->p, im->cap);
-    }
-    if (len > im->len) {
-        memset(im->p + im->len, 0, len - im->len);
-    }
-    im->len = len;
-}
-
-static void
-image_copy(struct bytes_image *to, const struct bytes_image *from)
-{
-    to->cap = to->len = from->len;
-    to->p = xmalloc(from->len);
-    if (from->len) {
-        memcpy(to->p, from->p, from->len);
-    }
-}
-
 /* Applies the part [from, to) of an operation's range. */
 static void
-apply_part(struct bytes_image *im, const struct disk_op *op, uint64_t from,
+apply_part(struct content *c, const struct disk_op *op, uint64_t from,
            uint64_t to)
 {
-    if (op->kind == OP_TRUNCATE) {
-        image_resize(im, op->off);
-        return;
-    }
-    uint64_t end = op->off + to;
+    uint64_t begin = op->off + from, end = op->off + to;
 
-    if (op->kind == OP_PUNCH) {
-        end = min_u64(end, im->len); /* keeps the size */
-        if (op->off + from < end) {
-            memset(im->p + op->off + from, 0, end - op->off - from);
+    switch (op->kind) {
+    case OP_TRUNCATE:
+        content_resize(c, op->off);
+        break;
+    case OP_PUNCH: /* keeps the size */
+        end = min_u64(end, c->len);
+        if (begin < end) {
+            content_zero(c, begin, end - begin);
         }
-        return;
-    }
-    if (end > im->len) {
-        image_resize(im, end);
-    }
-    if (from < to) {
-        memcpy(im->p + op->off + from, op->data + from, to - from);
+        break;
+    case OP_WRITE:
+        content_write(c, begin, op->data + from, to - from);
+        break;
     }
 }
 
 static void
-apply(struct bytes_image *im, const struct disk_op *op)
+apply(struct content *c, const struct disk_op *op)
 {
-    apply_part(im, op, 0, op->len);
+    apply_part(c, op, 0, op->len);
 }
 
 /* Some of the sectors that the operation touches. */
 static void
-apply_torn(struct bytes_image *im, const struct disk_op *op, uint64_t *seed)
+apply_torn(struct content *c, const struct disk_op *op, uint64_t *seed)
 {
     for (uint64_t at = 0; at < op->len;) {
         uint64_t next = align_down(op->off + at, SIM_SECTOR) + SIM_SECTOR;
         uint64_t to = min_u64(next - op->off, op->len);
 
         if (sim_random(seed) & 1) {
-            apply_part(im, op, at, to);
+            apply_part(c, op, at, to);
         }
         at = to;
     }
@@ -334,8 +308,9 @@ sim_disk_free(struct sim_disk *disk)
 
         ops_free(&inode->in_flight);
         ops_free(&inode->log);
-        free(inode->now.p);
-        free(inode->durable.p);
+        content_free(&inode->now);
+        content_free(&inode->durable);
+        free(inode->flat);
         list_remove(&inode->link);
         free(inode);
     }
@@ -347,10 +322,9 @@ sim_disk_put(struct sim_disk *disk, const char *name, const void *data,
              size_t len)
 {
     struct inode *inode = inode_new(disk);
-    struct bytes_image im = {(void *)(uintptr_t)data, len, len};
 
-    image_copy(&inode->now, &im);
-    image_copy(&inode->durable, &im);
+    content_write(&inode->now, 0, data, len);
+    inode->durable = content_share(&inode->now);
     name_set(&disk->names, name, inode);
     name_set(&disk->durable_names, name, inode);
 }
@@ -363,8 +337,35 @@ sim_disk_get(struct sim_disk *disk, const char *name, size_t *ret_len)
     if (!inode) {
         return NULL;
     }
+    free(inode->flat);
+    inode->flat = content_flat(&inode->now);
     *ret_len = inode->now.len;
-    return inode->now.p;
+    return inode->flat;
+}
+
+void
+sim_disk_change(struct sim_disk *disk, const char *name, size_t off,
+                const void *data, size_t len)
+{
+    struct inode *inode = disk_lookup(disk, name);
+
+    content_write(&inode->now, off, data, len);
+    content_write(&inode->durable, off, data, len);
+}
+
+void
+sim_disk_names(struct sim_disk *disk,
+               void (*each)(void *arg, const char *name), void *arg)
+{
+    list_for_each (it, &disk->names) {
+        each(arg, container_of(it, struct name, link)->name);
+    }
+}
+
+bool
+sim_disk_has(struct sim_disk *disk, const char *name)
+{
+    return disk_lookup(disk, name) != NULL;
 }
 
 void
@@ -474,7 +475,7 @@ crash_inode(struct inode *to, struct inode *from, struct chosen *c,
 {
     struct list *lists[] = {&from->log, &from->in_flight};
 
-    image_copy(&to->durable, &from->durable);
+    to->durable = content_share(&from->durable);
     for (size_t l = 0; l < ARRAY_LEN(lists); l++) {
         list_for_each (it, lists[l]) {
             struct disk_op *op = container_of(it, struct disk_op, link);
@@ -487,7 +488,7 @@ crash_inode(struct inode *to, struct inode *from, struct chosen *c,
             }
         }
     }
-    image_copy(&to->now, &to->durable);
+    to->now = content_share(&to->durable);
 }
 
 static struct inode *
@@ -518,6 +519,7 @@ crash_state(struct sim_disk *from, struct chosen *c, uint64_t index,
     }
     to->next_id = from->next_id;
     to->capacity = from->capacity;
+    to->spares = from->spares;
     list_for_each (it, &from->durable_names) {
         struct name *n = container_of(it, struct name, link);
 

@@ -5,8 +5,10 @@
 
 #include "base/list.h"
 #include "base/sg.h"
+#include "run/sim/content.h"
 #include "run/sim/sim.h"
 
+struct coro_pool;
 struct file;
 struct loop;
 struct shm;
@@ -22,15 +24,11 @@ struct disk_op {
     bool logged; /* completed: applied to the current contents */
 };
 
-struct bytes_image {
-    unsigned char *p;
-    size_t len, cap;
-};
-
 struct inode {
     struct list link;
     unsigned id, refs; /* refs: open files */
-    struct bytes_image now, durable;
+    struct content now, durable;
+    unsigned char *flat; /* what sim_disk_get() gave out */
     struct list in_flight, log;
     unsigned n_logged;
     uint64_t n_synced; /* operations that left the log so far */
@@ -61,6 +59,12 @@ struct sim_disk {
     unsigned next_id;
     uint64_t capacity;
     struct list regions; /* of shared memory: sim/shm.c */
+    struct sim_spares *spares;
+};
+
+struct sim_spares {
+    struct coro_pool *stacks;
+    struct list regions;
 };
 
 struct inode *disk_lookup(struct sim_disk *disk, const char *name);
@@ -79,6 +83,8 @@ void inode_abort(struct disk_op *op);
 /* Makes the log's first operation durable. */
 void inode_sync_first(struct inode *inode);
 
+/* The mapped regions that nobody has. */
+void spare_regions_free(struct sim_spares *spares);
 /* A process that dies leaves its regions; power does not. */
 void disk_copy_regions(struct sim_disk *to, const struct sim_disk *from);
 void disk_free_regions(struct sim_disk *disk);

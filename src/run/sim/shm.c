@@ -13,18 +13,54 @@
 struct region {
     struct shm shm;
     struct list link; /* of the disk */
+    struct sim_spares *spares; /* where it goes; NULL: nowhere */
     char *name;
-    uint64_t reserved;
+    uint64_t mapped, reserved; /* only what is reserved was ever touched */
     bool is_open;
 };
 
 static void
-region_free(struct region *r)
+region_unmap(struct region *r)
 {
     list_remove(&r->link);
-    munmap(r->shm.base, r->shm.size);
-    free(r->name);
+    munmap(r->shm.base, r->mapped);
     free(r);
+}
+
+void
+spare_regions_free(struct sim_spares *spares)
+{
+    list_for_each_safe (it, &spares->regions) {
+        region_unmap(container_of(it, struct region, link));
+    }
+}
+
+static void
+region_free(struct region *r)
+{
+    free(take_ptr(r->name));
+    if (!r->spares) {
+        region_unmap(r);
+        return;
+    }
+    memset(r->shm.base, 0, r->reserved);
+    list_remove(&r->link);
+    list_push_front(&r->spares->regions, &r->link);
+}
+
+/* One that is large enough and all zero. */
+static struct region *
+take_spare(struct sim_spares *spares, uint64_t size)
+{
+    list_for_each (it, &spares->regions) {
+        struct region *r = container_of(it, struct region, link);
+
+        if (r->mapped >= size) {
+            list_remove(it);
+            return r;
+        }
+    }
+    return NULL;
 }
 
 static int
@@ -53,18 +89,30 @@ sim_shm_close(struct shm *shm, bool remove)
 static const struct shm_ops ops = {reserve, sim_shm_close};
 
 static struct region *
-region_new(struct sim_disk *disk, const char *name, uint64_t size)
+region_map(uint64_t size)
 {
     struct region *r = xzalloc(sizeof(*r));
 
     /* Most of it is never touched. */
-    void *base = mmap(NULL, size, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-    if (base == MAP_FAILED) {
+    r->shm.base = mmap(NULL, size, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (r->shm.base == MAP_FAILED) {
         abort();
     }
-    r->shm = (struct shm){&ops, base, size};
+    r->mapped = size;
+    return r;
+}
+
+static struct region *
+region_new(struct sim_disk *disk, const char *name, uint64_t size)
+{
+    struct region *r = disk->spares ? take_spare(disk->spares, size) : NULL;
+
+    r = r ? r : region_map(size);
+    r->shm.ops = &ops;
+    r->shm.size = size;
+    r->spares = disk->spares;
+    r->reserved = 0;
     r->name = xstrdup(name);
     list_push(&disk->regions, &r->link);
     return r;

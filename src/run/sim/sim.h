@@ -25,6 +25,7 @@
 #include "run/loop.h"
 
 struct sim_disk;
+struct sim_spares;
 struct sim;
 
 enum { SIM_SECTOR = 512 };
@@ -36,9 +37,19 @@ void sim_disk_free(struct sim_disk *disk);
 /* Creates or replaces a durable file with these contents. */
 void sim_disk_put(struct sim_disk *disk, const char *name, const void *data,
                   size_t len);
-/* The file's current contents (NULL: no such file); valid until it changes. */
+/*
+ * The file's current contents, NULL where there is no such file; valid until
+ * they are asked for again.
+ */
 const unsigned char *sim_disk_get(struct sim_disk *disk, const char *name,
                                   size_t *ret_len);
+/* Calls @each for every file that there is now. */
+void sim_disk_names(struct sim_disk *disk,
+                    void (*each)(void *arg, const char *name), void *arg);
+bool sim_disk_has(struct sim_disk *disk, const char *name);
+/* Changes a file, durably, as another program would between two worlds. */
+void sim_disk_change(struct sim_disk *disk, const char *name, size_t off,
+                     const void *data, size_t len);
 /* No file may be larger than this in all; 0: no limit. */
 void sim_disk_set_capacity(struct sim_disk *disk, uint64_t bytes);
 /* Sum of the sizes of all files. */
@@ -81,10 +92,19 @@ void sim_disk_describe(struct sim_disk *disk,
 
 /* Worlds. */
 
+/*
+ * What worlds and disks leave to those that come after them: stacks, and memory
+ * for shared regions, which the kernel would else map and unmap for each.  They
+ * outlive every disk that one of their worlds ran on, and what it left.
+ */
+struct sim_spares *sim_spares_new(void);
+void sim_spares_free(struct sim_spares *spares);
+
 enum { SIM_NEVER = 0 };
 
 struct sim_options {
     uint64_t seed;
+    struct sim_spares *spares; /* NULL: everything is mapped anew */
     bool in_order; /* no shuffling, no random delays: for unit tests */
     /* The n-th I/O (from 1) fails with this errno (positive); 0: none does. */
     uint64_t fail_at;

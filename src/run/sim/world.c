@@ -155,19 +155,24 @@ static int
 world_read(struct file *file, uint64_t off, struct sg sg, unsigned flags)
 {
     struct sim *sim = sim_of(file->loop);
-    struct bytes_image *im = &file_of(file)->inode->now;
+    const struct content *c = &file_of(file)->inode->now;
     int r = io_begin(sim);
 
     delay(sim);
     if (r) {
         return r;
     }
-    uint64_t here = off < im->len ? min_u64(sg.len, im->len - off) : 0;
+    uint64_t done = 0;
 
-    if (here) {
-        sg_copy_from(sg_slice(sg, 0, here), im->p + off);
+    while (done < sg.len && off + done < c->len) {
+        size_t here;
+        const unsigned char *p = content_at(c, off + done, &here);
+
+        here = min_u64(here, sg.len - done);
+        sg_copy_from(sg_slice(sg, done, here), p);
+        done += here;
     }
-    sg_zero(sg_slice(sg, here, sg.len - here));
+    sg_zero(sg_slice(sg, done, sg.len - done));
     return 0;
 }
 
@@ -265,27 +270,35 @@ world_size(struct file *file, uint64_t *ret)
     return 0;
 }
 
+static uint64_t
+next_sector(uint64_t off, uint64_t end)
+{
+    return min_u64(align_down(off, SIM_SECTOR) + SIM_SECTOR, end);
+}
+
+/* Is there anything from @off to the end of its sector? */
+static bool
+has_data(const struct content *c, uint64_t off)
+{
+    size_t here;
+    const unsigned char *p = off < c->len ? content_at(c, off, &here) : NULL;
+
+    return p && !bytes_are_zero(p, next_sector(off, off + here) - off);
+}
+
 static int
 world_extent(struct file *file, uint64_t off, uint64_t len, bool *ret_data,
              uint64_t *ret_len)
 {
-    struct bytes_image *im = &file_of(file)->inode->now;
-    uint64_t end = off + len;
+    const struct content *c = &file_of(file)->inode->now;
+    uint64_t begin = off, end = off + len;
 
     delay(sim_of(file->loop));
-    *ret_data =
-        off < im->len &&
-        !bytes_are_zero(im->p + off, min_u64(SIM_SECTOR, im->len - off));
-    for (*ret_len = 0; off < end; off += SIM_SECTOR) {
-        bool data =
-            off < im->len &&
-            !bytes_are_zero(im->p + off, min_u64(SIM_SECTOR, im->len - off));
-
-        if (data != *ret_data) {
-            break;
-        }
-        *ret_len += min_u64(SIM_SECTOR, end - off);
+    *ret_data = has_data(c, off);
+    while (off < end && has_data(c, off) == *ret_data) {
+        off = next_sector(off, end);
     }
+    *ret_len = off - begin;
     return 0;
 }
 
@@ -486,8 +499,13 @@ world_list_folder(struct loop *loop, const char *path, char ***ret,
 static void
 world_destroy(struct loop *loop)
 {
+    struct sim *sim = sim_of(loop);
+
+    if (sim->o.spares) {
+        coro_pool_move(sim->o.spares->stacks, loop->pool);
+    }
     loop_fini(loop);
-    free(sim_of(loop));
+    free(sim);
 }
 
 static const struct loop_ops world_ops = {
@@ -512,6 +530,24 @@ static const struct loop_ops world_ops = {
     .connect_fd = net_connect_fd,
 };
 
+struct sim_spares *
+sim_spares_new(void)
+{
+    struct sim_spares *spares = xzalloc(sizeof(*spares));
+
+    spares->stacks = coro_pool_new();
+    list_init(&spares->regions);
+    return spares;
+}
+
+void
+sim_spares_free(struct sim_spares *spares)
+{
+    coro_pool_free(spares->stacks);
+    spare_regions_free(spares);
+    free(spares);
+}
+
 struct sim *
 sim_new(struct sim_disk *disk, const struct sim_options *options)
 {
@@ -520,6 +556,10 @@ sim_new(struct sim_disk *disk, const struct sim_options *options)
     loop_init(&sim->loop, &world_ops);
     sim->disk = disk;
     sim->o = *options;
+    if (options->spares) {
+        coro_pool_move(sim->loop.pool, options->spares->stacks);
+        disk->spares = options->spares;
+    }
     sim->rng = options->seed;
     sim->now = 1;
     net_init(sim);
