@@ -7,6 +7,7 @@
  * they show, by its own name or by theirs, and they stay where they are.
  */
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "control/transfer_args.h"
@@ -190,7 +191,8 @@ cmd_block_stream(struct control *ctl, const struct args_block_stream *args,
         .job_id = args->job_id ? args->job_id : "",
         .backing_file = args->backing_file,
         .release = args->release,
-        .exclusive = args->exclusive,
+        .max_extra = args->max_extra,
+        .upgrade = args->upgrade,
         .on_error = take_on_error(args->has_on_error, args->on_error,
                                   ON_ERROR_AUTO),
         .auto_finalize = !args->has_auto_finalize || args->auto_finalize,
@@ -213,7 +215,10 @@ cmd_block_stream(struct control *ctl, const struct args_block_stream *args,
         r = -EINVAL;
         err_prefix(err, "Could not create node");
     }
-    return r ? r : transfer_start(ctl->jobs, PRESET_STREAM, &o, err);
+    take_deletion(false, args->exclusive, args->dependents_in, &o);
+    r = r ? r : transfer_start(ctl->jobs, PRESET_STREAM, &o, err);
+    free((void *)(uintptr_t)o.dependents_in);
+    return r;
 }
 
 /* Commit: the checks are QEMU's, in its order. */
@@ -325,9 +330,13 @@ cmd_block_commit(struct control *ctl, const struct args_block_commit *args,
     if (!r && args->release) {
         o.device = o.top;
         o.release = true;
-        o.exclusive = args->exclusive;
+        o.max_extra = args->max_extra;
+        o.upgrade = args->upgrade;
         o.into = MERGE_INTO_SNAPSHOT;
-        return transfer_start(ctl->jobs, PRESET_MERGE, &o, err);
+        take_deletion(false, args->exclusive, args->dependents_in, &o);
+        r = transfer_start(ctl->jobs, PRESET_MERGE, &o, err);
+        free((void *)(uintptr_t)o.dependents_in);
+        return r;
     }
     return r ? r : transfer_start(ctl->jobs, PRESET_COMMIT, &o, err);
 }

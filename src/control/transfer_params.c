@@ -35,7 +35,7 @@ static const struct {
     {"delete-source", COPIES},
     {"dependents-in", COPIES | MERGES},
     {"exclusive", COPIES | MERGES},
-    {"upgrade", TRACKED},
+    {"upgrade", TRACKED | MERGES},
     {"granularity", TRACKED},
     {"target-is-zero", TRACKED},
     {"on-target-error", COPIES | P(COMMIT)}, /* else one policy is for both */

@@ -367,6 +367,38 @@ def large_clusters_below_small_ones_are_given_back():
     judge("top", "qcow2")
 
 
+def stream_and_commit_release_as_a_merge_does():
+    """Within what is allowed, and only where nobody else needs the layers."""
+    for command in ("block-stream", "block-commit"):
+        make()
+        os.makedirs("far", exist_ok=True)
+        create("qcow2", "far/other", (os.path.abspath("base"), "qcow2"))
+        arguments = {"release": True, "max_extra": 2 * MIB,
+                     "dependents_in": ["far"]}
+        with daemon() as d:
+            qmp = d.qmp()
+            try:
+                qmp.cmd(command, job_id="j", device="top", **arguments)
+            except QmpError as e:
+                assert "far/other" in str(e), e
+            else:
+                raise AssertionError("the other overlay loses its backing")
+            os.unlink("far/other")
+            guest = Guest()
+            qmp.cmd(command, job_id="j", device="top", auto_dismiss=False,
+                    **arguments)
+            report = finish(qmp)
+            guest.stop()
+            d.stop()
+        assert report["bytes-released"] >= 46 * MIB, report
+        survivor, other = ("top", "base") if command == "block-stream" else \
+            ("base", "top")
+        judge(survivor, "qcow2")
+        assert blocks(other) < 3 * MIB, blocks(other)
+        for name in ("base", "top"):
+            os.unlink(name)
+
+
 def an_old_version_is_refused_unless_it_may_become_new():
     make()
     run("qemu-img", "amend", "-f", "qcow2", "-o", "compat=0.10", "base")
@@ -378,8 +410,11 @@ def an_old_version_is_refused_unless_it_may_become_new():
             assert "version 2" in str(e), e
         else:
             raise AssertionError("nobody could say who wrote to it")
+        d.qmp().cmd("block-merge", job_id="j", device="top", into="snapshot",
+                    upgrade=True, auto_dismiss=False)
+        finish(d.qmp())
         d.stop()
-    judge("top", "qcow2")
+    judge("base", "qcow2")
 
 
 def a_cut_merge_goes_on():
@@ -539,6 +574,7 @@ if __name__ == "__main__":
           compressed("zlib"), compressed("zstd"),
           small_clusters_over_large_ones_are_reckoned,
           large_clusters_below_small_ones_are_given_back,
+          stream_and_commit_release_as_a_merge_does,
           an_old_version_is_refused_unless_it_may_become_new,
           a_cut_merge_goes_on,
           in_exactly_the_promised_space, the_rest_of_the_space_goes_away,
