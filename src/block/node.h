@@ -399,7 +399,7 @@ int node_open_ref(struct graph *graph, const json_t *def, struct node **ret,
 /*
  * The path that node->header_backing.filename means, relative to the image's
  * folder; the caller frees it.  -EPERM where a header may not point there: a
- * driver must not look at such a file.  Does not yield.
+ * driver must not look at such a file.  Yields.
  */
 int node_backing_path(struct node *node, char **ret, struct err *err);
 /*
@@ -437,7 +437,7 @@ bool node_is_root(const struct node *image);
 const char *node_image_format(const struct node *node);
 /*
  * @backing as the header of the image @path should name it: by its last part
- * where both lie in one folder, else absolutely.  The caller frees it.
+ * where both lie in one folder, else absolutely.  The caller frees it.  Yields.
  */
 char *backing_name_for(const char *path, const char *backing);
 

@@ -16,6 +16,7 @@
 #include "base/bytes.h"
 #include "block/graph_internal.h"
 #include "block/limits.h"
+#include "run/file.h"
 
 const char *
 opt_str(json_t *options, const char *key)
@@ -359,6 +360,15 @@ node_image_format(const struct node *node)
     return node->drv->is_protocol ? "raw" : node->drv->name;
 }
 
+/* The caller frees it; NULL where @path leads nowhere.  Yields. */
+static char *
+real_path(const char *path)
+{
+    char *real = NULL;
+
+    return file_real_path(loop_current(), path, &real) ? NULL : real;
+}
+
 char *
 backing_name_for(const char *path, const char *backing)
 {
@@ -369,22 +379,26 @@ backing_name_for(const char *path, const char *backing)
     if (!ps == !bs && pn == bn && !strncmp(path, backing, pn)) {
         return xstrdup(bs ? bs + 1 : backing);
     }
-    char *real = realpath(backing, NULL);
+    char *copy = xstrdup(backing); /* its node may be renamed meanwhile */
+    char *real = real_path(copy);
 
-    return real ? real : xstrdup(backing);
+    if (real) {
+        free(copy);
+    }
+    return real ? real : copy;
 }
 
 /* Is @path below one of the folders of the colon-separated @list? */
 static bool
 path_is_allowed(const char *path, const char *list)
 {
-    auto_free char *real = realpath(path, NULL);
+    auto_free char *real = real_path(path);
     auto_free char *folders = xstrdup(list);
     char *rest = folders;
     char *folder;
 
     while (real && (folder = strsep(&rest, ":"))) {
-        auto_free char *base = realpath(folder, NULL);
+        auto_free char *base = real_path(folder);
         size_t n = base ? strlen(base) : 0;
 
         if (n && !strncmp(real, base, n) &&
@@ -418,13 +432,12 @@ check_backing_policy(struct node *node, const char *path, struct err *err)
     const char *name = node->header_backing.filename;
     const char *colon = strchr(name, ':');
     const char *slash = strchr(name, '/');
-    const char *self = node->filename ? node->filename : node->name;
 
     if (colon && (!slash || colon < slash) && strncmp(name, "file:", 5)) {
         int r = err_set(err, -EPERM,
                         "The header of '%s' names the backing file '%s', "
                         "which is no plain local path",
-                        self, name);
+                        node->filename ? node->filename : node->name, name);
 
         err_hint(err, "state the backing node yourself with the option "
                       "'backing', or null for none");
@@ -435,7 +448,7 @@ check_backing_policy(struct node *node, const char *path, struct err *err)
         int r = err_set(err, -EPERM,
                         "The header of '%s' names the backing file '%s', "
                         "which lies outside --backing-paths",
-                        self, path);
+                        node->filename ? node->filename : node->name, path);
 
         err_hint(err, "allow its folder, or state the backing node yourself");
         return r;

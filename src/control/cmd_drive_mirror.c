@@ -5,10 +5,10 @@
  */
 #include <errno.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "control/new_image.h"
 #include "control/transfer_args.h"
+#include "run/file.h"
 #include "schema_dispatch.h"
 
 /* The layers that are not copied: the new image is to name them. */
@@ -26,17 +26,18 @@ create(struct control *ctl, const struct args_drive_mirror *args,
        const struct transfer_options *o, const char *format, char **ret_made,
        struct err *err)
 {
-    const struct new_image image = {format, args->target, o->device->size,
-                                    shown_below(o->device, o->sync)};
     const struct node *ours = node_local_file(o->device);
 
     *ret_made = NULL;
-    if (ours && is_same_file(args->target, ours->filename)) {
+    if (ours && is_same_file(ctl->loop, args->target, ours->filename)) {
         return err_set(err, -EINVAL, "Can't mirror node into itself");
     }
     if (args->has_mode && args->mode == QMP_NEW_IMAGE_MODE_EXISTING) {
         return 0;
     }
+    const struct new_image image = {format, args->target, o->device->size,
+                                    shown_below(o->device, o->sync)};
+
     return new_image_create(ctl->graph, &image, ret_made, err);
 }
 
@@ -117,7 +118,7 @@ mirror(struct control *ctl, const struct args_drive_mirror *args,
         }
     }
     if (r && made) {
-        unlink(made); /* half an image is none */
+        file_unlink(ctl->loop, made); /* half an image is none */
     }
     return r;
 }

@@ -11,11 +11,11 @@
  */
 #include <errno.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "block/edit.h"
 #include "control/control_internal.h"
 #include "control/new_image.h"
+#include "run/file.h"
 #include "schema_dispatch.h"
 
 struct snapshot {
@@ -153,7 +153,7 @@ snapshots_fini(struct snapshots *all, bool done)
         node_unref(overlay);
         ours = ours && !node_del(graph, name, NULL);
         if (ours && s->made) {
-            unlink(s->made); /* nobody else knows of it */
+            file_unlink(all->ctl->loop, s->made); /* nobody else knows of it */
         }
         free(s->made);
     }
@@ -325,7 +325,7 @@ prepare_sync(struct snapshots *all, json_t *args, struct err *err)
     }
     if (r) {
         if (s.made) {
-            unlink(s.made); /* half an image is none */
+            file_unlink(all->ctl->loop, s.made); /* half an image is none */
         }
         free(s.made);
         node_unref(s.node);

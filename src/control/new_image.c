@@ -4,15 +4,18 @@
 
 #include <errno.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "base/bytes.h"
 #include "control/control_internal.h"
+#include "run/file.h"
 
-/* A disk as the header of an image above it names it. */
+/*
+ * A disk as the header of an image above it names it.  The name is a copy: the
+ * disk may get another one while the file system is asked.
+ */
 struct named_file {
-    const char *filename, *format;
+    char *filename;
+    const char *format;
 };
 
 /*
@@ -41,18 +44,29 @@ name_of_disk(const struct node *node, struct named_file *ret, struct err *err)
         err_hint(err, "create the overlay and use blockdev-snapshot");
         return r;
     }
-    ret->filename = file->filename;
+    ret->filename = xstrdup(file->filename);
     ret->format = node_image_format(node);
     return 0;
 }
 
 bool
-is_same_file(const char *a, const char *b)
+is_same_file(struct loop *loop, const char *a, const char *b)
 {
-    struct stat sa, sb;
+    auto_free char *other = xstrdup(b);
+    uint64_t dev[2], ino[2];
 
-    return !strcmp(a, b) || (!stat(a, &sa) && !stat(b, &sb) &&
-                             sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino);
+    return !strcmp(a, b) ||
+           (!file_identify(loop, a, &dev[0], &ino[0]) &&
+            !file_identify(loop, other, &dev[1], &ino[1]) &&
+            dev[0] == dev[1] && ino[0] == ino[1]);
+}
+
+static bool
+exists(struct loop *loop, const char *path)
+{
+    uint64_t dev, ino;
+
+    return file_identify(loop, path, &dev, &ino) != -ENOENT;
 }
 
 static int
@@ -76,7 +90,7 @@ check_format(const struct new_image *image, const struct driver *drv,
     return 0;
 }
 
-/* Options as blockdev-create's; NULL where the path is no text. */
+/* Options as blockdev-create's; NULL where the path is no text.  Yields. */
 static json_t *
 image_options(const struct new_image *image, const struct named_file *backing)
 {
@@ -94,43 +108,53 @@ image_options(const struct new_image *image, const struct named_file *backing)
     return o;
 }
 
+/* *ret_has_file: there is a file of that name now, whatever came of it. */
+static int
+create(struct graph *graph, const struct new_image *image,
+       const struct named_file *backing, bool *ret_has_file, struct err *err)
+{
+    bool is_raw = !strcmp(image->format, "raw");
+    const struct driver *drv = graph_driver(graph, image->format);
+    json_t *file = json_pack("{s:s, s:I}", "filename", image->path, "size",
+                             is_raw ? (json_int_t)image->size : 0);
+    json_t *options = image_options(image, backing);
+    int r = file && options
+                ? graph_driver(graph, "file")->create(graph, file, err)
+                : err_set(err, -EINVAL, "'%s' is not valid UTF-8",
+                          image->path);
+
+    *ret_has_file = !r;
+    if (!r && !is_raw) {
+        r = drv->create(graph, options, err);
+    }
+    json_decref(file);
+    json_decref(options);
+    return r;
+}
+
 int
 new_image_create(struct graph *graph, const struct new_image *image,
                  char **ret_made, struct err *err)
 {
-    const struct driver *drv = graph_driver(graph, image->format);
-    bool is_raw = !strcmp(image->format, "raw");
+    struct loop *loop = graph_loop(graph);
     struct named_file backing = {0};
-    int r = check_format(image, drv, err);
+    bool is_new = false, has_file = false;
+    int r = check_format(image, graph_driver(graph, image->format), err);
 
     if (!r && image->backing) {
         r = name_of_disk(image->backing, &backing, err);
     }
-    if (!r && backing.filename && is_same_file(image->path,
-                                               backing.filename)) {
+    if (!r && backing.filename &&
+        is_same_file(loop, image->path, backing.filename)) {
         r = err_set(err, -EINVAL,
                     "Error: Trying to create an image with the same filename "
                     "as the backing file");
     }
-    if (r) {
-        return r;
-    }
-    json_t *file = json_pack("{s:s, s:I}", "filename", image->path, "size",
-                             is_raw ? (json_int_t)image->size : 0);
-    json_t *options = image_options(image, &backing);
-    bool fresh = access(image->path, F_OK) != 0;
-
-    r = file && options
-            ? 0
-            : err_set(err, -EINVAL, "'%s' is not valid UTF-8", image->path);
     if (!r) {
-        r = graph_driver(graph, "file")->create(graph, file, err);
+        is_new = !exists(loop, image->path);
+        r = create(graph, image, &backing, &has_file, err);
     }
-    if (!r) {
-        r = is_raw ? 0 : drv->create(graph, options, err);
-        *ret_made = fresh ? xstrdup(image->path) : NULL;
-    }
-    json_decref(file);
-    json_decref(options);
+    *ret_made = is_new && has_file ? xstrdup(image->path) : NULL;
+    free(backing.filename);
     return r;
 }

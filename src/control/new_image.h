@@ -17,7 +17,7 @@ struct new_image {
  */
 int new_image_create(struct graph *graph, const struct new_image *image,
                      char **ret_made, struct err *err);
-/* Do both paths lead to one file?  Does not yield. */
-bool is_same_file(const char *a, const char *b);
+/* Do both paths, which are copied, lead to one file?  Yields. */
+bool is_same_file(struct loop *loop, const char *a, const char *b);
 
 #endif

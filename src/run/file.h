@@ -202,6 +202,24 @@ file_unlink(struct loop *loop, const char *path)
     return loop->ops->unlink(loop, path);
 }
 
+/*
+ * Which file, or folder, the path leads to, as stat(2) numbers them: without
+ * opening it.  -ENOENT where it leads nowhere.
+ */
+static inline int
+file_identify(struct loop *loop, const char *path, uint64_t *ret_dev,
+              uint64_t *ret_ino)
+{
+    return loop->ops->identify(loop, path, ret_dev, ret_ino);
+}
+
+/* As realpath(3); the caller frees *ret. */
+static inline int
+file_real_path(struct loop *loop, const char *path, char **ret)
+{
+    return loop->ops->real_path(loop, path, ret);
+}
+
 /* Makes the names in the folder that holds @path durable. */
 static inline int
 folder_sync(struct loop *loop, const char *path)

@@ -769,6 +769,8 @@ struct name_call {
     const char *from, *to;
     char **names; /* of a folder */
     size_t n;
+    uint64_t dev, ino;
+    char *path;
     int result;
 };
 
@@ -786,6 +788,28 @@ unlink_in_worker(void *arg)
     struct name_call *c = arg;
 
     c->result = unlink(c->from) ? -errno : 0;
+}
+
+static void
+identify_in_worker(void *arg)
+{
+    struct name_call *c = arg;
+    struct stat st;
+
+    c->result = stat(c->from, &st) ? -errno : 0;
+    if (!c->result) {
+        c->dev = st.st_dev;
+        c->ino = st.st_ino;
+    }
+}
+
+static void
+real_path_in_worker(void *arg)
+{
+    struct name_call *c = arg;
+
+    c->path = realpath(c->from, NULL);
+    c->result = c->path ? 0 : -errno;
 }
 
 /* The folder that holds @path; the caller frees it. */
@@ -882,6 +906,32 @@ int
 real_unlink(struct loop *loop, const char *path)
 {
     return name_call(loop, unlink_in_worker, path, NULL);
+}
+
+int
+real_identify(struct loop *loop, const char *path, uint64_t *ret_dev,
+              uint64_t *ret_ino)
+{
+    struct name_call call = {.from = path};
+
+    offload_by_folder(loop, path, identify_in_worker, &call);
+    if (!call.result) {
+        *ret_dev = call.dev;
+        *ret_ino = call.ino;
+    }
+    return call.result;
+}
+
+int
+real_real_path(struct loop *loop, const char *path, char **ret)
+{
+    struct name_call call = {.from = path};
+
+    offload_by_folder(loop, path, real_path_in_worker, &call);
+    if (!call.result) {
+        *ret = call.path;
+    }
+    return call.result;
 }
 
 int

@@ -9,8 +9,10 @@ were processed; nobody sleeps for a fixed time.
 """
 import atexit
 import contextlib
+import ctypes
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -336,6 +338,40 @@ def mount(kind, where, *options):
     os.makedirs(where, exist_ok=True)
     run("mount", "-t", kind, *options, kind, where)
     defer(run, "umount", os.path.abspath(where))
+
+
+class HangingMount:
+    """A file system that answers nothing: who looks into it waits, until
+    release()."""
+
+    def __init__(self, where):
+        self.libc = ctypes.CDLL(None, use_errno=True)
+        self.where = os.path.abspath(where).encode()
+        self.fd = os.open("/dev/fuse", os.O_RDWR)
+        defer(self.release)
+        os.makedirs(where, exist_ok=True)
+        options = f"fd={self.fd},rootmode=40000,user_id=0,group_id=0"
+        if self.libc.mount(b"hanging", self.where, b"fuse", 0,
+                           options.encode()):
+            raise OSError(ctypes.get_errno(), "mount")
+        # It is asked for nothing before it has answered FUSE_INIT.
+        unique = struct.unpack_from("<Q", os.read(self.fd, 1 << 16), 8)[0]
+        answer = struct.pack("<IIIIHHIIHHI7I", 7, 31, 0, 0, 16, 12, 4096, 1,
+                             0, 0, 0, *[0] * 7)
+        os.write(self.fd, struct.pack("<IiQ", 16 + len(answer), 0, unique) +
+                 answer)
+
+    def wait(self):
+        """Returns when somebody waits in there."""
+        if not select.select([self.fd], [], [], DEADLINE)[0]:
+            raise AssertionError("nobody looked into the mount")
+        os.read(self.fd, 1 << 16)
+
+    def release(self):
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+            self.libc.umount2(self.where, 2)  # MNT_DETACH
 
 
 def need(*tools):

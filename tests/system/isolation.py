@@ -6,7 +6,8 @@ isolation.py SLUICED: disk b lies over an NBD server that is stopped while a
 read of b waits for it; disk d over a qcow2 image there, of which nothing but
 its header was read by then.  The guests of disk a, the control socket, a
 cancel and quit must go on; that the read of b is still without an answer shows
-that they did so meanwhile, without a look at a clock.
+that they did so meanwhile, without a look at a clock.  The same beside a command
+that asks for a path in a folder whose file system does not answer.
 """
 import os
 import select
@@ -15,8 +16,8 @@ import socket
 import subprocess
 import sys
 
-from harness import (DEADLINE, Daemon, Nbd, Process, main, nbd_server, need,
-                     run)
+from harness import (DEADLINE, Daemon, HangingMount, Nbd, Process, main,
+                     nbd_server, need, run)
 
 SLUICED = os.path.abspath(sys.argv[1])
 SIZE = 4 << 20
@@ -213,6 +214,44 @@ def while_a_command_hangs(end):
         assert "error" in answer, answer
 
 
+def beside_a_hanging_path(where, command, **arguments):
+    """A command asks for a file in a folder that does not answer."""
+    os.mkdir("sub")
+    for name in ("a", "sub/c"):
+        run("qemu-img", "create", "-q", "-f", "qcow2", name, str(SIZE))
+    daemon = Daemon(
+        SLUICED, *nbd_server(),
+        *[o for n in ("a", "sub/c") for o in (
+            "--blockdev", f"qcow2,node-name={n[-1]},file.driver=file,"
+            f"file.filename={n}",
+            "--export", f"nbd,id={n[-1]},node-name={n[-1]},writable=on")])
+    first, second = daemon.qmp(), daemon.qmp()
+    guests = [Nbd("nbd.sock", n) for n in "ac"]
+    mount = HangingMount(where)
+    first.send(command, arguments)
+    mount.wait()
+    second.cmd("query-named-block-nodes", flat=True)
+    for i in range(50):
+        for nbd in guests:  # the files that are open can be read and written
+            data = bytes([i + 1]) * 4096
+            nbd.write(i * 8192, data)
+            assert nbd.read(i * 8192, 4096) == data
+            nbd.flush()
+    assert not select.select([first.sock], [], [], 0)[0], "it was answered"
+    mount.release()
+    first.answer()
+    assert daemon.stop() == 0
+
+
+HANGING_PATHS = [
+    ("a snapshot's new file", "hung", "blockdev-snapshot-sync",
+     {"node-name": "c", "snapshot-file": "hung/s", "snapshot-node-name": "s"}),
+    ("the file below a snapshot", "sub", "blockdev-snapshot-sync",
+     {"node-name": "c", "snapshot-file": "s", "snapshot-node-name": "s"}),
+    ("a mirror's new file", "hung", "drive-mirror",
+     {"job-id": "j", "device": "c", "sync": "full", "target": "hung/t"}),
+]
+
 if __name__ == "__main__":
     main([(name, lambda act=act: beside_a_hanging_read(act))
           for name, act in [
@@ -232,4 +271,7 @@ if __name__ == "__main__":
               ("quit ends the daemon while another session's command hangs",
                lambda daemon, qmp: qmp.cmd("quit")),
               ("SIGTERM ends the daemon while a command hangs",
-               lambda daemon, qmp: daemon.process.terminate())]])
+               lambda daemon, qmp: daemon.process.terminate())]] +
+         [(f"others go on while {what} is looked for in a folder that hangs",
+           lambda how=how, more=more: beside_a_hanging_path(*how, **more))
+          for what, *how, more in HANGING_PATHS])

@@ -201,6 +201,32 @@ a_refusal_for_a_job_begins_as_qemus(void)
     in_world(jobs_hold);
 }
 
+/* What a header is to say, and what a path leads to. */
+
+static void
+names_of_files(struct graph *graph)
+{
+    struct loop *loop = graph_loop(graph);
+    auto_free char *near = backing_name_for("d/a", "d/b");
+    auto_free char *far = backing_name_for("d/a", "e/b");
+    uint64_t dev, ino;
+    struct file *f;
+
+    CHECK_STR(near, "b");
+    CHECK_STR(far, "e/b"); /* nothing is there: as it is */
+    CHECK_INT(file_identify(loop, "e/b", &dev, &ino), -ENOENT);
+    CHECK_INT(file_open(loop, "e/b", FILE_WRITE | FILE_CREATE, &f), 0);
+    CHECK_INT(file_identify(loop, "e/b", &dev, &ino), 0);
+    CHECK(dev == f->dev && ino == f->ino);
+    file_close(f);
+}
+
+static void
+a_header_names_a_file_by_its_folder(void)
+{
+    in_world(names_of_files);
+}
+
 /* Two nodes on one file exclude each other. */
 
 static void
@@ -716,6 +742,8 @@ main(void)
             a_claim_is_refused_with_its_holder);
     tap_run("a refusal for a job begins as QEMU's",
             a_refusal_for_a_job_begins_as_qemus);
+    tap_run("a header names a file by its folder",
+            a_header_names_a_file_by_its_folder);
     tap_run("two nodes do not write one file", two_nodes_do_not_write_one_file);
     tap_run("a file has one format that writes",
             a_file_has_one_format_that_writes);

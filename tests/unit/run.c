@@ -212,6 +212,34 @@ file_main(void *arg)
     CHECK_INT(file_unlink(loop, other), 0);
 }
 
+static void
+names_main(void *arg)
+{
+    struct loop *loop = loop_current();
+    auto_free char *path = xasprintf("%s/n", (char *)arg);
+    auto_free char *link = xasprintf("%s/l", (char *)arg);
+    auto_free char *real = NULL;
+    uint64_t dev = 0, ino = 0;
+    struct file *f = NULL;
+
+    CHECK_INT(file_identify(loop, path, &dev, &ino), -ENOENT);
+    CHECK_INT(file_real_path(loop, path, &real), -ENOENT);
+    CHECK_INT(file_open(loop, path, FILE_WRITE | FILE_CREATE, &f), 0);
+    CHECK_INT(symlink(path, link), 0);
+    CHECK_INT(file_identify(loop, link, &dev, &ino), 0);
+    CHECK(dev == f->dev && ino == f->ino);
+    CHECK_INT(file_identify(loop, arg, &dev, &ino), 0); /* a folder */
+    CHECK(ino != f->ino);
+    auto_free char *want = realpath(path, NULL);
+
+    CHECK_INT(file_real_path(loop, link, &real), 0);
+    CHECK_STR(real, want);
+    file_close(f);
+    CHECK_INT(file_unlink(loop, path), 0);
+    CHECK_INT(file_identify(loop, link, &dev, &ino), -ENOENT);
+    CHECK_INT(file_unlink(loop, link), 0);
+}
+
 /*
  * O_DIRECT, in a file that ends within a block: its last bytes and what lies
  * before them are written in turns, and the file stays as long as it is.
@@ -592,6 +620,12 @@ ring_main(void *arg)
 }
 
 static void
+names_lead_to_files(void)
+{
+    in_folder(false, "/tmp", names_main);
+}
+
+static void
 what_the_ring_does_not_take_is_done_all_the_same(void)
 {
     static const int answers[] = {-EAGAIN, -EBUSY, -EINTR, 0, -EINVAL};
@@ -704,6 +738,7 @@ main(void)
     tap_run("files work with io_uring", files_work_with_io_uring);
     tap_run("files work with threads", files_work_with_threads);
     tap_run("files work on tmpfs", files_work_on_tmpfs);
+    tap_run("names lead to files", names_lead_to_files);
     tap_run("a direct file that ends within a block does not grow",
             a_direct_file_that_ends_within_a_block_does_not_grow);
     tap_run("what takes long on tmpfs is done by workers",

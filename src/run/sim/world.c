@@ -462,6 +462,40 @@ world_unlink(struct loop *loop, const char *path)
 }
 
 static int
+world_identify(struct loop *loop, const char *path, uint64_t *ret_dev,
+               uint64_t *ret_ino)
+{
+    struct sim *sim = sim_of(loop);
+    int r = io_begin(sim);
+
+    delay(sim);
+    const struct inode *inode = disk_lookup(sim->disk, path);
+
+    if (!r && !inode) {
+        r = -ENOENT;
+    }
+    if (!r) { /* as of one that is open */
+        *ret_dev = 1;
+        *ret_ino = inode->id + 1;
+    }
+    return r;
+}
+
+/* There are no folders here, and no links. */
+static int
+world_real_path(struct loop *loop, const char *path, char **ret)
+{
+    uint64_t dev, ino;
+    auto_free char *copy = xstrdup(path);
+    int r = world_identify(loop, path, &dev, &ino);
+
+    if (!r) {
+        *ret = take_ptr(copy);
+    }
+    return r;
+}
+
+static int
 world_sync_folder(struct loop *loop, const char *path)
 {
     struct sim *sim = sim_of(loop);
@@ -520,6 +554,8 @@ static const struct loop_ops world_ops = {
     .file_open = world_open,
     .rename = world_rename,
     .unlink = world_unlink,
+    .identify = world_identify,
+    .real_path = world_real_path,
     .sync_folder = world_sync_folder,
     .list_folder = world_list_folder,
     .shm_open = world_shm_open,
