@@ -237,16 +237,16 @@ worker_main(void *arg)
     struct transfer *t = w->t;
     bool done = false, is_read = false;
     uint64_t start = loop_now(loop_of(t));
+    int r = 0;
 
     while (!done && !t->error && !job_cancelled(&t->job)) {
-        int r = copy_piece(w, &is_read);
-
+        r = copy_piece(w, &is_read);
         done = !r || transfer_error_ends(t, r, is_read);
     }
     uint64_t now = loop_now(loop_of(t));
 
     governor_piece_done(&t->governor, now, now - start, w->len);
-    t->job.current += w->hot ? 0 : w->len;
+    t->job.current += w->hot || (r && t->error) ? 0 : w->len;
     list_remove(&w->link);
     t->in_flight -= w->len;
     t->workers--;

@@ -120,7 +120,9 @@ class Qmp:
                 if event["event"] == name and all(
                         event["data"].get(k) == v for k, v in data.items()):
                     return event
-            self.events.append(self.receive())
+            message = self.receive()
+            if "event" in message:  # qemu-storage-daemon may greet twice
+                self.events.append(message)
 
     def close(self):
         self.file.close()
