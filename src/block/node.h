@@ -555,6 +555,13 @@ int node_truncate(struct node *node, uint64_t size, struct err *err);
  */
 int node_drop_tail(struct node *node, uint64_t size, struct range_hold *hold);
 /*
+ * Brings what the layer lacks of [off, off + len), at most LIMIT_COPY, into it
+ * from below, where it can be written; a hint.  After an error
+ * *ret_read_failed says whether it came from below.
+ */
+int node_fill(struct node *node, uint64_t off, uint64_t len,
+              bool *ret_read_failed);
+/*
  * The first extent of [off, off + len) in this layer alone; @seek also asks
  * the file system for holes, which can be slow.
  */

@@ -12,7 +12,6 @@
 #include <errno.h>
 
 #include "base/bytes.h"
-#include "block/copy.h"
 #include "block/graph_internal.h"
 
 enum { POPULATE_PIECE = 1 << 20 };
@@ -142,23 +141,15 @@ root_limits(const struct root *root, struct block_limits *ret)
     *ret = root->node->limits;
 }
 
-/* Fills the top layer from below, piece by piece, where it can be written. */
+/* Fills the top layer from below, piece by piece. */
 static int
 populate(struct node *node, uint64_t off, uint64_t len)
 {
-    struct copy_result result;
-
-    if (!node->backing || node->read_only) {
-        return 0;
-    }
-    struct copy copy = {.source = node->backing->child,
-                        .target = node,
-                        .fill = true,
-                        .flags = REQ_BACKGROUND};
+    bool read_failed;
 
     for (uint64_t end = off + len; off < end; off += POPULATE_PIECE) {
-        int r = copy_range(&copy, off, min_u64(end - off, POPULATE_PIECE),
-                           &result);
+        int r = node_fill(node, off, min_u64(end - off, POPULATE_PIECE),
+                          &read_failed);
 
         if (r) {
             return r;

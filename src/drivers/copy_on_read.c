@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /*
  * copy-on-read: a filter whose reads bring what they touch into its child from
- * below, so that the next one finds it there.  The copy is the engine's own
- * (block/copy.h): it takes only what the child lacks, and holds the range only
- * while it writes.
+ * below, so that the next one finds it there.  It is filled by node_fill(), which
+ * takes only what the child lacks, and holds the range only while it writes.
  *
  * It reads without `map`, since a look-up alone would pass the copy by.
  */
 #include <errno.h>
 
 #include "base/bytes.h"
-#include "block/copy.h"
+#include "block/node.h"
 #include "drivers/drivers.h"
 
 enum { PIECE = 1 << 20 };
@@ -36,20 +35,15 @@ cor_read(struct node *node, uint64_t off, struct sg sg, unsigned flags)
 {
     struct node *child = node->file->child;
     uint64_t unit = max_u64(child->cluster_size, 4096);
-    struct copy copy = {.target = child, .fill = true, .flags = REQ_BACKGROUND};
-    struct copy_result result;
+    uint64_t end = min_u64(align_up(off + sg.len, unit), child->size);
 
-    if (child->backing && !child->read_only) {
-        uint64_t end = min_u64(align_up(off + sg.len, unit), child->size);
+    for (uint64_t at = align_down(off, unit); at < end; at += PIECE) {
+        bool read_failed = false;
+        int r = node_fill(child, at, min_u64(PIECE, end - at), &read_failed);
 
-        copy.source = child->backing->child;
-        for (uint64_t at = align_down(off, unit); at < end; at += PIECE) {
-            int r = copy_range(&copy, at, min_u64(PIECE, end - at), &result);
-
-            /* A full target must not fail a read; a lost source does. */
-            if (r && result.read_failed) {
-                return r;
-            }
+        /* A full target must not fail a read; a lost source does. */
+        if (r && read_failed) {
+            return r;
         }
     }
     return node_read(child, off, sg, flags);

@@ -234,6 +234,7 @@ start_merge_job(struct op *op, struct transfer_options *o, struct err *err)
     o->release = true;
     o->max_extra = 8192 << pick(op, 3);
     o->exclusive = true; /* nobody else is in this world */
+    o->upgrade = true;   /* of version 2 */
     op->w->has_released = true;
     int r = transfer_start(op->w->jobs, PRESET_MERGE, o, err);
 

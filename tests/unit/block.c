@@ -666,6 +666,53 @@ copy_on_read_brings_up_what_is_read(void)
     in_world(copy_on_read);
 }
 
+static int
+to_nobody(struct tap *tap, uint64_t off, uint64_t len, struct node **ret,
+          uint64_t *ret_len)
+{
+    return 0;
+}
+
+/* As while a merge sinks what guests write. */
+static void
+diverted(struct graph *graph)
+{
+    struct tap tap = {.order = TAP_FORWARD, .divert = to_nobody};
+    struct extent ext;
+    struct root *root;
+    unsigned char buf[4096];
+
+    create(graph, "base", NULL);
+    create(graph, "over", "base");
+    struct node *base = add(graph, QCOW2("b", "base"));
+
+    memset(buf, 5, sizeof(buf));
+    CHECK_INT(node_write_buf(base, 0, buf, 4096), 0);
+    CHECK_INT(node_del(graph, "b", NULL), 0);
+    struct node *over = add(graph, QCOW2("o", "over"));
+    struct node *cor = add(graph, "{\"driver\":\"copy-on-read\","
+                                  "\"node-name\":\"c\",\"file\":\"o\"}");
+
+    CHECK_INT(root_new(over, CLAIM_WRITE, "export 'e'", &root, NULL), 0);
+    tap_attach(over, &tap);
+    CHECK_INT(root_populate(root, 0, 4096), 0);
+    CHECK_INT(node_read_buf(cor, 0, buf, 4096), 0);
+    CHECK(buf[0] == 5 && buf[4095] == 5);
+    CHECK_INT(node_status(over, 0, 4096, false, &ext), 0);
+    CHECK_INT(ext.kind, EXTENT_UNALLOCATED);
+    tap_detach(&tap);
+    CHECK_INT(root_populate(root, 0, 4096), 0);
+    CHECK_INT(node_status(over, 0, 4096, false, &ext), 0);
+    CHECK_INT(ext.kind, EXTENT_DATA);
+    root_free(root);
+}
+
+static void
+nothing_is_brought_up_while_writes_go_below(void)
+{
+    in_world(diverted);
+}
+
 /* Writers all over a disk that shrinks to its half and grows again. */
 struct writers {
     struct root *root;
@@ -762,6 +809,8 @@ main(void)
             a_disk_that_ends_within_a_block_does_not_grow);
     tap_run("copy-on-read brings up what is read",
             copy_on_read_brings_up_what_is_read);
+    tap_run("nothing is brought up while writes go below",
+            nothing_is_brought_up_while_writes_go_below);
     tap_run("a disk shrinks under its guest's writes",
             a_disk_shrinks_under_its_guests_writes);
     return tap_done();
