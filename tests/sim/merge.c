@@ -86,6 +86,16 @@ enum { SIZE = 40 * 1024 };
     "pack qcow2 top 24 48 2001\n"                                              \
     "fill qcow2 top 72 3 3001\n"
 
+/* The middle says zero over data of the base. */
+#define ZERO_MIDDLE                                                            \
+    QCOW2_BASE("1024")                                                         \
+    "create qcow2 middle cluster-size=1024 backing-file=base "                 \
+    "backing-fmt=qcow2 size=40960\n"                                           \
+    "zero qcow2 middle 8 48\n"                                                 \
+    "create qcow2 top cluster-size=1024 backing-file=middle "                  \
+    "backing-fmt=qcow2 size=40960\n"                                           \
+    "fill qcow2 top 70 3 3001\n"
+
 static void
 merge(struct sweep *s, const struct sweep_transfer *plan)
 {
@@ -156,6 +166,12 @@ static void
 rise(struct sweep *s)
 {
     rise_through(s, 1);
+}
+
+static void
+rise_two(struct sweep *s)
+{
+    rise_through(s, 2);
 }
 
 static void
@@ -401,6 +417,14 @@ static const struct sweep_setup setups[] = {
     {.name = "merge-up-small-over-big",
      .image = QCOW2_BASE("4096") QCOW2_TOP("512", "qcow2"),
      .operation = rise_and_count,
+     DISK,
+     COMMON},
+    /* A guest's writes there are in the top's map before they are durable. */
+    {.name = "merge-up-zero",
+     .image = ZERO_MIDDLE,
+     .operation = rise_two,
+     .first = 6,
+     .span = 52,
      DISK,
      COMMON},
     {.name = "merge-delete",
