@@ -1,4 +1,5 @@
-# A thin front of meson: `make`, `make test`, `make demo`, `make install`.
+# A thin front of meson: `make`, `make test`, `make demo`, `make install`; and
+# `make sim`, the simulator for about twenty minutes, with its totals.
 BUILD ?= build
 
 all: setup
@@ -13,6 +14,9 @@ setup-tests:
 
 test: setup-tests all
 	@tests/run $(BUILD)
+
+sim: setup-tests all
+	@tests/run-sim $(BUILD)
 
 demo: setup-tests all
 	@tools/demo $(BUILD)
@@ -29,4 +33,4 @@ install: all
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all setup setup-tests test demo bench bench-quick install clean
+.PHONY: all setup setup-tests test sim demo bench bench-quick install clean

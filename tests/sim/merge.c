@@ -86,6 +86,25 @@ enum { SIZE = 40 * 1024 };
     "pack qcow2 top 24 48 2001\n"                                              \
     "fill qcow2 top 72 3 3001\n"
 
+/* The middle says zero over data of the base. */
+#define ZERO_MIDDLE                                                            \
+    QCOW2_BASE("1024")                                                         \
+    "create qcow2 middle cluster-size=1024 backing-file=base "                 \
+    "backing-fmt=qcow2 size=40960\n"                                           \
+    "zero qcow2 middle 8 48\n"                                                 \
+    "create qcow2 top cluster-size=1024 backing-file=middle "                  \
+    "backing-fmt=qcow2 size=40960\n"                                           \
+    "fill qcow2 top 70 3 3001\n"
+
+/* Data and zeroes by turns hide a whole cluster of the base. */
+#define MIXED_TOP                                                              \
+    QCOW2_BASE("4096")                                                         \
+    "create qcow2 top cluster-size=512 backing-file=base "                     \
+    "backing-fmt=qcow2 size=40960\n"                                           \
+    "fill qcow2 top 14 30 2001\n"                                              \
+    "zero qcow2 top 18 3\n"                                                    \
+    "zero qcow2 top 30 1\n"
+
 static void
 merge(struct sweep *s, const struct sweep_transfer *plan)
 {
@@ -159,6 +178,12 @@ rise(struct sweep *s)
 }
 
 static void
+rise_two(struct sweep *s)
+{
+    rise_through(s, 2);
+}
+
+static void
 rise_three(struct sweep *s)
 {
     rise_through(s, 3);
@@ -196,6 +221,45 @@ rise_and_count(struct sweep *s)
                        (unsigned long long)gone,
                        (unsigned long long)s->released);
         }
+    }
+    node_unref(base);
+}
+
+/* Clusters of the base that it still has though the top has all of them. */
+static uint64_t
+hidden_and_held(struct node *top, struct node *base)
+{
+    uint64_t sum = 0;
+
+    for (uint64_t off = 0; off < base->size; off += base->cluster_size) {
+        struct extent own, hides = {0};
+        uint64_t end = off + base->cluster_size, at = off;
+
+        for (; at < end; at += hides.len) {
+            if (node_status(top, at, end - at, false, &hides) ||
+                hides.kind == EXTENT_UNALLOCATED) {
+                break;
+            }
+        }
+        if (at == end && !node_status(base, off, 1, false, &own)) {
+            sum += own.kind == EXTENT_UNALLOCATED ? 0 : base->cluster_size;
+        }
+    }
+    return sum;
+}
+
+/* Without guests: what they wrote later is not given back. */
+static void
+rise_and_look(struct sweep *s)
+{
+    struct node *base = node_ref(sweep_layer(s, 1));
+
+    rise(s);
+    uint64_t left = s->done ? hidden_and_held(s->top, base) : 0;
+
+    if (left && !s->may_fail) {
+        sweep_fail(s, "%llu bytes are hidden as whole clusters, and still held",
+                   (unsigned long long)left);
     }
     node_unref(base);
 }
@@ -403,6 +467,21 @@ static const struct sweep_setup setups[] = {
      .operation = rise_and_count,
      DISK,
      COMMON},
+    /* A guest's writes there are in the top's map before they are durable. */
+    {.name = "merge-up-zero",
+     .image = ZERO_MIDDLE,
+     .operation = rise_two,
+     .first = 6,
+     .span = 52,
+     DISK,
+     COMMON},
+    {.name = "merge-up-mixed",
+     .image = MIXED_TOP,
+     .operation = rise_and_look,
+     .size = SIZE,
+     .max_states = 12,
+     .disturb = sweep_cancel_job,
+     DISK},
     {.name = "merge-delete",
      .image = QCOW2_BASE("1024") QCOW2_TOP("1024", "qcow2"),
      .judge_moved = IMAGE("qcow2", "base"),

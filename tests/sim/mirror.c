@@ -306,6 +306,56 @@ hybrid(struct sweep *s)
                                      .speed = 4 * MIB});
 }
 
+/* Target clusters of 4 KiB, each with blocks that are missing. */
+static void
+write_across_a_cluster(void *arg)
+{
+    struct sweep *s = arg;
+
+    for (unsigned i = 0; i < 2; i++) {
+        uint64_t boundary = 8 * (1 + sim_random(&s->rng) % 9);
+        uint64_t before = 1 + sim_random(&s->rng) % 6;
+
+        sweep_step(s, &(struct step){.op = STEP_WRITE,
+                                     .sector = boundary - before,
+                                     .n = before + 1 +
+                                          sim_random(&s->rng) % 6});
+    }
+    s->running--;
+}
+
+static void
+write_across_clusters(struct sweep *s)
+{
+    for (unsigned i = 0; i < 6; i++) {
+        s->running++;
+        coro_start(sim_loop(s->sim), write_across_a_cluster, s);
+    }
+}
+
+static void
+hybrid_across_clusters(struct sweep *s)
+{
+    copy(s, &(struct sweep_transfer){.preset = PRESET_HYBRID,
+                                     .target = TO_QCOW2,
+                                     .mode = COPY_MODE_BACKGROUND,
+                                     .at_any_time = true,
+                                     .speed = MIB,
+                                     .in_switch = write_across_clusters,
+                                     .n_in_switch = 2,
+                                     .from_the_first = true});
+}
+
+/* What was copied is forwarded from the start: there is more in the air. */
+static void
+hybrid_forwarding(struct sweep *s)
+{
+    copy(s, &(struct sweep_transfer){.preset = PRESET_HYBRID,
+                                     .target = TO_QCOW2,
+                                     .mode = COPY_MODE_FORWARD,
+                                     .at_any_time = true});
+}
+
 static void
 stay(struct sweep *s)
 {
@@ -349,6 +399,26 @@ mirror_qed_for_long(struct sweep *s)
 #define SHORT                                                                  \
     .options = IMAGE("top", "qcow2", "top"), .size = SIZE, .guests = 2,        \
     .ops = 10, .max_states = 2, .think_ns = 2 * NS_PER_MS, .ends_on_target = true
+
+/*
+ * The target's file takes as long now and then as no guest waits (250 ms), and
+ * the guests write all the time that it takes.
+ */
+#define LATE                                                                   \
+    .image = TWO QCOW2_COPY, .options = IMAGE("top", "qcow2", "top"),          \
+    .judge_target = IMAGE("top", "qcow2", "copy"), .size = SIZE, .guests = 2,  \
+    .ops = 24, .max_states = 3, .think_ns = 300 * NS_PER_MS,                   \
+    .slow_file = "copy", .max_ns = 600 * NS_PER_S, .ends_on_target = true
+#define LATE_SETUPS(what, run, records)                                        \
+    {.name = what "-late",                                                     \
+     .operation = run,                                                         \
+     .disturb = sweep_cancel_job,                                              \
+     .leaves_a_record = records,                                               \
+     LATE},                                                                    \
+    {                                                                          \
+        .name = what "-late-paused", .operation = run,                         \
+        .disturb = sweep_pause_job, .leaves_a_record = records, LATE           \
+    }
 
 #define OVERLAY_COPY                                                           \
     "create qcow2 copy cluster-size=2048 backing-file=top "                    \
@@ -478,6 +548,19 @@ static const struct sweep_setup setups[] = {
     {.name = "hybrid-layer",
      .image = THREE QCOW2_COPY,
      .operation = hybrid_of_a_layer,
+     .disturb = sweep_cancel_job,
+     SHORT},
+    LATE_SETUPS("pre-copy", switch_to_qcow2, true),
+    LATE_SETUPS("mirror", forward_from_the_start, true),
+    LATE_SETUPS("hybrid", hybrid_forwarding, false),
+    /*
+     * Blocks are smaller than the target's clusters, so what is dropped takes
+     * what is in step along, beside writes that lie across clusters.
+     */
+    {.name = "hybrid-across",
+     .image = TWO "create qcow2 copy cluster-size=4096 size=40960\n",
+     .judge_target = IMAGE("top", "qcow2", "copy"),
+     .operation = hybrid_across_clusters,
      .disturb = sweep_cancel_job,
      SHORT},
     /* The disk stays, so that nothing is asked of the target. */

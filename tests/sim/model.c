@@ -7,6 +7,7 @@
  *
  * Everything that a world draws comes from its seed and a place of its own, so
  * a world with a step, a guest or a layer less is the same one otherwise.
+ * MODEL_WORLDS says how many there are at least, however short SIM_BUDGET is.
  */
 #include <malloc.h>
 #include <signal.h>
@@ -162,12 +163,14 @@ random_worlds_read_as_their_model(void)
 {
     const char *text = getenv("SIM_BUDGET");
     const char *first = getenv("MODEL_SEED");
+    const char *worlds = getenv("MODEL_WORLDS");
     double start = seconds(), end = start + (text ? atof(text) : 2);
+    uint64_t least = worlds ? strtoull(worlds, NULL, 10) : WORLDS_MIN;
     struct plan p = whole;
     uint64_t n = 0;
 
     p.seed = first ? strtoull(first, NULL, 10) : FIRST_SEED;
-    for (; n < WORLDS_MIN || seconds() < end; n++, p.seed++) {
+    for (; n < least || seconds() < end; n++, p.seed++) {
         auto_free char *why = run_world(&p, false);
 
         if (why) {

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /* One run of a script: images, guests, the operation, the judges. */
 #include <errno.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/time.h>
+#include <unistd.h>
 
 #include "base/bytes.h"
 #include "base/log.h"
@@ -19,7 +22,41 @@ enum {
     /* About as many as there are, in opening an image and in its recovery. */
     OPENING_EVENTS = 16,
     RECOVERY_EVENTS = 160,
+    SPINS_S = 60, /* of CPU time, for what takes a millisecond */
 };
+
+/* What runs, for the signal that comes when it spins and never yields. */
+static const struct sweep *watched;
+
+static void
+on_spin(int signal)
+{
+    const struct sweep *s = watched;
+
+    printf("# %s spins%s:\n", s->setup->name,
+           s->crash ? ", judging what a crash at this event has left" : "");
+    script_print(s->script, stdout, "#   ");
+    if (s->crash) {
+        printf("#   power %llu %s %llu\n",
+               (unsigned long long)sim_n_events(s->sim),
+               s->crash->fates[0] ? s->crash->fates : "-",
+               (unsigned long long)s->crash->torn);
+    }
+    fflush(stdout);
+    _exit(1);
+}
+
+static void
+watch(const struct sweep *s)
+{
+    const struct itimerval limit = {.it_value.tv_sec = SPINS_S};
+
+    if (!watched) {
+        signal(SIGVTALRM, on_spin);
+    }
+    watched = s;
+    setitimer(ITIMER_VIRTUAL, &limit, NULL);
+}
 
 void
 sweep_fail(struct sweep *s, const char *fmt, ...)
@@ -227,14 +264,15 @@ say(void *arg, const char *line)
 }
 
 /*
- * A kill takes nothing that was acknowledged (rule 10); but what a failed fsync
- * has lost, no memory knows.
+ * A kill takes nothing that was acknowledged (rule 10), and neither does closing
+ * the disk; but what a failed fsync has lost, no memory knows.
  */
 static bool
 allows(const struct sweep *s, uint64_t sector, uint64_t tag)
 {
-    bool all = s->crash && s->crash->kind == SIM_CRASH_PROCESS && !s->power &&
-               !s->setup->forgets && s->script->trouble != TROUBLE_FAIL;
+    bool killed = s->crash && s->crash->kind == SIM_CRASH_PROCESS &&
+                  !s->power && !s->setup->forgets;
+    bool all = (killed || !s->crash) && s->script->trouble != TROUBLE_FAIL;
 
     return all ? oracle_allows_read(s->oracle, sector, tag, UINT64_MAX)
                : oracle_allows_crash(s->oracle, sector, tag);
@@ -482,6 +520,7 @@ judge_disk(struct sweep *s, struct sim_disk *disk, const char *what,
                             .on_event = crash_at ? on_recovery : NULL,
                             .arg = &j};
 
+    watch(s);
     j.sim = sim_new(disk, &o);
     if (!loop_run_main(sim_loop(j.sim), judge_main, &j)) {
         sweep_fail(s, "after %s opening the disk hangs", what);
@@ -535,7 +574,10 @@ judge_crash(struct sweep *s, struct sim_crash *crash, const char *what)
         s->crash = crash;
         s->states++;
         if (sample_has(&s->sample, s->states)) {
+            double begin = sweep_seconds();
+
             qemu_judge(s, disk, what);
+            s->sample.seconds += sweep_seconds() - begin;
         }
         judge_disk(s, disk, what, second_crash(s, crash));
         sim_disk_free(disk);
@@ -631,6 +673,13 @@ prepare(struct sweep *s)
     return clean;
 }
 
+/* Where seconds pass, most switches would be of those who look. */
+uint64_t
+sweep_poll_ns(const struct sweep *s)
+{
+    return s->setup->slow_file ? 50 * NS_PER_MS : NS_PER_MS;
+}
+
 static void
 run_guests(struct sweep *s)
 {
@@ -648,7 +697,7 @@ run_guests(struct sweep *s)
         coro_start(loop, operation, s);
     }
     while (s->running) {
-        coro_sleep(NS_PER_MS);
+        coro_sleep(sweep_poll_ns(s));
     }
     if (!s->may_fail) {
         struct judge j = {s, s->sim, "the run"};
@@ -726,6 +775,7 @@ world_options(struct sweep *s)
                             .in_order = sc->calm,
                             .drop_sync_at = sc->lie,
                             .max_ns = s->setup->max_ns,
+                            .slow_file = s->setup->slow_file,
                             .on_event = on_event,
                             .on_switch = on_switch,
                             .holds_up = guest_is_held_up,
@@ -765,6 +815,7 @@ sweep_run(struct sweep *s, const struct script *sc)
     disk = prepare(s);
     struct sim_options o = world_options(s);
 
+    watch(s);
     s->sim = sim_new(disk, &o);
     if (!loop_run_main(sim_loop(s->sim), run_main, s)) {
         sweep_fail(s, "the run hangs");

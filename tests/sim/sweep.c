@@ -13,8 +13,8 @@
 
 enum { SECTOR = 512, STEP_MAX = 24, STRIDES = 50, STATES_OF_A_SEED = 500 };
 
-static double
-seconds(void)
+double
+sweep_seconds(void)
 {
     struct timespec ts;
 
@@ -196,13 +196,14 @@ unsigned
 sweep_crashes(const struct sweep_setup *setup, uint64_t first)
 {
     struct sweep s = {.setup = setup, .crashes = true};
-    double end = seconds() + budget();
+    double end = sweep_seconds() + budget();
     uint64_t seed = first, least = div_up(sweep_states_wanted(), n_setups);
 
     s.sample = sample_of(setup, least);
     do {
         run_seed(&s, seed++, 0);
-    } while ((seconds() < end || s.states + s.second_states < least) &&
+    } while ((sweep_seconds() - s.sample.seconds < end ||
+              s.states + s.second_states < least) &&
              !s.failures);
     count(&s);
     if (setup->recover && !s.resumed && !s.failures) {
@@ -261,7 +262,7 @@ sweep_places(struct sweep *s, uint64_t seed, enum trouble trouble, double end)
     sc.trouble = trouble;
     /* Where the budget is short, a stride still spans all of them. */
     for (sc.at = 1; sc.at <= all && !s->failures; sc.at++) {
-        if (seconds() > end) {
+        if (sweep_seconds() > end) {
             sc.at += all / STRIDES;
         }
         runs += sweep_place(s, &sc);
@@ -278,12 +279,12 @@ sweep_trouble(const struct sweep_setup *setup, uint64_t first,
     const char *what = trouble == TROUBLE_FAIL     ? "with a failing I/O"
                        : trouble == TROUBLE_SWITCH ? "disturbed at a switch"
                                                    : "with links cut";
-    double end = seconds() + budget();
+    double end = sweep_seconds() + budget();
     uint64_t runs = 0, seed = first;
 
     do {
         runs += sweep_places(&s, seed++, trouble, end);
-    } while (seconds() < end && !s.failures);
+    } while (sweep_seconds() < end && !s.failures);
     printf("# %s: %llu runs %s, seeds %llu to %llu\n", setup->name,
            (unsigned long long)runs, what, (unsigned long long)first,
            (unsigned long long)seed - 1);
@@ -301,7 +302,7 @@ sweep_failures_and_crashes(const struct sweep_setup *setup, uint64_t first)
 {
     /* A script has one trouble: what fails here is not shrunk. */
     struct sweep s = {.setup = setup, .quiet = true, .max_states = 2};
-    double end = seconds() + budget();
+    double end = sweep_seconds() + budget();
     uint64_t rng = first, runs = 0;
 
     do {
@@ -325,7 +326,7 @@ sweep_failures_and_crashes(const struct sweep_setup *setup, uint64_t first)
         }
         script_fini(&sc);
         runs++;
-    } while (seconds() < end && !s.failures);
+    } while (sweep_seconds() < end && !s.failures);
     count(&s);
     printf("# %s: %llu runs with a failing I/O, %llu crash states\n",
            setup->name, (unsigned long long)runs, (unsigned long long)s.states);
@@ -348,10 +349,10 @@ unsigned
 sweep_plain(const struct sweep_setup *setup, uint64_t first, unsigned runs)
 {
     struct sweep s = {.setup = setup};
-    double end = seconds() + budget();
+    double end = sweep_seconds() + budget();
 
     for (unsigned i = 0; i < runs && !s.failures; i++) {
-        if (i && seconds() >= end) {
+        if (i && sweep_seconds() >= end) {
             break;
         }
         run_seed(&s, first + i, 0);

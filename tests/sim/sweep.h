@@ -66,6 +66,7 @@ struct sweep_setup {
     uint64_t max_states;  /* crash states per event */
     uint64_t max_ns;      /* a run that takes longer hangs; 0: no limit */
     uint64_t cut_ns;      /* how long a cut link stays down */
+    const char *slow_file; /* hangs now and then: see sim.h; or NULL */
     const struct driver *const *drivers; /* NULL: all */
     /* Runs beside the guests, in a coroutine of its own; may be NULL. */
     void (*operation)(struct sweep *s);
@@ -87,6 +88,7 @@ struct sample {
     bool every;
     uint64_t wanted, stride;
     uint64_t taken, next; /* @next: the number of a state, from 1 */
+    double seconds;       /* that qemu-img took, which are no part of the budget */
 };
 
 struct sweep {
@@ -130,6 +132,9 @@ void sweep_fini(struct sweep *s);
 void sweep_fail(struct sweep *s, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 
+/* How often a state that is waited for is looked at. */
+uint64_t sweep_poll_ns(const struct sweep *s);
+
 /* A guest's request, judged as all of them are; for `operation`.  Yields. */
 void sweep_step(struct sweep *s, const struct step *step);
 
@@ -145,6 +150,8 @@ void sweep_share_budget(size_t n_setups);
 /* SIM_STATES: as many are judged, however short the time; 0: no matter. */
 uint64_t sweep_states_wanted(void);
 
+/* Of the clock on the wall. */
+double sweep_seconds(void);
 /* SIM_QEMU: so many of them, about, by qemu-img, too. */
 uint64_t sweep_sample_wanted(void);
 

@@ -5,7 +5,7 @@
 #include "transfer/engine.h"
 #include "transfer/resume.h"
 
-enum { VERB_NS = 60000000, WATCH_NS = 20000 };
+enum { VERB_POLLS = 60, WATCH_NS = 20000 };
 
 struct node *
 sweep_layer(const struct sweep *s, unsigned depth)
@@ -82,7 +82,8 @@ watch(void *arg)
 
     for (unsigned n = 0; !w->over && n < w->plan->n_in_switch;) {
         bool there =
-            w->t->track.pivoting && !w->t->copy.target->incomplete;
+            w->t->track.pivoting &&
+            (w->plan->from_the_first || !w->t->copy.target->incomplete);
 
         if (there && !was_there) {
             w->plan->in_switch(w->s);
@@ -101,7 +102,9 @@ sweep_run_transfer(struct sweep *s, const struct sweep_transfer *plan)
     struct jobs *jobs = jobs_new(loop, NULL, NULL);
     struct job *job = start(s, jobs, plan);
     uint64_t at = plan->at_any_time
-                      ? loop_now(loop) + sim_random(&s->rng) % VERB_NS
+                      ? loop_now(loop) +
+                            sim_random(&s->rng) %
+                                (VERB_POLLS * sweep_poll_ns(s))
                       : 0;
     struct watch w = {.s = s, .plan = plan, .left = true};
     struct transfer_report report;
@@ -117,7 +120,7 @@ sweep_run_transfer(struct sweep *s, const struct sweep_transfer *plan)
     }
     while (job && job->status != JOB_CONCLUDED) {
         if (loop_now(loop) < at) {
-            coro_sleep(NS_PER_MS / 10);
+            coro_sleep(sweep_poll_ns(s) / 10);
             continue;
         }
         if (job->status == JOB_READY && plan->finish == FINISH_SWITCH) {
@@ -126,7 +129,7 @@ sweep_run_transfer(struct sweep *s, const struct sweep_transfer *plan)
             job_cancel(job, false, NULL);
         }
         /* A verb is refused where a pause is asked for: it is said again. */
-        waitq_wait_until(&job->changed, loop_now(loop) + NS_PER_MS);
+        waitq_wait_until(&job->changed, loop_now(loop) + sweep_poll_ns(s));
     }
     if (job && job->err.code && !s->may_fail) {
         sweep_fail(s, "the transfer failed: %s", job->err.msg);

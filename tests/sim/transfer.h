@@ -26,6 +26,7 @@ struct sweep_transfer {
      */
     void (*in_switch)(struct sweep *s);
     unsigned n_in_switch;
+    bool from_the_first; /* also before the target passes for the disk */
     /* Called when the job is there.  May yield; may be NULL. */
     void (*once_started)(struct sweep *s);
 };

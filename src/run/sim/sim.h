@@ -100,7 +100,10 @@ void sim_disk_describe(struct sim_disk *disk,
 struct sim_spares *sim_spares_new(void);
 void sim_spares_free(struct sim_spares *spares);
 
-enum { SIM_NEVER = 0 };
+enum { SIM_NEVER = 0, SIM_HANGS = 8 };
+
+#define SIM_HANG_MIN_NS (300 * NS_PER_MS)
+#define SIM_HANG_MAX_NS (900 * NS_PER_MS)
 
 struct sim_options {
     uint64_t seed;
@@ -112,6 +115,11 @@ struct sim_options {
     bool fail_all_after; /* and every later one, too */
     /* All links are cut at the n-th message, which is lost; see below. */
     uint64_t cut_at, cut_ns;
+    /*
+     * The file of this name hangs now and then: one I/O in SIM_HANGS takes a
+     * random time of SIM_HANG_MIN_NS to SIM_HANG_MAX_NS; NULL: none does.
+     */
+    const char *slow_file;
     /* When the world ends: a run that is not over by then hangs; 0: never. */
     uint64_t max_ns;
     /* Planted bug: the n-th fsync says it is done and does nothing. */

@@ -32,7 +32,7 @@ struct sim_lock {
 struct sim_file {
     struct file f;
     struct inode *inode;
-    bool writable;
+    bool writable, slow;
 };
 
 static struct sim_file *
@@ -110,13 +110,31 @@ delay(struct sim *sim)
     }
 }
 
-/* The time that what holds others up takes: an fsync's, an open's. */
 static void
-slow_delay(struct sim *sim)
+file_delay(struct file *file)
+{
+    struct sim *sim = sim_of(file->loop);
+
+    if (file_of(file)->slow && !sim->o.in_order &&
+        sim_random(&sim->rng) % SIM_HANGS == 0) {
+        coro_sleep(SIM_HANG_MIN_NS + sim_random(&sim->rng) %
+                                         (SIM_HANG_MAX_NS - SIM_HANG_MIN_NS));
+    } else {
+        delay(sim);
+    }
+}
+
+/* The time that what holds others up takes: an fsync's, an open's (no @file). */
+static void
+long_delay(struct sim *sim, struct file *file)
 {
     bool at_first = sim->o.holds_up && sim->o.holds_up(sim->o.arg);
 
-    delay(sim);
+    if (file) {
+        file_delay(file);
+    } else {
+        delay(sim);
+    }
     sim->n_held_up += at_first && sim->o.holds_up(sim->o.arg);
 }
 
@@ -158,7 +176,7 @@ world_read(struct file *file, uint64_t off, struct sg sg, unsigned flags)
     const struct content *c = &file_of(file)->inode->now;
     int r = io_begin(sim);
 
-    delay(sim);
+    file_delay(file);
     if (r) {
         return r;
     }
@@ -194,7 +212,7 @@ change(struct file *file, enum disk_op_kind kind, uint64_t off, uint64_t len,
         r = -ENOSPC;
     }
     if (r) {
-        delay(sim);
+        file_delay(file);
         return r;
     }
     struct disk_op *op = inode_begin(inode, kind, off, len);
@@ -203,7 +221,7 @@ change(struct file *file, enum disk_op_kind kind, uint64_t off, uint64_t len,
         sg_copy_to(sg, op->data);
     }
     durable_event(sim);
-    delay(sim);
+    file_delay(file);
     inode_complete(inode, op);
     return 0;
 }
@@ -249,7 +267,7 @@ world_sync(struct file *file)
     int r = io_begin(sim);
     bool dropped = ++sim->n_syncs == sim->o.drop_sync_at;
 
-    slow_delay(sim);
+    long_delay(sim, file);
     if (r) {
         return r;
     }
@@ -403,7 +421,7 @@ world_open(struct loop *loop, const char *path, unsigned flags,
     struct sim *sim = sim_of(loop);
     struct inode *inode = disk_lookup(sim->disk, path);
 
-    slow_delay(sim);
+    long_delay(sim, NULL);
     if (!inode && !(flags & FILE_CREATE)) {
         return -ENOENT;
     }
@@ -428,6 +446,7 @@ world_open(struct loop *loop, const char *path, unsigned flags,
                           .align = flags & FILE_DIRECT ? SIM_SECTOR : 1};
     sf->inode = inode;
     sf->writable = flags & FILE_WRITE;
+    sf->slow = sim->o.slow_file && !strcmp(path, sim->o.slow_file);
     inode->refs++;
     *ret = &sf->f;
     return flags & FILE_TRUNCATE ? world_truncate(&sf->f, 0) : 0;
@@ -501,7 +520,7 @@ world_sync_folder(struct loop *loop, const char *path)
     struct sim *sim = sim_of(loop);
     int r = io_begin(sim);
 
-    slow_delay(sim);
+    long_delay(sim, NULL);
     if (!r) {
         disk_sync_names(sim->disk);
         durable_event(sim);
