@@ -23,6 +23,7 @@ graph_new(struct loop *loop, const struct graph_options *options)
 
     graph->loop = loop;
     journals_init(&graph->journals, loop, options->state_dir);
+    graph_set_folder(graph, options->folder);
     graph->drivers = options->drivers;
     graph->quiet = options->quiet;
     graph->backing_paths =
@@ -97,6 +98,7 @@ graph_free(struct graph *graph)
     assert(closed);
     throttle_groups_free(graph);
     journals_fini(&graph->journals);
+    free(graph->folder);
     free(graph->backing_paths);
     free(graph);
 }
@@ -121,6 +123,21 @@ graph_close(struct graph *graph)
         }
     }
     return list_empty(&graph->nodes);
+}
+
+void
+graph_set_folder(struct graph *graph, const char *folder)
+{
+    free(graph->folder);
+    graph->folder = folder ? xstrdup(folder) : NULL;
+}
+
+char *
+graph_path(const struct graph *graph, const char *name)
+{
+    return name[0] == '/' || !graph->folder
+               ? xstrdup(name)
+               : xasprintf("%s/%s", graph->folder, name);
 }
 
 bool

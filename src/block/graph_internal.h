@@ -11,6 +11,7 @@ struct graph {
     struct loop *loop;
     const struct driver *const *drivers;
     char *backing_paths;
+    char *folder;
     uint64_t chain_index_bytes;
     struct list nodes;
     struct list throttle_groups;

@@ -312,6 +312,11 @@ struct graph_options {
     const char *backing_paths;
     /* For journals that cannot lie beside their images; NULL: there are none. */
     const char *state_dir;
+    /*
+     * The folder that relative names of files are in, where the process is to
+     * leave it; NULL: names are used as they are.
+     */
+    const char *folder;
     bool quiet; /* no lines in the log about what was found beside an image */
 };
 
@@ -332,6 +337,10 @@ bool graph_close(struct graph *graph);
 struct loop *graph_loop(const struct graph *graph);
 /* Of the images that are open here (journal/journal.h). */
 struct journals *graph_journals(struct graph *graph);
+/* The process has left its folder: from now on it is @folder. */
+void graph_set_folder(struct graph *graph, const char *folder);
+/* @name as it means the same wherever the process goes; the caller frees it. */
+char *graph_path(const struct graph *graph, const char *name);
 /* Are the paths limited that others than the operator may name? */
 bool graph_limits_paths(const struct graph *graph);
 bool graph_is_quiet(const struct graph *graph);

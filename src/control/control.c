@@ -23,6 +23,7 @@ control_new(struct loop *loop, const struct control_options *options)
         loop, &(struct graph_options){.drivers = all_drivers,
                                       .backing_paths = options->backing_paths,
                                       .state_dir = options->state_dir,
+                                      .folder = options->folder,
                                       .chain_index_bytes =
                                           options->chain_index_bytes});
     ctl->jobs = jobs_new(loop, control_job_event, ctl);
@@ -88,6 +89,12 @@ control_quit(struct control *ctl)
 {
     ctl->quitting = true;
     waitq_wake_all(&ctl->quit);
+}
+
+void
+control_set_folder(struct control *ctl, const char *folder)
+{
+    graph_set_folder(ctl->graph, folder);
 }
 
 void

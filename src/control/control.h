@@ -24,7 +24,7 @@ struct stream;
 struct control_options {
     /* Where headers may name backing files: see graph_options. */
     const char *backing_paths;
-    const char *state_dir; /* see graph_options */
+    const char *state_dir, *folder; /* see graph_options */
     uint64_t chain_index_bytes; /* of each disk; 0: the default */
     /* NBD clients wait until control_ready(). */
     bool hold_clients;
@@ -49,6 +49,8 @@ bool control_free(struct control *ctl);
 void control_wait_quit(struct control *ctl);
 void control_quit(struct control *ctl);
 
+/* The process has left its folder for @folder.  Does not yield. */
+void control_set_folder(struct control *ctl, const char *folder);
 /* Lets NBD clients in, where they were held.  Does not yield. */
 void control_ready(struct control *ctl);
 

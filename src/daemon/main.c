@@ -39,6 +39,7 @@ become_ready(struct daemon *d, struct err *err)
     if (!r && d->ready_fd >= 0) {
         r = service_detach(d->ready_fd, err);
         d->ready_fd = -1;
+        control_set_folder(d->ctl, ""); /* that is "/" */
     }
     return r;
 }
@@ -80,6 +81,9 @@ daemon_main(void *arg)
     auto_free char *state = d->options.state_dir
                                 ? xstrdup(d->options.state_dir)
                                 : journals_default_state_dir();
+    /* Images are opened anew, and have journals, when it is elsewhere. */
+    auto_free char *folder =
+        d->options.daemonize ? getcwd(NULL, 0) : NULL;
     struct control_options options = {
         .chain_index_bytes = (uint64_t)d->options.chain_index_mib << 20,
         .backing_paths =
@@ -87,6 +91,7 @@ daemon_main(void *arg)
         .hold_clients = true,
         .resume = d->options.resume,
         .state_dir = state,
+        .folder = folder,
     };
 
     d->ctl = control_new(d->loop, &options);

@@ -66,8 +66,7 @@ service_detach(int ready_fd, struct err *err)
     char status = 0;
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 
-    /* It stays in its folder: images may be named relative to it. */
-    if (null < 0) {
+    if (null < 0 || chdir("/")) {
         return err_set_errno(err, -errno, "Could not go into the background");
     }
     for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {

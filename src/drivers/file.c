@@ -202,7 +202,7 @@ file_driver_open(struct node *node, json_t *options, struct err *err)
     if (!strncmp(filename, "file:", 5)) {
         filename += 5;
     }
-    node->filename = xstrdup(filename);
+    node->filename = graph_path(node->graph, filename);
     int r = open_file(node, options, &f, err);
 
     if (r) {

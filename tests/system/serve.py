@@ -312,6 +312,9 @@ def it_goes_into_the_background():
     try:
         q = Qmp("m.sock")  # it listens: the command has returned
         assert os.readlink(f"/proc/{pid}/cwd") == "/"
+        # Its journal, and its next opening, are where the image is.
+        nodes = {n["node-name"]: n for n in q.cmd("query-named-block-nodes")}
+        assert nodes["a"]["file"] == os.path.abspath("a.qcow2"), nodes
         code, text = run(SLUICED, "--pidfile", "pid", check=False)
         assert code == 1 and "Could not lock 'pid'" in text, text
         q.cmd("quit")
