@@ -13,7 +13,10 @@ enum {
     CLIMB_HOLD_MS = 1000,
 };
 
-#define TOLERANCE 1.6 /* times the undisturbed latency; and of the rate */
+#define TOLERANCE 1.6 /* times the undisturbed latency */
+/* The undisturbed rate is so many times what is left of it, at most: a window
+ * counts fewer requests by chance, too, and half of it is promised. */
+#define RATE_TOLERANCE 1.75
 #define SLACK_NS 20000 /* a latency that nobody feels */
 #define TELLING 32     /* requests of a window whose rate says something */
 #define GROWTH 1.15
@@ -48,7 +51,7 @@ static bool
 is_disturbed(const struct governor *g, const struct seen *s)
 {
     return (double)s->mean_ns > TOLERANCE * (double)g->quiet_ns + SLACK_NS ||
-           s->rate * TOLERANCE < g->quiet_rate;
+           s->rate * RATE_TOLERANCE < g->quiet_rate;
 }
 
 static void
