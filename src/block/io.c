@@ -430,6 +430,11 @@ hold_range(struct change *c)
         end = align_up(end, unit);
         mode = RANGE_EXCLUSIVE;
     }
+    if (c->op == TAP_OP_DISCARD && !is_aligned(end, unit)) {
+        /* It takes the rest of the disk's last cluster along. */
+        end = align_up(end, unit);
+        mode = RANGE_EXCLUSIVE;
+    }
     c->hold = &c->own;
     range_lock_take(&node->ranges, c->hold, start, end, mode);
     if (mode == RANGE_SHARED && !c->quiet &&
@@ -869,7 +874,11 @@ node_discard(struct node *node, uint64_t off, uint64_t len)
     if (r) {
         return r;
     }
-    r = discard_parts(&c);
+    /* The disk may have grown until the range was held. */
+    if (end != node->size) {
+        c.len = max_u64(align_down(end, unit), off) - off;
+    }
+    r = c.len ? discard_parts(&c) : 0;
     return change_end(&c, r == -ENOTSUP ? 0 : r, 0);
 }
 
