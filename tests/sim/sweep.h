@@ -193,6 +193,12 @@ unsigned sweep_replay(const struct sweep_setup *setups, size_t n,
 /* shrink.c: the smallest script found that still fails as s->found does. */
 struct script sweep_shrink(struct sweep *s);
 
+/*
+ * For `operation`: the disk grows and its new end is written while its old end
+ * is discarded or zeroed, again and again.  Yields.
+ */
+void sweep_grow(struct sweep *s);
+
 /* images.c */
 void images_make(struct graph *graph, struct oracle *o, const char *lines);
 /* Writes @n tags into a node from sector @sector on. */
