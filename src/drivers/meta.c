@@ -615,14 +615,38 @@ meta_free_now(struct meta *m)
     return r;
 }
 
+bool
+meta_is_committing(const struct meta *m)
+{
+    return m->running;
+}
+
+static void
+log_what_is_dirty(struct meta *m)
+{
+    list_for_each(it, &m->use)
+    {
+        struct slice *s = container_of(it, struct slice, use);
+
+        if (s->dirty) {
+            meta_log_change(m->log, &s->place, s->off, s->phase, s->data, 0, 0,
+                            s->dirty);
+        }
+    }
+    m->o.node->is_unlogged = meta_log_is_partial(m->log);
+}
+
 uint64_t
 meta_start_log(struct meta *m)
 {
-    assert(!m->n_dirty && !m->log);
+    assert(!m->running && !m->log);
     m->log = meta_log_new(
         m->o.node, m->o.slice_size,
         (uint32_t)(max_u64(m->o.budget / m->o.slice_size, MIN_SLICES) +
                    SPARE_SLOTS));
+    if (m->log) {
+        log_what_is_dirty(m);
+    }
     return meta_log_autoclear(m->log);
 }
 

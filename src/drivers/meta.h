@@ -60,11 +60,13 @@ struct meta *meta_new(const struct meta_options *options);
 int meta_close(struct meta *meta, bool discard);
 
 /*
- * From here on changes outlive this process; called while nothing is dirty.
- * Returns what the autoclear bits of the image must be, 0 where there is no
+ * From here on changes outlive this process, those that are not yet committed,
+ * too; called while no commit runs.  Returns what the autoclear bits of the image must be, 0 where there is no
  * log.  Does not yield.
  */
 uint64_t meta_start_log(struct meta *meta);
+/* Does a commit run?  Does not yield. */
+bool meta_is_committing(const struct meta *meta);
 /* Everything was committed.  Does not yield. */
 void meta_stop_log(struct meta *meta);
 

@@ -385,7 +385,7 @@ qcow2_ensure_mark(struct node *node, bool may_upgrade, struct err *err)
                    node->filename);
         return err_propagate(err, &inner);
     }
-    return 0;
+    return qcow2_begin_log(node, err);
 }
 
 int

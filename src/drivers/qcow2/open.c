@@ -300,6 +300,17 @@ begin_writing(struct node *node, struct err *err)
              : 0;
 }
 
+int
+qcow2_begin_log(struct node *node, struct err *err)
+{
+    struct meta *meta = qcow2_of(node)->meta;
+
+    while (meta_is_committing(meta)) {
+        meta_commit(meta); /* a failure shows at the next flush */
+    }
+    return begin_writing(node, err);
+}
+
 /* Everything is in the image. */
 static void
 end_writing(struct qcow2 *q)

@@ -203,6 +203,11 @@ int qcow2_discard(struct node *node, uint64_t off, uint64_t len,
 int qcow2_unallocate(struct node *node, uint64_t off, uint64_t len,
                      struct range_hold *hold);
 
+/* open.c */
+
+/* An image that was of version 2 has a log from now on (rule 10). */
+int qcow2_begin_log(struct node *node, struct err *err);
+
 /* header.c */
 
 /* Writes header fields of sector 0 at once; "update" also durably. */
