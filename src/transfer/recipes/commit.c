@@ -219,17 +219,18 @@ int
 sink_measure(const struct transfer_options *o, struct transfer_plan *ret,
              struct err *err)
 {
-    struct transfer t = {.copy.source = o->top,
-                         .copy.target = o->base,
-                         .shadowed = true,
-                         .sync = SYNC_TOP};
+    auto_free struct transfer *t = xzalloc(sizeof(*t));
 
+    t->copy.source = o->top;
+    t->copy.target = o->base;
+    t->shadowed = true;
+    t->sync = SYNC_TOP;
     if (o->release) {
-        release_init(&t, RELEASE_ABOVE, o->top, o->base);
+        release_init(t, RELEASE_ABOVE, o->top, o->base);
     }
-    int r = transfer_measure(&t, mirror_next, ret, err);
+    int r = transfer_measure(t, mirror_next, ret, err);
 
-    release_fini(&t.release);
+    release_fini(&t->release);
     return r;
 }
 

@@ -381,15 +381,16 @@ int
 mirror_plan(const struct transfer_options *o, struct transfer_plan *ret,
             struct err *err)
 {
-    struct transfer t = {.copy.source = o->device,
-                         .copy.target = o->target,
-                         .sync = o->sync,
-                         .granularity = (uint32_t)max_u64(
-                             4096, o->target->cluster_size),
-                         .target_is_zero = o->target_is_zero};
+    auto_free struct transfer *t = xzalloc(sizeof(*t));
     int r = check(o, err);
 
-    return r ? r : transfer_measure(&t, mirror_next, ret, err);
+    t->copy.source = o->device;
+    t->copy.target = o->target;
+    t->sync = o->sync;
+    t->granularity = (uint32_t)max_u64(4096, o->target->cluster_size);
+    t->target_is_zero = o->target_is_zero;
+
+    return r ? r : transfer_measure(t, mirror_next, ret, err);
 }
 
 int

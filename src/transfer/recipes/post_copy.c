@@ -262,8 +262,10 @@ int
 post_copy_plan(const struct transfer_options *o, struct transfer_plan *ret,
                struct err *err)
 {
-    struct transfer t = {.copy.source = o->device, .copy.target = o->target};
+    auto_free struct transfer *t = xzalloc(sizeof(*t));
     int r = check(o, err);
 
-    return r ? r : transfer_measure(&t, stream_next, ret, err);
+    t->copy.source = o->device;
+    t->copy.target = o->target;
+    return r ? r : transfer_measure(t, stream_next, ret, err);
 }

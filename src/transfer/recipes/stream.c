@@ -229,21 +229,23 @@ stream_plan(const struct transfer_options *o, struct transfer_plan *ret,
             struct err *err)
 {
     struct edge *backing = o->device->backing;
-    struct transfer t = {.copy.target = o->device, .base = o->base};
+    auto_free struct transfer *t = xzalloc(sizeof(*t));
     int r = check(o, err);
 
     if (r) {
         return r;
     }
     /* The chain may change while this looks at it. */
-    t.copy.source = backing ? node_ref(backing->child) : NULL;
+    t->copy.target = o->device;
+    t->base = o->base;
+    t->copy.source = backing ? node_ref(backing->child) : NULL;
     if (o->release && backing) {
-        release_init(&t, RELEASE_BELOW, backing->child, o->base);
+        release_init(t, RELEASE_BELOW, backing->child, o->base);
     }
-    r = transfer_measure(&t, stream_next, ret, err);
-    release_fini(&t.release);
-    if (t.copy.source) {
-        node_unref(t.copy.source);
+    r = transfer_measure(t, stream_next, ret, err);
+    release_fini(&t->release);
+    if (t->copy.source) {
+        node_unref(t->copy.source);
     }
     return r;
 }
