@@ -330,10 +330,13 @@ def a_stop_says_what_came_of_it_of_jobs_that_dismiss_themselves():
         out = p.process.stdout.read().decode().splitlines()
         assert p.wait() == OK and json.loads(out[-1])["detached"], out
         assert d.jobs() == ["j"]
-        p = d.start("job", "wait", "j")
+        p = d.start("job", "wait", "j", "--json")
+        # It looks at the job: only then may that vanish.
+        assert json.loads(p.process.stdout.readline())["type"] == "progress"
         d.q.cmd("job-finalize", id="j")
-        out = p.process.stdout.read().decode()
-        assert p.wait() == OK and "is done" in out, out
+        out = p.process.stdout.read().decode().splitlines()
+        assert p.wait() == OK, out
+        assert json.loads(out[-1])["type"] == "result", out
         d.q.cmd("blockdev-mirror", job_id="k", device="top", target="m",
                 sync="full")
         d.q.wait_event("BLOCK_JOB_READY", device="k")

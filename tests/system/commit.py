@@ -521,7 +521,7 @@ PARAMETERS = {
     "delete-source": (True, COPIES),
     "dependents-in": (["."], COPIES | MERGES),
     "exclusive": (True, COPIES | MERGES),
-    "upgrade": (True, TRACKED),
+    "upgrade": (True, TRACKED | MERGES),
     "granularity": (4096, TRACKED),
     "target-is-zero": (True, TRACKED),
     "on-target-error": ("stop", COPIES | {"commit"}),
