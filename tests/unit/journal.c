@@ -28,6 +28,7 @@ in_world(void (*fn)(void *))
     loop = sim_loop(sim);
     journals_init(&journals, loop, "state");
     CHECK(loop_run_main(loop, fn, NULL));
+    journals_fini(&journals);
     sim_free(sim);
     sim_disk_free(disk);
 }
