@@ -591,7 +591,8 @@ write_parts(struct change *c, uint64_t off, struct sg sg, unsigned flags)
         if (to != c->node) {
             r = node_write(to, off, sg_slice(sg, 0, len), flags, NULL);
         }
-        if (r == -ENOSPC) { /* there may be room here (rule 9) */
+        if (r == -ENOSPC && !c->diverter->is_left) {
+            /* There may be room here (rule 9). */
             to = begin_own_part(c);
             r = 0;
         }

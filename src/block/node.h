@@ -165,6 +165,8 @@ struct tap {
                   struct node **ret, uint64_t *ret_len);
     uint64_t own_begun; /* parts that the node itself took, in all */
     unsigned own_busy;  /* and those under way */
+    /* The disk goes on elsewhere: a part that is diverted stays so. */
+    bool is_left;
     /* A read is about to be done; must not yield.  May be NULL. */
     void (*on_read)(struct tap *tap, uint64_t off, uint64_t len);
 };
