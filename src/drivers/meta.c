@@ -90,6 +90,7 @@ struct snapshot {
     size_t n;
     unsigned char *data;
     struct list to_free;
+    bool newer; /* than what a log that is full holds */
 };
 
 static void
@@ -415,6 +416,7 @@ take_snapshot(struct meta *m, struct snapshot *snap)
     *snap = (struct snapshot){0};
     list_init(&snap->to_free);
     list_splice(&snap->to_free, &m->to_free);
+    snap->newer = meta_log_is_partial(m->log);
     if (!m->n_dirty) {
         return;
     }
@@ -453,7 +455,7 @@ write_run(struct meta *m, const struct snapshot *snap, size_t *i)
     struct iovec iov[WRITE_IOVS];
     const struct image *first = &snap->v[*i];
     struct sg sg = {.iov = iov};
-    int n = 0;
+    int n = 0, r;
 
     while (*i < snap->n && n < WRITE_IOVS &&
            snap->v[*i].phase == first->phase &&
@@ -462,7 +464,11 @@ write_run(struct meta *m, const struct snapshot *snap, size_t *i)
         sg.len += snap->v[*i].len;
         ++*i;
     }
-    return node_write(m->file, first->off, sg, 0, NULL);
+    r = node_write(m->file, first->off, sg, 0, NULL);
+    for (const struct image *im = first; !r && snap->newer && n--; im++) {
+        meta_log_keep(m->log, &im->slice->place, 0);
+    }
+    return r;
 }
 
 static int

@@ -6,6 +6,13 @@
  * A process dies between two instructions: so a slot's bytes are there before
  * the granule that holds them is said to be, and what one change writes is one
  * entry, or entries that nothing relies on yet.
+ *
+ * Where there is no room for one more slice the log is frozen: it holds all
+ * that was acknowledged until then, and nothing that comes later, which is
+ * flushed before it is acknowledged.  A commit that begins then writes newer
+ * tables than the log has, so each of them leaves the log as it is written: a
+ * process that dies meanwhile leaves older counts only while no map in the
+ * image needs the newer ones.  With nothing dirty the log begins anew.
  */
 #include "drivers/meta_log.h"
 
@@ -22,7 +29,7 @@
 enum {
     GRANULE = 512,
     HEAD_SIZE = 64,
-    SLOTS_AT_ONCE = 16, /* memory is reserved for so many */
+    SLOTS_AT_ONCE = 4, /* memory is reserved for so many */
 };
 
 #define MAGIC 0x31474f4c45434c53ULL /* this machine's byte order */
@@ -31,7 +38,7 @@ struct head {
     uint64_t magic;
     uint32_t slice_size, n_slots;
     uint32_t used;       /* slots that were ever used */
-    uint32_t is_partial; /* it was full: what it holds is not all */
+    uint32_t is_void;    /* what the image holds is not known any more */
     uint64_t autoclear;  /* the image's bits */
 };
 
@@ -48,6 +55,7 @@ struct meta_log {
     struct head *head;
     uint32_t *free_slots;
     uint32_t n_free, generation;
+    bool is_frozen; /* it was full: later changes are not in it */
 };
 
 static uint64_t
@@ -156,17 +164,24 @@ meta_log_free(struct meta_log *log, bool keep)
     }
 }
 
+static void
+begin_anew(struct meta_log *log)
+{
+    log->generation++;
+    log->n_free = 0;
+    log->head->used = 0;
+    log->is_frozen = false;
+}
+
 void
 meta_log_give_up(struct meta_log *log)
 {
     if (!log) {
         return;
     }
-    log->head->is_partial = true;
+    log->head->is_void = true;
     publish();
-    log->generation++;
-    log->n_free = 0;
-    log->head->used = 0;
+    begin_anew(log);
 }
 
 static int
@@ -206,12 +221,12 @@ meta_log_change(struct meta_log *log, struct log_place *place, uint64_t off,
                 unsigned phase, const unsigned char *data, uint32_t at,
                 uint32_t len, uint8_t granules)
 {
-    if (log->head->is_partial) {
+    if (log->head->is_void || log->is_frozen) {
         return;
     }
     if (!has_place(log, place)) {
         if (take_slot(log, &place->slot)) {
-            meta_log_give_up(log);
+            log->is_frozen = true;
             return;
         }
         place->generation = log->generation;
@@ -252,15 +267,16 @@ meta_log_keep(struct meta_log *log, struct log_place *place, uint8_t granules)
 bool
 meta_log_is_partial(const struct meta_log *log)
 {
-    return log->head->is_partial;
+    return log && (log->is_frozen || log->head->is_void);
 }
 
 void
 meta_log_all_clean(struct meta_log *log)
 {
-    if (log && log->head->is_partial) {
+    if (meta_log_is_partial(log)) {
+        begin_anew(log);
         publish();
-        log->head->is_partial = false;
+        log->head->is_void = false;
     }
 }
 
@@ -295,7 +311,7 @@ check_region(const struct shm *shm, uint64_t autoclear, bool any_image)
         slots_end(h->slice_size, h->n_slots) > shm->size) {
         return "it is damaged";
     }
-    return h->is_partial ? "it did not have room for all" : NULL;
+    return h->is_void ? "what it belongs to could not be written" : NULL;
 }
 
 static uint32_t

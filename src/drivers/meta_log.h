@@ -67,9 +67,9 @@ void meta_log_keep(struct meta_log *log, struct log_place *place,
                    uint8_t granules);
 /* What the image holds is not known any more: it is no log.  No yield. */
 void meta_log_give_up(struct meta_log *log);
-/* It had no room for all.  Does not yield. */
+/* What changes now is not in it; false for no log.  Does not yield. */
 bool meta_log_is_partial(const struct meta_log *log);
-/* Nothing is dirty: a log that was given up begins anew.  Does not yield. */
+/* Nothing is dirty: one that was full or given up begins anew.  No yield. */
 void meta_log_all_clean(struct meta_log *log);
 
 #endif

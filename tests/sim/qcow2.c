@@ -8,6 +8,8 @@ enum {
     SIZE = 48 * 1024,
     ODD_SIZE = 37 * 512,
     REFTABLE_SIZE = 2 << 20,
+    MANY_TABLES_SIZE = 512 << 10,
+    LITTLE_SHM = 2400, /* 4 tables */
     L1_SIZE = (2 << 20) - 4096, /* a whole cluster of L1 entries */
     L1_MORE = 64 << 10,
 };
@@ -151,6 +153,15 @@ static const struct sweep_setup setups[] = {
      .operation = sweep_grow,
      .guests = 2,
      COMMON},
+    /* Many tables, and room for few of them in the log: it is full at once. */
+    {.name = "qcow2-little-shared-memory",
+     .image = "create qcow2 top cluster-size=512 size=524288\n",
+     .size = MANY_TABLES_SIZE,
+     .guests = 3,
+     .ops = 20,
+     .options = TOP,
+     .shm_bytes = LITTLE_SHM,
+     .max_states = 6},
     {.name = "qcow2-judge",
      .image = "create qcow2 top cluster-size=512 size=49152\n",
      .size = SIZE,

@@ -775,6 +775,7 @@ world_options(struct sweep *s)
                             .in_order = sc->calm,
                             .drop_sync_at = sc->lie,
                             .max_ns = s->setup->max_ns,
+                            .shm_bytes = s->setup->shm_bytes,
                             .slow_file = s->setup->slow_file,
                             .on_event = on_event,
                             .on_switch = on_switch,

@@ -284,16 +284,29 @@ fill_it_up(void *arg)
     struct meta_log *log = meta_log_new(node, SLICE, SLOTS);
     uint64_t id = meta_log_autoclear(log);
 
-    /* As long as there is room, all of it counts; then nothing does. */
+    /* As long as there is room, all of it counts. */
     fill(log, places, 0, SLOTS, 1);
     meta_log_free(log, true);
     CHECK(brings(node, id, 0, 1));
     log = meta_log_new(node, SLICE, SLOTS);
     id = meta_log_autoclear(log);
     memset(places, 0, sizeof(places));
+    /* Then it is what it was when it became full. */
     fill(log, places, 0, SLOTS + 1, 2);
+    fill(log, places, 0, 1, 9);
+    CHECK(meta_log_is_partial(log));
     meta_log_free(log, true);
-    CHECK(brings(node, id, 0, 1) && brings(node, id, SLOTS, 0));
+    CHECK(brings(node, id, 0, 2) && brings(node, id, SLOTS - 1, 2) &&
+          brings(node, id, SLOTS, 0));
+    /* One that was given up is none. */
+    log = meta_log_new(node, SLICE, SLOTS);
+    id = meta_log_autoclear(log);
+    memset(places, 0, sizeof(places));
+    fill(log, places, 0, SLOTS, 7);
+    meta_log_give_up(log);
+    fill(log, places, 0, SLOTS, 8);
+    meta_log_free(log, true);
+    CHECK(brings(node, id, 0, 2));
     /* Once the image has all, it begins anew. */
     log = meta_log_new(node, SLICE, SLOTS);
     id = meta_log_autoclear(log);
@@ -304,13 +317,13 @@ fill_it_up(void *arg)
     meta_log_keep(log, &places[1], 0);
     fill(log, places, SLOTS, 1, 5);
     meta_log_free(log, true);
-    CHECK(brings(node, id, 0, 4) && brings(node, id, 1, 1) && brings(node, id, 3, 4) &&
-          brings(node, id, SLOTS, 5));
+    CHECK(brings(node, id, 0, 4) && brings(node, id, 1, 2) &&
+          brings(node, id, 3, 4) && brings(node, id, SLOTS, 5));
     node_del(s->graph, "n", NULL);
 }
 
 static void
-a_full_log_is_none(void)
+a_full_log_keeps_what_it_has(void)
 {
     struct sim_disk *disk = sim_disk_new();
     struct scene s = {.format = &formats[0]};
@@ -328,6 +341,7 @@ main(void)
     tap_run("another program's write makes it void",
             another_programs_write_makes_it_void);
     tap_run("a backup put back makes it void", a_backup_put_back_makes_it_void);
-    tap_run("a full log is none, until all is in the image", a_full_log_is_none);
+    tap_run("a full log keeps what it has, until all is in the image",
+            a_full_log_keeps_what_it_has);
     return tap_done();
 }

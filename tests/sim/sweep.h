@@ -66,6 +66,7 @@ struct sweep_setup {
     uint64_t max_states;  /* crash states per event */
     uint64_t max_ns;      /* a run that takes longer hangs; 0: no limit */
     uint64_t cut_ns;      /* how long a cut link stays down */
+    uint64_t shm_bytes;   /* of a log in shared memory; 0: no limit */
     const char *slow_file; /* hangs now and then: see sim.h; or NULL */
     const struct driver *const *drivers; /* NULL: all */
     /* Runs beside the guests, in a coroutine of its own; may be NULL. */

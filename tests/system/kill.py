@@ -12,6 +12,9 @@ find nothing but leaks, and in every sector what it held at the last
 acknowledged flush, or a write sent later.  And once Sluice has opened the image
 again, to read or to write, every write that was acknowledged is there, flushed
 or not.  Now and then the next run goes on with the same image.
+
+In the last runs the shared memory is far too small for what is not yet in the
+image: then what a write changes is flushed before it is acknowledged.
 """
 import os
 import random
@@ -20,7 +23,7 @@ import sys
 import threading
 import time
 
-from harness import Daemon, Nbd, QmpError, folder, main, need, run
+from harness import Daemon, Nbd, QmpError, folder, main, mount, need, run
 from sectors import Sectors
 
 SLUICED = os.path.abspath(sys.argv[1])
@@ -29,7 +32,10 @@ COUNT = int(sys.argv[3]) if len(sys.argv) > 3 else 100
 SIZE, DEPTH = 8 << 20, 8
 SPAN_REPLIES = 150
 
-need("qemu-img")
+LITTLE = 10  # of them, with little shared memory
+LITTLE_BYTES = "16k"
+
+need("qemu-img", "unshare")
 
 
 class Place:
@@ -53,13 +59,13 @@ class Place:
 
 
 class Disk(Sectors):
-    """An image over the template."""
+    """An image over the template, and the program that serves it."""
 
-    def __init__(self, at, fmt):
-        self.at, self.fmt = at, fmt
+    def __init__(self, at, fmt, program=SLUICED, options=()):
+        self.at, self.fmt, self.program = at, fmt, program
         self.path = at("disk." + fmt)
         run("qemu-img", "create", "-q", "-f", fmt, "-b", at("template"), "-F",
-            "raw", self.path)
+            "raw", *options, self.path)
         with open(at("template"), "rb") as f:
             super().__init__(f.read())
 
@@ -69,9 +75,11 @@ class Disk(Sectors):
 
     def open_again(self, read_only):
         """Whoever comes next writes what the one that was killed could not."""
-        with Daemon(SLUICED, "--blockdev", f"driver={self.fmt},node-name=d,"
+        with Daemon(self.program, "--blockdev",
+                    f"driver={self.fmt},node-name=d,"
                     f"read-only={read_only},file.driver=file,"
-                    f"file.filename={self.path}", "--resume", "never") as d:
+                    f"file.filename={self.path}", "--resume", "never",
+                    folder=self.at("")) as d:
             d.qmp().cmd("quit")
             if d.wait():
                 raise AssertionError(d.errors())
@@ -106,10 +114,11 @@ def use(daemon, nbd, place, disk, rng, stream):
 
 def one(place, disk, rng, stream):
     nbd_path = place.at("nbd.sock")
-    with Daemon(SLUICED, "--blockdev", f"driver={disk.fmt},node-name=d,"
+    with Daemon(disk.program, "--blockdev", f"driver={disk.fmt},node-name=d,"
                 f"file.driver=file,file.filename={disk.path}", "--nbd-server",
                 f"addr.type=unix,addr.path={nbd_path}", "--export",
-                "type=nbd,id=e,node-name=d,name=d,writable=on") as daemon:
+                "type=nbd,id=e,node-name=d,name=d,writable=on",
+                folder=place.path) as daemon:
         daemon.qmp()
         nbd = Nbd(nbd_path, "d")
         use(daemon, nbd, place, disk, rng, stream)
@@ -126,7 +135,31 @@ def kill(i, memory, slow):
     place.disk = disk
 
 
+def with_little_memory(program, memory):
+    """A script: the program, for which @memory is the shared memory."""
+    script = program + "-little"
+    with open(script, "w") as f:
+        f.write(f"""#!/bin/sh
+exec unshare --mount sh -c 'mount --bind {memory} /dev/shm && exec "$@"' \\
+    sh {SLUICED} "$@"
+""")
+    os.chmod(script, 0o755)
+    return script
+
+
+def kill_with_little_memory(i, place):
+    rng = random.Random(SEED * 2000 + i)
+    memory = place.at("shm")
+    mount("tmpfs", memory, "-o", "size=" + LITTLE_BYTES)
+    one(place, Disk(place.at, "qcow2",
+                    with_little_memory(place.at("sluiced"), memory),
+                    ["-o", "cluster_size=512"]), rng, False)
+
+
 if __name__ == "__main__":
     places = Place(True), Place(False)
-    main([(f"kill {i}", lambda i=i: kill(i, *places)) for i in range(COUNT)],
-         memory=True)
+    main([(f"kill {i}", lambda i=i: kill(i, *places))
+          for i in range(COUNT)] +
+         [(f"kill {i} with little shared memory",
+           lambda i=i: kill_with_little_memory(i, places[1]))
+          for i in range(LITTLE)], memory=True)

@@ -59,6 +59,7 @@ struct sim_disk {
     unsigned next_id;
     uint64_t capacity;
     struct list regions; /* of shared memory: sim/shm.c */
+    uint64_t shm_bytes;  /* what one may reserve; 0: no limit */
     struct sim_spares *spares;
 };
 

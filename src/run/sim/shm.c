@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "base/bytes.h"
 #include "base/mem.h"
 #include "run/shm.h"
 #include "run/sim/disk.h"
@@ -16,6 +17,7 @@ struct region {
     struct sim_spares *spares; /* where it goes; NULL: nowhere */
     char *name;
     uint64_t mapped, reserved; /* only what is reserved was ever touched */
+    uint64_t limit;            /* of `reserved` */
     bool is_open;
 };
 
@@ -68,7 +70,7 @@ reserve(struct shm *shm, uint64_t len)
 {
     struct region *r = container_of(shm, struct region, shm);
 
-    if (len > shm->size) {
+    if (len > r->limit) {
         return -ENOSPC;
     }
     r->reserved = r->reserved > len ? r->reserved : len;
@@ -111,6 +113,7 @@ region_new(struct sim_disk *disk, const char *name, uint64_t size)
     r = r ? r : region_map(size);
     r->shm.ops = &ops;
     r->shm.size = size;
+    r->limit = disk->shm_bytes ? min_u64(disk->shm_bytes, size) : size;
     r->spares = disk->spares;
     r->reserved = 0;
     r->name = xstrdup(name);

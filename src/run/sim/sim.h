@@ -120,6 +120,8 @@ struct sim_options {
      * random time of SIM_HANG_MIN_NS to SIM_HANG_MAX_NS; NULL: none does.
      */
     const char *slow_file;
+    /* What a region of shared memory may reserve, bytes; 0: all of it. */
+    uint64_t shm_bytes;
     /* When the world ends: a run that is not over by then hangs; 0: never. */
     uint64_t max_ns;
     /* Planted bug: the n-th fsync says it is done and does nothing. */

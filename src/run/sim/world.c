@@ -610,6 +610,7 @@ sim_new(struct sim_disk *disk, const struct sim_options *options)
 
     loop_init(&sim->loop, &world_ops);
     sim->disk = disk;
+    disk->shm_bytes = options->shm_bytes;
     sim->o = *options;
     if (options->spares) {
         coro_pool_move(sim->loop.pool, options->spares->stacks);
