@@ -13,6 +13,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +24,8 @@
 #include "daemon/daemon.h"
 #include "journal/journal.h"
 #include "run/real.h"
+
+enum { KEPT_MEMORY = 8 << 20 };
 
 /* Everything between the options and the first client. */
 static int
@@ -129,6 +132,19 @@ run(struct daemon *d, struct err *err)
     return r;
 }
 
+/*
+ * Memory of buffers that come and go with requests stays with the process: by
+ * default each free() gives the end of the heap back, and the next request
+ * pays for every page of it again.
+ */
+static void
+keep_memory(void)
+{
+    mallopt(M_TRIM_THRESHOLD, KEPT_MEMORY);
+    mallopt(M_TOP_PAD, KEPT_MEMORY / 8);
+    mallopt(M_MMAP_THRESHOLD, KEPT_MEMORY / 2);
+}
+
 int
 main(int argc, char **argv)
 {
@@ -144,6 +160,7 @@ main(int argc, char **argv)
         return status;
     }
     process_init();
+    keep_memory();
     list_init(&d.chardevs);
     list_init(&d.pending_monitors);
     if (d.options.daemonize) {

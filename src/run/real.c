@@ -18,6 +18,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/random.h>
@@ -42,6 +43,10 @@ enum {
 
 /* What the ring did not take is tried again so soon, if not before. */
 #define SUBMIT_AGAIN_NS NS_PER_MS
+
+/* A wait is begun awake for so long, if the last ones were as short. */
+#define AWAKE_MIN_NS 4000
+#define AWAKE_MAX_NS 32000
 
 struct post {
     struct list link;
@@ -360,12 +365,68 @@ sleep_until(struct real_loop *rl, struct epoll_event *events,
     return n;
 }
 
+/*
+ * Looks for events until @end_ns without going to sleep: to be woken costs more
+ * than a short wait.  Who was woken on this CPU goes first.
+ */
+static int
+wait_awake(struct real_loop *rl, struct epoll_event *events, uint64_t end_ns)
+{
+    int n;
+
+    do {
+        sched_yield();
+        n = epoll_wait(rl->epoll_fd, events, EVENTS_MAX, 0);
+    } while (!n && real_now(&rl->loop) < end_ns);
+    return n;
+}
+
+/*
+ * How long to look next time: longer where a sleep was so short that it could
+ * have been awake, less and less after long ones.
+ */
+static void
+learn(struct real_loop *rl, uint64_t waited_ns)
+{
+    if (waited_ns > AWAKE_MAX_NS) {
+        rl->awake_ns /= 2;
+    } else if (waited_ns > rl->awake_ns) {
+        rl->awake_ns =
+            max_u64(min_u64(rl->awake_ns * 2, AWAKE_MAX_NS), AWAKE_MIN_NS);
+    }
+}
+
+static int
+wait_for_events(struct real_loop *rl, struct epoll_event *events,
+                uint64_t deadline_ns)
+{
+    uint64_t begin = real_now(&rl->loop);
+    uint64_t left = deadline_ns > begin ? deadline_ns - begin : 0;
+    struct timespec timeout;
+    int n = 0;
+
+    if (rl->awake_ns) {
+        n = wait_awake(rl, events, begin + min_u64(left, rl->awake_ns));
+        if (n) {
+            return n;
+        }
+        uint64_t gone = real_now(&rl->loop) - begin;
+
+        left -= min_u64(left, gone);
+    }
+    timeout.tv_sec = (time_t)(left / NS_PER_S);
+    timeout.tv_nsec = (long)(left % NS_PER_S);
+    n = sleep_until(rl, events, deadline_ns == NEVER ? NULL : &timeout);
+    learn(rl, real_now(&rl->loop) - begin);
+    return n;
+}
+
 static bool
 real_wait(struct loop *loop, uint64_t deadline_ns)
 {
     struct real_loop *rl = real_of(loop);
     struct epoll_event events[EVENTS_MAX];
-    struct timespec timeout = {0}, *wait_for = &timeout;
+    int n;
 
     if (rl->ring_open) {
         reap(rl);
@@ -373,16 +434,9 @@ real_wait(struct loop *loop, uint64_t deadline_ns)
     if (deadline_ns && !list_empty(&rl->unsubmitted)) {
         deadline_ns = min_u64(deadline_ns, real_now(loop) + SUBMIT_AGAIN_NS);
     }
-    if (deadline_ns == NEVER && !loop->n_ready) {
-        wait_for = NULL;
-    } else if (deadline_ns && !loop->n_ready) {
-        uint64_t now = real_now(loop);
-        uint64_t ns = deadline_ns > now ? deadline_ns - now : 0;
-
-        timeout.tv_sec = (time_t)(ns / NS_PER_S);
-        timeout.tv_nsec = (long)(ns % NS_PER_S);
-    }
-    int n = sleep_until(rl, events, wait_for);
+    n = deadline_ns && !loop->n_ready
+            ? wait_for_events(rl, events, deadline_ns)
+            : epoll_wait(rl->epoll_fd, events, EVENTS_MAX, 0);
     for (int i = 0; i < n; i++) {
         struct watch *watch = events[i].data.ptr;
 

@@ -42,6 +42,7 @@ struct real_loop {
     struct list unsubmitted; /* of struct completion, as in the ring */
     struct list fd_waiters; /* in fd_wait() */
     struct list queues;     /* of write_queue.link: to start at the turn's end */
+    uint64_t awake_ns;      /* how long the next wait looks before it sleeps */
 
     pthread_mutex_t lock; /* covers the pools, posts and ending */
     struct pool pool, background;
