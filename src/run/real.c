@@ -98,6 +98,15 @@ ring_bell(struct real_loop *rl)
     }
 }
 
+/* A bell that rings already is enough: the flag falls before lists are taken. */
+static void
+announce(struct real_loop *rl)
+{
+    if (!atomic_exchange(&rl->posted, true)) {
+        ring_bell(rl);
+    }
+}
+
 void
 real_loop_post(struct loop *loop, void (*fn)(void *), void *arg)
 {
@@ -108,25 +117,30 @@ real_loop_post(struct loop *loop, void (*fn)(void *), void *arg)
     pthread_mutex_lock(&rl->lock);
     list_push(&rl->posts, &post->link);
     pthread_mutex_unlock(&rl->lock);
-    /* A bell that rings already is enough: the flag falls before the list is
-     * taken. */
-    if (!atomic_exchange(&rl->posted, true)) {
-        ring_bell(rl);
-    }
+    announce(rl);
 }
 
 static void
 run_posts(struct real_loop *rl)
 {
-    struct list posts;
+    struct list posts, done;
 
     if (!atomic_exchange(&rl->posted, false)) {
         return;
     }
     list_init(&posts);
+    list_init(&done);
     pthread_mutex_lock(&rl->lock);
     list_splice(&posts, &rl->posts);
+    list_splice(&done, &rl->done);
     pthread_mutex_unlock(&rl->lock);
+    list_for_each_safe(it, &done)
+    {
+        struct job *job = container_of(it, struct job, link);
+
+        list_remove(it);
+        job->over(job);
+    }
     list_for_each_safe(it, &posts)
     {
         struct post *post = container_of(it, struct post, link);
@@ -138,6 +152,34 @@ run_posts(struct real_loop *rl)
 }
 
 /* Work off the loop. */
+
+void
+job_chain_init(struct job_chain *chain)
+{
+    list_init(&chain->waiting);
+    chain->busy = false;
+}
+
+/* Says that it is done; what its chain has next, or NULL.  @job may vanish. */
+static struct job *
+job_done(struct real_loop *rl, struct job *job)
+{
+    struct job_chain *chain = job->chain;
+    struct job *next = NULL;
+
+    pthread_mutex_lock(&rl->lock);
+    list_push(&rl->done, &job->link);
+    if (chain) {
+        chain->busy = !list_empty(&chain->waiting);
+    }
+    if (chain && chain->busy) {
+        next = list_first(&chain->waiting, struct job, link);
+        list_remove(&next->link);
+    }
+    pthread_mutex_unlock(&rl->lock);
+    announce(rl);
+    return next;
+}
 
 static void *
 worker(void *arg)
@@ -163,8 +205,10 @@ worker(void *arg)
         list_remove(&job->link);
         pool->n_queued--;
         pthread_mutex_unlock(&rl->lock);
-        job->fn(job->arg);
-        real_loop_post(&rl->loop, job->over, job);
+        while (job) {
+            job->fn(job->arg);
+            job = job_done(rl, job);
+        }
         pthread_mutex_lock(&rl->lock);
     }
     pthread_mutex_unlock(&rl->lock);
@@ -196,6 +240,14 @@ pool_start_job(struct pool *pool, struct job *job)
     struct real_loop *rl = pool->rl;
 
     pthread_mutex_lock(&rl->lock);
+    if (job->chain && job->chain->busy) {
+        list_push(&job->chain->waiting, &job->link);
+        pthread_mutex_unlock(&rl->lock);
+        return;
+    }
+    if (job->chain) {
+        job->chain->busy = true;
+    }
     list_push(&pool->jobs, &job->link);
     /* One that sleeps may have been woken for an earlier job already. */
     if (++pool->n_queued > pool->n_idle && pool->n_threads < pool->max &&
@@ -223,9 +275,13 @@ offload_over(void *arg)
 }
 
 void
-pool_run(struct pool *pool, void (*fn)(void *), void *arg)
+pool_run(struct pool *pool, struct job_chain *chain, void (*fn)(void *),
+         void *arg)
 {
-    struct offloaded o = {.job = {.fn = fn, .arg = arg, .over = offload_over},
+    struct offloaded o = {.job = {.fn = fn,
+                                  .arg = arg,
+                                  .over = offload_over,
+                                  .chain = chain},
                           .co = coro_self()};
 
     pool_start_job(pool, &o.job);
@@ -237,7 +293,7 @@ pool_run(struct pool *pool, void (*fn)(void *), void *arg)
 static void
 real_offload(struct loop *loop, void (*fn)(void *), void *arg)
 {
-    pool_run(&real_of(loop)->pool, fn, arg);
+    pool_run(&real_of(loop)->pool, NULL, fn, arg);
 }
 
 /* io_uring. */
@@ -574,6 +630,7 @@ real_loop_new(const struct real_loop_options *options, struct loop **ret,
     list_init(&rl->queues);
     list_init(&rl->unsubmitted);
     list_init(&rl->posts);
+    list_init(&rl->done);
     pool_init(&rl->pool, rl, ARRAY_LEN(rl->pool.threads), 0);
     pool_init(&rl->background, rl, BACKGROUND_THREADS, BACKGROUND_NICE);
     list_init(&rl->backends);

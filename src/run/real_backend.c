@@ -14,7 +14,7 @@ enum {
     BACKEND_NAMES = 2,      /* opens and so on in one folder */
     BACKEND_FILES = 16,     /* requests of all files of a device */
     BACKEND_WRITES = 16,    /* files of a device with queued writes */
-    BACKEND_BACKGROUND = 4, /* background requests of a device */
+    BACKEND_BACKGROUND = 8, /* background requests of a device */
 };
 
 static struct backend *

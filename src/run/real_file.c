@@ -38,7 +38,7 @@
 enum {
     IOV_BATCH = 64,   /* elements per system call */
     FILE_WORKERS = 4, /* worker threads that one file can hold */
-    FILE_BACKGROUND = 2,
+    FILE_BACKGROUND = 4,
     DIRECT_ALIGN = 4096, /* at most, of what is to be written directly */
     DIRECT_ALIGN_MIN = 512,
     INLINE_WRITE_MAX = 256 << 10,
@@ -54,6 +54,7 @@ struct real_file {
     bool direct;
     struct write_queue writes;
     struct offload_group workers, background;
+    struct job_chain background_writes; /* the inode's lock takes one at a time */
     dev_t device;            /* that it lies on, or is */
     struct backend *backend; /* of that device */
 };
@@ -152,7 +153,9 @@ batch_slow(struct batch *b, bool background)
     if (background && !b->rf->direct) {
         offload_group_enter(&b->rf->background);
         offload_group_enter(&b->rf->backend->background);
-        pool_run(&rl->background, batch_in_background, b);
+        pool_run(&rl->background,
+                 b->write ? &b->rf->background_writes : NULL,
+                 batch_in_background, b);
         offload_group_leave(&b->rf->backend->background);
         offload_group_leave(&b->rf->background);
         return b->result;
@@ -752,6 +755,7 @@ real_file_open(struct loop *loop, const char *path, unsigned flags,
     rf->f.loop = loop;
     offload_group_init(&rf->workers, FILE_WORKERS);
     offload_group_init(&rf->background, FILE_BACKGROUND);
+    job_chain_init(&rf->background_writes);
     offload_by_folder(loop, path, open_in_worker, &call);
     if (call.result) {
         free(rf);

@@ -12,12 +12,22 @@
 #include "run/real.h"
 #include "run/stream.h"
 
+/*
+ * Jobs that would wait for each other, one at a time: whoever has done one does
+ * the next, without a way through the loop.  The loop's lock covers it.
+ */
+struct job_chain {
+    struct list waiting; /* of struct job.link */
+    bool busy;
+};
+
 /* Work off the loop; @over runs in the loop's context once @fn has returned. */
 struct job {
     struct list link;
     void (*fn)(void *);
     void (*over)(void *);
     void *arg;
+    struct job_chain *chain; /* NULL: none */
 };
 
 /*
@@ -47,9 +57,10 @@ struct real_loop {
     pthread_mutex_t lock; /* covers the pools, posts and ending */
     struct pool pool, background;
     struct list posts;
+    struct list done; /* of struct job.link, whose `over` is to be called */
     bool ending;
 
-    atomic_bool posted; /* something is in `posts` */
+    atomic_bool posted; /* something is in `posts` or `done` */
     struct list backends; /* of struct backend.link */
 };
 
@@ -97,8 +108,10 @@ int ring_wait(struct real_loop *rl, struct io_uring_sqe *sqe);
 
 /* Hands @job to a worker; it must live until `over` is called. */
 void pool_start_job(struct pool *pool, struct job *job);
-/* As offload(), without a group.  Yields. */
-void pool_run(struct pool *pool, void (*fn)(void *), void *arg);
+/* As offload(), without a group, and in a chain unless that is NULL.  Yields. */
+void pool_run(struct pool *pool, struct job_chain *chain, void (*fn)(void *),
+              void *arg);
+void job_chain_init(struct job_chain *chain);
 
 /*
  * Writes of one file that the loop's thread must not do itself.  One worker

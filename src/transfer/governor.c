@@ -16,7 +16,7 @@ enum {
 #define TOLERANCE 1.6 /* times the undisturbed latency */
 /* The undisturbed rate is so many times what is left of it, at most: a window
  * counts fewer requests by chance, too, and half of it is promised. */
-#define RATE_TOLERANCE 1.75
+#define RATE_TOLERANCE 1.85
 #define SLACK_NS 20000 /* a latency that nobody feels */
 #define TELLING 32     /* requests of a window whose rate says something */
 #define GROWTH 1.15
