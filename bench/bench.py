@@ -95,8 +95,7 @@ def parse():
     return a
 
 
-def run(a, chosen, place, found):
-    results = []
+def run(a, chosen, place, found, results):
     for turn, case in enumerate(chosen):
         start = time.monotonic()
         medians = measure(case, found, place, a.rounds, turn)
@@ -105,7 +104,14 @@ def run(a, chosen, place, found):
         show(case, where, medians, verdicts, time.monotonic() - start)
         results.append({"case": case.name, "on": where, "chart": case.chart,
                         "medians": medians, "bars": verdicts})
-    return results
+
+
+def tell(a, machine, results):
+    if a.json:
+        with open(a.json, "w") as f:
+            json.dump({"machine": machine, "results": results}, f, indent=1)
+    if a.svg:
+        plot.write(a.svg, results)
 
 
 def main():
@@ -129,12 +135,11 @@ def main():
                    "peers": {n: peers.version(p) for n, p in found.items()},
                    "rounds": a.rounds, "seconds": a.seconds}
         print(json.dumps(machine, indent=1))
-        results = run(a, chosen, place, found)
-    if a.json:
-        with open(a.json, "w") as f:
-            json.dump({"machine": machine, "results": results}, f, indent=1)
-    if a.svg:
-        plot.write(a.svg, results)
+        results = []
+        try:
+            run(a, chosen, place, found, results)
+        finally:  # what was measured until then is told in any case
+            tell(a, machine, results)
     bars = [v for r in results for v in r["bars"]]
     print(f"\n{sum(v['ok'] for v in bars)} of {len(bars)} bars met, "
           f"{time.monotonic() - start:.0f} s")
