@@ -451,14 +451,25 @@ pwritev(int fd, const struct iovec *iov, int n, off_t off)
     return syscall(SYS_pwritev2, fd, iov, n, off, 0, 0);
 }
 
-/* Who made the last call. */
+/* Who made the last call; and while it takes long, how many did at once. */
 static _Atomic pid_t wrote, allocated;
+static atomic_bool takes_long;
+static atomic_uint under_way, most_at_once;
 
 ssize_t
 pwritev2(int fd, const struct iovec *iov, int n, off_t off, int flags)
 {
+    unsigned now = ++under_way;
+
     wrote = gettid();
-    return syscall(SYS_pwritev2, fd, iov, n, off, 0, flags);
+    if (takes_long) {
+        most_at_once = now > most_at_once ? now : most_at_once;
+        usleep(2000);
+    }
+    long r = syscall(SYS_pwritev2, fd, iov, n, off, 0, flags);
+
+    under_way--;
+    return r;
 }
 
 int
@@ -550,6 +561,65 @@ static void
 queued_writes_do_not_wait_for_all_others(void)
 {
     in_folder(false, "/tmp", batch_main);
+}
+
+struct copied {
+    struct file *f;
+    unsigned char value;
+    unsigned *done;
+};
+
+static void
+write_in_background(void *arg)
+{
+    struct copied *c = arg;
+    unsigned char buf[4096];
+    struct iovec iov = {buf, sizeof(buf)};
+
+    memset(buf, c->value, sizeof(buf));
+    CHECK_INT(file_write(c->f, c->value * sizeof(buf), sg_one(&iov),
+                         FILE_IO_BACKGROUND),
+              0);
+    ++*c->done;
+}
+
+static void
+background_main(void *arg)
+{
+    enum { WRITES = 20 };
+    struct loop *loop = loop_current();
+    auto_free char *path = xasprintf("%s/f", (char *)arg);
+    struct copied c[WRITES];
+    struct file *f = NULL;
+    unsigned done = 0;
+
+    CHECK_INT(file_open(loop, path, FILE_WRITE | FILE_CREATE, &f), 0);
+    most_at_once = 0;
+    takes_long = true;
+    for (unsigned i = 0; i < WRITES; i++) {
+        c[i] = (struct copied){f, (unsigned char)i, &done};
+        coro_start(loop, write_in_background, &c[i]);
+    }
+    while (done < WRITES) {
+        coro_sleep(NS_PER_MS);
+    }
+    takes_long = false;
+    CHECK_INT(most_at_once, 1);
+    for (unsigned i = 0; i < WRITES; i++) {
+        unsigned char byte = 0xff;
+
+        CHECK_INT(file_read_buf(f, i * 4096 + 4095, &byte, 1), 0);
+        CHECK_INT(byte, i);
+    }
+    file_close(f);
+    CHECK_INT(file_unlink(loop, path), 0);
+}
+
+static void
+background_writes_follow_each_other(void)
+{
+    in_folder(false, "/dev/shm", background_main);
+    in_folder(false, "/tmp", background_main);
 }
 
 /*
@@ -745,6 +815,8 @@ main(void)
             what_takes_long_on_tmpfs_is_done_by_workers);
     tap_run("queued writes do not wait for all others",
             queued_writes_do_not_wait_for_all_others);
+    tap_run("background writes of a file follow each other",
+            background_writes_follow_each_other);
     tap_run("what the ring does not take is done all the same",
             what_the_ring_does_not_take_is_done_all_the_same);
     tap_run("streams carry everything", streams_carry_everything);
