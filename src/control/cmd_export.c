@@ -16,6 +16,8 @@
 #include "run/stream.h"
 #include "schema_dispatch.h"
 
+enum { GOODBYE_MS = 20 };
+
 static struct control_export *
 find_export(struct control *ctl, const char *id)
 {
@@ -389,14 +391,34 @@ cmd_block_export_add(struct control *ctl,
     return r ? r : add_nbd_export(ctl, args, node, err);
 }
 
+/*
+ * A client that has just gone, as far as who asks can tell, may not have been
+ * heard of yet: its socket is as ready as the monitor's.  NULL: there is no
+ * such export any more.  Yields.
+ */
+static struct control_export *
+wait_for_goodbyes(struct control *ctl, const char *id)
+{
+    struct control_export *e = find_export(ctl, id);
+
+    for (int ms = 0; e && !e->shutting_down && nbd_export_clients(e->nbd) &&
+                     ms < GOODBYE_MS;
+         ms++) {
+        coro_sleep(NS_PER_MS);
+        e = find_export(ctl, id);
+    }
+    return e;
+}
+
 int
 cmd_block_export_del(struct control *ctl,
                      const struct args_block_export_del *args, json_t **ret,
                      struct err *err)
 {
-    struct control_export *e = find_export(ctl, args->id);
     bool hard = args->has_mode &&
                 args->mode == QMP_BLOCK_EXPORT_REMOVE_MODE_HARD;
+    struct control_export *e = hard ? find_export(ctl, args->id)
+                                    : wait_for_goodbyes(ctl, args->id);
 
     if (!e) {
         return err_set(err, -ENOENT, "Export '%s' is not found", args->id);
