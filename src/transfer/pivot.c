@@ -86,6 +86,8 @@ transfer_claim_to_switch(struct transfer *t, bool switching)
 {
     enum claim before = t->shadowed ? CLAIM_SINK : CLAIM_TARGET;
 
+    /* What is diverted must not come back to a layer that goes. */
+    t->track.tap.is_left = switching;
     root_set_claim(t->root, switching ? CLAIM_FILL : before);
     if (t->shadowed) {
         root_set_claim(t->source_root, switching ? CLAIM_NONE : CLAIM_READ);

@@ -35,7 +35,8 @@ void transfer_withdraw(void *transfer);
 
 /*
  * The guests' claims on the target come beside the job's; where it lies below
- * the source, nobody reads through to it any more.  For the check of a graph
+ * the source, nobody reads through to it any more, and what is diverted to it
+ * stays there.  For the check of a graph
  * edit; does not yield.
  */
 void transfer_claim_to_switch(struct transfer *t, bool switching);

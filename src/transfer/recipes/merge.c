@@ -78,8 +78,6 @@ ready_to_drop(void *arg)
         return -EAGAIN;
     }
     transfer_claim_to_switch(t, true);
-    /* One that is under way must not come back to the layer that goes. */
-    t->track.tap.is_left = true;
     return 0;
 }
 
@@ -117,7 +115,6 @@ drop_top(struct transfer *t, struct err *err)
     r = graph_edit(top->graph, &edit, 1, &options, &report, err);
     if (r) {
         transfer_claim_to_switch(t, false);
-        t->track.tap.is_left = false;
     }
     transfer_report_pause(t, report.pause_ns, report.held);
     return r;
