@@ -135,7 +135,8 @@ run(struct daemon *d, struct err *err)
 /*
  * Memory of buffers that come and go with requests stays with the process: by
  * default each free() gives the end of the heap back, and the next request
- * pays for every page of it again.
+ * pays for every page of it again, as it does for what is large enough to be
+ * mapped.
  */
 static void
 keep_memory(void)

@@ -404,19 +404,21 @@ real_flush(struct loop *loop)
 /* valgrind lacks the call with a timeout in ns: ms will do there. */
 static int
 sleep_until(struct real_loop *rl, struct epoll_event *events,
-            const struct timespec *timeout)
+            uint64_t deadline_ns)
 {
+    uint64_t now = real_now(&rl->loop);
+    uint64_t ns = deadline_ns > now ? deadline_ns - now : 0;
+    const struct timespec timeout = {.tv_sec = (time_t)(ns / NS_PER_S),
+                                     .tv_nsec = (long)(ns % NS_PER_S)};
+    bool for_ever = deadline_ns == NEVER;
     int n = (int)syscall(SYS_epoll_pwait2, rl->epoll_fd, events, EVENTS_MAX,
-                         timeout, NULL, 0);
+                         for_ever ? NULL : &timeout, NULL, 0);
 
     if (n < 0 && errno == ENOSYS) {
-        long ms = !timeout                    ? -1
-                  : timeout->tv_sec > HOUR ? HOUR * 1000L
-                                           : timeout->tv_sec * 1000 +
-                                                 (timeout->tv_nsec + 999999) /
-                                                     1000000;
+        uint64_t ms = div_up(min_u64(ns, HOUR * NS_PER_S), NS_PER_MS);
 
-        n = epoll_wait(rl->epoll_fd, events, EVENTS_MAX, (int)ms);
+        n = epoll_wait(rl->epoll_fd, events, EVENTS_MAX,
+                       for_ever ? -1 : (int)ms);
     }
     return n;
 }
@@ -457,22 +459,15 @@ wait_for_events(struct real_loop *rl, struct epoll_event *events,
                 uint64_t deadline_ns)
 {
     uint64_t begin = real_now(&rl->loop);
-    uint64_t left = deadline_ns > begin ? deadline_ns - begin : 0;
-    struct timespec timeout;
     int n = 0;
 
     if (rl->awake_ns) {
-        n = wait_awake(rl, events, begin + min_u64(left, rl->awake_ns));
-        if (n) {
-            return n;
-        }
-        uint64_t gone = real_now(&rl->loop) - begin;
-
-        left -= min_u64(left, gone);
+        n = wait_awake(rl, events, min_u64(deadline_ns, begin + rl->awake_ns));
     }
-    timeout.tv_sec = (time_t)(left / NS_PER_S);
-    timeout.tv_nsec = (long)(left % NS_PER_S);
-    n = sleep_until(rl, events, deadline_ns == NEVER ? NULL : &timeout);
+    if (n) {
+        return n;
+    }
+    n = sleep_until(rl, events, deadline_ns);
     learn(rl, real_now(&rl->loop) - begin);
     return n;
 }
