@@ -106,12 +106,16 @@ def run(a, chosen, place, found, results):
                         "medians": medians, "bars": verdicts})
 
 
-def tell(a, machine, results):
-    if a.json:
-        with open(a.json, "w") as f:
-            json.dump({"machine": machine, "results": results}, f, indent=1)
-    if a.svg:
-        plot.write(a.svg, results)
+def write_json(path, machine, results):
+    with open(path, "w") as f:
+        json.dump({"machine": machine, "results": results}, f, indent=1)
+
+
+def end(sig, frame):
+    """Told to end, it ends as with an exception: nothing stays mounted.  Being
+    told again must not cut that short."""
+    signal.signal(sig, signal.SIG_IGN)
+    sys.exit("bench: terminated")
 
 
 def main():
@@ -121,8 +125,7 @@ def main():
     if a.list:
         print("\n".join(c.name for c in chosen))
         return
-    # Told to end, it ends as with an exception: nothing stays mounted.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: terminated"))
+    signal.signal(signal.SIGTERM, end)
     if shutil.disk_usage(a.memory).free < FREE:
         sys.exit(f"bench: {a.memory} needs {FREE >> 30} GiB of free space")
     start = time.monotonic()
@@ -138,8 +141,11 @@ def main():
         results = []
         try:
             run(a, chosen, place, found, results)
-        finally:  # what was measured until then is told in any case
-            tell(a, machine, results)
+        finally:  # what was measured until then is kept in any case
+            if a.json:
+                write_json(a.json, machine, results)
+    if a.svg:
+        plot.write(a.svg, results)
     bars = [v for r in results for v in r["bars"]]
     print(f"\n{sum(v['ok'] for v in bars)} of {len(bars)} bars met, "
           f"{time.monotonic() - start:.0f} s")

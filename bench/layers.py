@@ -53,15 +53,15 @@ def deep(depth, size, bars, cluster=chains.CLUSTER, peers=DAEMONS):
             cold = ground.load(server, export="deep", count=2000,
                                seconds=1 if ground.quick else 30)
             result.update(cold_iops=cold["iops"], cold_p99_us=cold["p99_us"])
-            deep = measure(ground, server, "deep")
-            result.update(deep)
+            before = measure(ground, server, "deep")
+            result.update(before)
             result["private_mib"] = server.private_bytes() / MIB
             if depth > 1:
                 export(server, "flat", flat)
                 beside = sum(measure(ground, server, "flat")["iops"]
                              for _ in range(2)) / 2
-                again = measure(ground, server, "deep")["iops"]
-                result["iops"] = (deep["iops"] + again) / 2
+                after = measure(ground, server, "deep")
+                result["iops"] = (before["iops"] + after["iops"]) / 2
                 result["depth1_iops"] = beside
                 result["of_depth1"] = result["iops"] / beside
         return result

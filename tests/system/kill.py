@@ -135,9 +135,8 @@ def kill(i, memory, slow):
     place.disk = disk
 
 
-def with_little_memory(program, memory):
-    """A script: the program, for which @memory is the shared memory."""
-    script = program + "-little"
+def with_little_memory(script, memory):
+    """Makes @script the program, with @memory as its shared memory."""
     with open(script, "w") as f:
         f.write(f"""#!/bin/sh
 exec unshare --mount sh -c 'mount --bind {memory} /dev/shm && exec "$@"' \\
@@ -152,7 +151,7 @@ def kill_with_little_memory(i, place):
     memory = place.at("shm")
     mount("tmpfs", memory, "-o", "size=" + LITTLE_BYTES)
     one(place, Disk(place.at, "qcow2",
-                    with_little_memory(place.at("sluiced"), memory),
+                    with_little_memory(place.at("sluiced-little"), memory),
                     ["-o", "cluster_size=512"]), rng, False)
 
 
