@@ -13,6 +13,7 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 LOOP_SIZE = 24 * GIB  # sparse
+REPORTED_ORDER = 9  # free blocks of 2 MiB and more are taken back by a host
 
 
 def sh(*argv):
@@ -29,6 +30,21 @@ def memory():
     with open("/proc/meminfo", encoding="ascii") as f:
         lines = {line.split(":")[0]: line.split()[1] for line in f}
     return int(lines["MemTotal"]) * 1024, int(lines["MemAvailable"]) * 1024
+
+
+def free_in_small_blocks():
+    """Bytes of free memory in blocks that a host does not take back; each CPU
+    keeps some of it in a list of its own."""
+    pages = 0
+    with open("/proc/buddyinfo", encoding="ascii") as f:
+        for line in f:
+            blocks = line.split("zone")[1].split()[1:]
+            pages += sum(int(n) << order
+                         for order, n in enumerate(blocks[:REPORTED_ORDER]))
+    with open("/proc/zoneinfo", encoding="ascii") as f:
+        pages += sum(int(line.split()[1]) for line in f
+                     if line.split()[0] == "count:")
+    return pages * os.sysconf("SC_PAGESIZE")
 
 
 def fs_type(path, field="fstype"):
@@ -87,7 +103,7 @@ class Ground:
         self.stack, self.build = stack, build
         self.quick, self.seconds = quick, seconds
         self.disk, self.made = folder_in(stack, disk), set()
-        self.warm, self.warm_size = folder_in(stack, memory), 0
+        self.warm, self.warm_pieces = folder_in(stack, memory), 0
         self.folders = {"run": folder_in(stack, None),
                         "tmpfs": folder_in(stack, memory)}
         if fs_type(memory) != "tmpfs":
@@ -154,15 +170,18 @@ class Ground:
         lies free in large blocks for two seconds (free page reporting).  So
         write two MiB for each, and give back every other: what is free between
         them is never large enough to be taken, and whoever asks for a page
-        gets it from there first, page cache and tmpfs alike.  An eighth of all
-        memory comes on top: so much can lie in lists of single CPUs."""
+        gets it from there first, page cache and tmpfs alike.  Lists of single
+        CPUs can hold an eighth of all memory, which others do not get."""
         total, available = memory()
-        lacks = min(size + total // 8 - self.warm_size, available // 4)
-        for i in range(max(lacks, 0) // MIB):
+        have = free_in_small_blocks() if self.warm_pieces else 0
+        if have >= size + total // 16:
+            return
+        lacks = min(size + total // 8 - have, available // 4)
+        for self.warm_pieces in range(self.warm_pieces + 1,
+                                      self.warm_pieces + 1 + lacks // MIB):
             for name in ("given", "held"):
-                with open(f"{self.warm}/{name}{self.warm_size + i}", "wb") as f:
+                with open(f"{self.warm}/{name}{self.warm_pieces}", "wb") as f:
                     f.write(bytes(MIB))
-        self.warm_size += max(lacks, 0)
         for name in os.listdir(self.warm):
             if name.startswith("given"):
                 os.unlink(f"{self.warm}/{name}")

@@ -38,7 +38,7 @@
 enum {
     IOV_BATCH = 64,   /* elements per system call */
     FILE_WORKERS = 4, /* worker threads that one file can hold */
-    FILE_BACKGROUND = 4,
+    FILE_BACKGROUND = 3, /* with more, copies get slower */
     DIRECT_ALIGN = 4096, /* at most, of what is to be written directly */
     DIRECT_ALIGN_MIN = 512,
     INLINE_WRITE_MAX = 256 << 10,
