@@ -176,7 +176,8 @@ class Ground:
         have = free_in_small_blocks() if self.warm_pieces else 0
         if have >= size + total // 16:
             return
-        lacks = min(size + total // 8 - have, available // 4)
+        room = min(available // 4, total // 6 - self.warm_pieces * MIB)
+        lacks = max(min(size + total // 8 - have, room), 0)
         for self.warm_pieces in range(self.warm_pieces + 1,
                                       self.warm_pieces + 1 + lacks // MIB):
             for name in ("given", "held"):
