@@ -11,11 +11,24 @@
 #include "journal/intent.h"
 #include "transfer/resume.h"
 
+/*
+ * The image that is left.  A filter over it may show the target by the end, so
+ * it is remembered at the start.
+ */
+static struct node *
+left_image(struct transfer *t)
+{
+    if (!t->left) {
+        t->left = node_ref(node_skip_filters(t->copy.source));
+    }
+    return t->left;
+}
+
 int
 departure_check(struct transfer *t, struct err *err)
 {
     const struct dependents_search search = {
-        .node = t->copy.source,
+        .node = left_image(t),
         /* With all copied, it needs nothing of what its header may name. */
         .except = t->sync == SYNC_FULL ? t->copy.target : NULL,
         .folders = (const char *const *)t->folders,
@@ -234,7 +247,7 @@ intent_file(const struct node *file, const struct node *image)
 static int
 prepare(struct transfer *t, bool delete_source, struct err *err)
 {
-    const struct node *source = node_own_file(t->copy.source);
+    const struct node *source = node_own_file(left_image(t));
     const struct node *target = node_own_file(t->copy.target);
 
     if (!source || !target) {
@@ -242,13 +255,13 @@ prepare(struct transfer *t, bool delete_source, struct err *err)
                        "not both sides are local files or devices");
     }
     const struct switch_intent what = {
-        .source = intent_file(source, t->copy.source),
+        .source = intent_file(source, t->left),
         .target = intent_file(target, t->copy.target),
         .delete_source = delete_source,
         .exclusive = t->exclusive,
         .folders = t->folders,
         .n_folders = t->n_folders,
-        .source_session = node_skip_filters(t->copy.source)->session,
+        .source_session = t->left->session,
     };
 
     return intent_prepare(graph_journals(source->graph), &what, &t->intent, err);
@@ -306,9 +319,8 @@ departure_withdraw(struct transfer *t)
 static int
 delete_source(struct transfer *t, struct err *err)
 {
-    const struct node *source = node_local_file(t->copy.source);
-    const struct switch_intent what = {
-        .source = intent_file(source, t->copy.source)};
+    const struct node *source = node_local_file(left_image(t));
+    const struct switch_intent what = {.source = intent_file(source, t->left)};
     int r = departure_check(t, err);
 
     if (!r && !t->intent) {

@@ -82,6 +82,7 @@ struct transfer {
     unsigned n_between;
     struct node *guest; /* what the guest uses */
     struct node *replaces; /* what the target is to replace; NULL: nothing */
+    struct node *left;     /* the image that a switch leaves */
     bool tracked; /* the guest writes to the source */
     bool sinks;   /* and what it does not hold goes to the target */
     bool hybrid;  /* the pass may be broken off: the job is ready at once */
