@@ -115,12 +115,28 @@ reopen_locked(struct node *node, bool read_only, struct err *err)
     return read_only ? to_read_only(node, err) : to_write(node, err);
 }
 
+/* A job that reads it may keep its log, one that writes to it needs it so. */
+static int
+check_no_job(const struct node *node, struct err *err)
+{
+    int r = node_check_no_job(node, err);
+
+    return !r && node->borrowers
+               ? err_set(err, -EBUSY, "Node '%s' is busy: a job writes to it",
+                         node->name)
+               : r;
+}
+
 int
 node_reopen(struct node *node, bool read_only, struct err *err)
 {
     comutex_lock(&node->reopening);
-    int r = node_check_active(node, err) ? -EPERM
-                                         : reopen_locked(node, read_only, err);
+    int r = node_check_active(node, err) ? -EPERM : 0;
+
+    if (!r && read_only && !node->read_only) {
+        r = check_no_job(node, err);
+    }
+    r = r ? r : reopen_locked(node, read_only, err);
 
     comutex_unlock(&node->reopening);
     return r;

@@ -534,10 +534,15 @@ next_piece(struct transfer *t, uint64_t *pos, struct missing *ret, bool *ret_hot
     return 0;
 }
 
+/* From then on the target lacks what was not looked at: it can be no copy. */
 static bool
-is_broken_off(const struct transfer *t)
+is_broken_off(struct transfer *t)
 {
-    return t->tracked && t->hybrid && t->job.end == JOB_END_COMPLETE;
+    if (!t->tracked || !t->hybrid) {
+        return false;
+    }
+    t->job.decided |= t->job.end == JOB_END_COMPLETE;
+    return t->job.decided;
 }
 
 /* What lies before @pos has been looked at; see track.h. */
@@ -812,8 +817,14 @@ begin_log(struct transfer *t)
     if (!t->note || !t->tracked || t->sinks || t->hybrid) {
         return;
     }
-    int r = dirty_log_begin(t->copy.source, t->copy.target, t->goes_on);
+    /* One that is writable for another job only stays so for its log. */
+    int r = t->copy.source->borrowers
+                ? transfer_make_writable(t, t->copy.source, NULL)
+                : 0;
 
+    if (!r) {
+        r = dirty_log_begin(t->copy.source, t->copy.target, t->goes_on);
+    }
     if (!r) {
         t->log = t->copy.source->dirty_log;
         t->cleared_ns = loop_now(loop_of(t));
@@ -1055,6 +1066,7 @@ let_go(struct transfer *t, bool success)
     unref(&t->base);
     unref(&t->overlay);
     unref(&t->replaces);
+    unref(&t->left);
     t->copy.source = t->copy.target = NULL;
     unref(&t->device);
     unref(&t->held[0]);

@@ -398,6 +398,12 @@ job_cancel(struct job *job, bool force, struct err *err)
     if (r) {
         return r;
     }
+    if (!force && job->decided && !job->has_moved) {
+        return err_set(err, -EBUSY,
+                       "Job '%s' is about to switch: it can only be cancelled "
+                       "by force",
+                       job->id);
+    }
     /* Only a job that is ready ends well when it is not forced. */
     if (force || job->has_moved ||
         !(1u << job->status & (S(READY) | S(STANDBY)))) {

@@ -116,6 +116,7 @@ struct job {
     bool cancelled, busy, ready;
     bool has_moved; /* no copy as of then can be left: any cancel is forced */
     enum job_end end;
+    bool decided; /* `end` stays as it is */
     bool finalizing; /* job-finalize was said */
     uint64_t speed;  /* bytes a second; 0: unlimited */
     uint64_t current, total; /* bytes, total can grow */

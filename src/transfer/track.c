@@ -198,17 +198,20 @@ begin(struct tap *tap, enum tap_op op, uint64_t off, uint64_t len,
     waitq_init(&w->wake);
     if (op == TAP_OP_WRITE) {
         w->data = try_alloc_aligned(4096, len);
-        if (!w->data) {
-            free(w);
-            return NULL; /* it is dirty, and the pivot's check sees it */
-        }
+        /* Without memory for it, it fails at once: its end puts the mark. */
+        w->result = w->data ? 0 : -ENOMEM;
+        w->target_done = w->one_is_gone = !w->data;
+    }
+    t->in_flight++;
+    list_push(&t->twins, &w->link);
+    if (w->data) {
         sg_copy_to(*sg, w->data);
         w->iov = (struct iovec){w->data, len};
         *sg = sg_one(&w->iov);
     }
-    t->in_flight++;
-    list_push(&t->twins, &w->link);
-    coro_start(loop_of(t), twin_main, w);
+    if (!w->target_done) {
+        coro_start(loop_of(t), twin_main, w);
+    }
     return &w->f;
 }
 

@@ -211,7 +211,8 @@ hybrid_run(struct job *job, struct err *err)
     struct transfer *t = transfer_of(job);
     int r = transfer_run(job, err);
 
-    if (r || job->end != JOB_END_COMPLETE) {
+    job->decided |= job->end == JOB_END_COMPLETE;
+    if (r || !job->decided) {
         return r;
     }
     r = switch_now(t, err);

@@ -246,12 +246,12 @@ check(const struct transfer_options *o, struct err *err)
     return 0;
 }
 
-int
-check_other_jobs(const struct node *node, enum claim claim, struct err *err)
+static int
+check_jobs_on(const struct node *node, enum claim claim, struct err *err)
 {
     auto_free struct holder *holders = NULL;
     size_t n;
-    int r = check_not_resizing(node, err);
+    int r = 0;
 
     node_holders(node, &holders, &n);
     for (size_t i = 0; i < n && !r; i++) {
@@ -261,6 +261,31 @@ check_other_jobs(const struct node *node, enum claim claim, struct err *err)
         }
     }
     return r;
+}
+
+/* On it, and on the filters over it: they are one disk. */
+static int
+check_jobs_from(const struct node *node, enum claim claim, struct err *err)
+{
+    int r = check_jobs_on(node, claim, err);
+
+    list_for_each(it, &node->parents)
+    {
+        const struct edge *e = container_of(it, struct edge, link);
+
+        if (!r && e->role == EDGE_DATA && e->parent->drv->is_filter) {
+            r = check_jobs_from(e->parent, claim, err);
+        }
+    }
+    return r;
+}
+
+int
+check_other_jobs(struct node *node, enum claim claim, struct err *err)
+{
+    int r = check_not_resizing(node, err);
+
+    return r ? r : check_jobs_from(node_skip_filters(node), claim, err);
 }
 
 /* Of a job of type `mirror` QEMU knows, and so do its clients, that. */

@@ -15,6 +15,7 @@
 #include <errno.h>
 
 #include "block/edit.h"
+#include "block/resize.h"
 #include "transfer/departure.h"
 #include "transfer/pivot.h"
 #include "transfer/recipes/recipes.h"
@@ -203,6 +204,9 @@ post_copy_start(struct jobs *jobs, const struct transfer_options *o,
 
     if (!r) {
         r = check_other_jobs(o->device, CLAIM_READ, err);
+    }
+    if (!r) {
+        r = check_not_resizing(o->target, err);
     }
     if (r) {
         return r;

@@ -84,8 +84,7 @@ int put_on_top(struct transfer *t, int (*ready)(void *arg), void *arg,
  *   CLAIM_FILL   it fills it: the first to end drops the layers below, which
  *                the other still reads
  */
-int check_other_jobs(const struct node *node, enum claim claim,
-                     struct err *err);
+int check_other_jobs(struct node *node, enum claim claim, struct err *err);
 /* Grows the target to the source's size; -EINVAL where that cannot be. */
 int match_size(const struct transfer_options *o, struct err *err);
 
