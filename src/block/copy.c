@@ -285,10 +285,9 @@ copy_part(struct piece *p, uint64_t off, uint64_t len)
 
 /* Compressed clusters that go over as they are. */
 
-/* Does the target take the extent at @off as @layer has it? */
-static bool
-is_kept(const struct copy *copy, uint64_t off, const struct extent *ext,
-        const struct node *layer)
+bool
+copy_keeps_encoded(const struct copy *copy, uint64_t off,
+                   const struct extent *ext, const struct node *layer)
 {
     const struct node *target = copy->target;
 
@@ -361,7 +360,7 @@ copy_mixed(struct piece *p)
         r = chain_status(copy->source, NULL, off, readable - off, false, &ext,
                          &layer);
         p->result->read_failed = r != 0;
-        if (!r && is_kept(copy, off, &ext, layer)) {
+        if (!r && copy_keeps_encoded(copy, off, &ext, layer)) {
             r = copy_part(p, part, off - part);
             part = off;
             r = r ? r : copy_encoded(p, off, ext.len, layer);

@@ -53,6 +53,12 @@ struct copy_result {
 };
 
 /*
+ * With keep_encoded, does the target take the extent at @off as @layer of the
+ * source has it, compressed?  Does not yield.
+ */
+bool copy_keeps_encoded(const struct copy *copy, uint64_t off,
+                        const struct extent *ext, const struct node *layer);
+/*
  * Copies [off, off + len), at most LIMIT_COPY, cut to the target's size; what
  * lies behind the source's end is zero.  Whole clusters of zeroes are written
  * as such.  Yields; 0 or -errno (-ERESTART where the source must be waited

@@ -790,12 +790,18 @@ zero_parts(struct change *c, unsigned flags)
         if (r) {
             break;
         }
+        if (to != c->node) {
+            r = node_zero(to, off, len, flags, NULL);
+        }
+        if (r == -ENOSPC && to != c->node && !c->diverter->is_left) {
+            /* As a write: there may be room here (rule 9). */
+            to = begin_own_part(c);
+            r = 0;
+        }
         if (to == c->node) {
             len = alike_length(c->node, off, len);
             r = zero_range(to, off, len, flags, c->hold);
             own_part_made(c, off, len, r);
-        } else {
-            r = node_zero(to, off, len, flags, NULL);
         }
         off += len;
     }

@@ -566,6 +566,12 @@ int node_truncate(struct node *node, uint64_t size, struct err *err);
  */
 int node_drop_tail(struct node *node, uint64_t size, struct range_hold *hold);
 /*
+ * For the driver of an image that is about to grow to @size: the rest of its
+ * last cluster is zero, durably, before anybody sees it: other programs leave
+ * there what they like.  @hold is on it.  Yields.
+ */
+int node_zero_tail(struct node *node, uint64_t size, struct range_hold *hold);
+/*
  * Brings what the layer lacks of [off, off + len), at most LIMIT_COPY, into it
  * from below, where it can be written; a hint.  After an error
  * *ret_read_failed says whether it came from below.

@@ -13,6 +13,7 @@
 #include "block/resize.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "base/bytes.h"
 #include "block/quiesce.h"
@@ -110,6 +111,34 @@ node_drop_tail(struct node *node, uint64_t size, struct range_hold *hold)
         r = node_unallocate(node, end, old - end, hold);
     }
     return r;
+}
+
+int
+node_zero_tail(struct node *node, uint64_t size, struct range_hold *hold)
+{
+    uint64_t end = min_u64(align_up(node->size, node->cluster_size), size);
+    uint64_t len = end - node->size;
+    struct extent ext;
+
+    if (!len) {
+        return 0;
+    }
+    int r = node->drv->map(node, node->size, len, &ext);
+
+    if (r || ext.kind == EXTENT_UNALLOCATED || ext.kind == EXTENT_ZERO) {
+        return r;
+    }
+    auto_free void *zeroes = try_alloc_aligned(4096, len);
+    struct iovec iov = {zeroes, len};
+
+    if (!zeroes) {
+        return -ENOMEM;
+    }
+    memset(zeroes, 0, len);
+    /* Not by node_write(): nobody else may see the node longer before. */
+    r = node->drv->write(node, node->size, sg_one(&iov), REQ_BACKGROUND, hold);
+    node->write_gen++;
+    return r ? r : node_flush(node);
 }
 
 int

@@ -162,32 +162,38 @@ qed_set_incomplete(struct node *node, bool incomplete, struct err *err)
     return 0;
 }
 
-/*
- * What the grown part reads must be zero: the rest of the last cluster, where
- * programs leave what they like, and what a larger backing file has there.
- */
+/* What a larger backing file has in the grown part is hidden by zeroes. */
 static int
 zero_grown(struct node *node, uint64_t old)
 {
-    struct qed *q = qed_of(node);
-    struct extent ext = {.kind = EXTENT_UNALLOCATED};
-    uint64_t end = old;
-    int r = 0;
+    uint64_t reach = node->backing ? node->backing->child->size : 0;
+    uint64_t end = min_u64(reach, node->size);
+    int r = end > old
+                ? node_zero(node, old, end - old, REQ_BACKGROUND, NULL)
+                : 0;
 
-    if (qed_in_cluster(q, old)) {
-        r = qed_map(node, old, 1, &ext);
+    return r ? r : meta_commit(qed_of(node)->meta);
+}
+
+static int
+grow(struct node *node, uint64_t size)
+{
+    const struct qed_field f = {QED_H_IMAGE_SIZE, 8, size};
+    uint64_t old = node->size;
+    struct range_hold all;
+
+    range_lock_take(&node->ranges, &all, 0, UINT64_MAX, RANGE_EXCLUSIVE);
+    int r = node_zero_tail(node, size, &all);
+
+    range_lock_release(&node->ranges, &all);
+    if (!r) {
+        r = qed_update_header(qed_of(node), &f, 1);
     }
-    if (ext.kind == EXTENT_DATA) {
-        end = align_up(old, q->cluster_size);
+    if (!r) {
+        node->size = size;
+        r = zero_grown(node, old);
     }
-    if (node->backing) {
-        end = max_u64(end, node->backing->child->size);
-    }
-    end = min_u64(end, node->size);
-    if (!r && end > old) {
-        r = node_zero(node, old, end - old, REQ_BACKGROUND, NULL);
-    }
-    return r ? r : meta_commit(q->meta);
+    return r;
 }
 
 static int
@@ -216,9 +222,8 @@ int
 qed_truncate(struct node *node, uint64_t size, struct err *err)
 {
     struct qed *q = qed_of(node);
-    struct qed_field f = {QED_H_IMAGE_SIZE, 8, size};
     uint64_t reach = 0, old = node->size;
-    int r = 0;
+    int r;
 
     if (size == old) {
         return 0;
@@ -231,15 +236,7 @@ qed_truncate(struct node *node, uint64_t size, struct err *err)
                        qed_name(node), (unsigned long long)size,
                        (unsigned long long)reach);
     }
-    if (size < old) {
-        r = shrink(node, size);
-    } else {
-        r = qed_update_header(q, &f, 1);
-        if (!r) {
-            node->size = size;
-            r = zero_grown(node, old);
-        }
-    }
+    r = size < old ? shrink(node, size) : grow(node, size);
     return r ? err_set_errno(err, r, "Could not resize '%s'", qed_name(node))
              : 0;
 }

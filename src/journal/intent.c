@@ -73,33 +73,6 @@ copy_of(const struct switch_intent *i)
     return copy;
 }
 
-/* Paths. */
-
-static size_t
-folder_len(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-
-    return slash ? (size_t)(slash - path) + 1 : 0;
-}
-
-/* @path as seen from the folder of @from. */
-static const char *
-seen_from(const char *from, const char *path)
-{
-    size_t n = folder_len(path);
-
-    return n == folder_len(from) && !memcmp(from, path, n) ? path + n : path;
-}
-
-static char *
-resolve(const char *from, const char *path)
-{
-    return path[0] == '/'
-               ? xstrdup(path)
-               : xasprintf("%.*s%s", (int)folder_len(from), from, path);
-}
-
 /* Records. */
 
 static uint32_t
@@ -143,7 +116,7 @@ encode(const struct switch_intent *i, unsigned char *buf)
     flags |= i->exclusive ? FLAG_EXCLUSIVE : 0;
     at = put_string(buf, at, i->source.format);
     at = put_string(buf, at, i->target.format);
-    at = put_string(buf, at, seen_from(i->source.path, i->target.path));
+    at = put_string(buf, at, journal_path_from(i->source.path, i->target.path));
     uint32_t end = put_folders(i, buf, at);
 
     /* Who goes on without them does not delete it. */
@@ -181,7 +154,7 @@ decode(const struct journal_record *r, const char *source,
     *ret = (struct switch_intent){
         .source = {xstrdup(source), ld_le64(p + AT_SOURCE),
                    ld_le64(p + AT_SOURCE + 8), xstrdup(format)},
-        .target = {resolve(source, target), ld_le64(p + AT_TARGET),
+        .target = {journal_path_to(source, target), ld_le64(p + AT_TARGET),
                    ld_le64(p + AT_TARGET + 8), xstrdup(target_format)},
         .delete_source = ld_le32(p + AT_FLAGS) & FLAG_DELETE,
         .exclusive = ld_le32(p + AT_FLAGS) & FLAG_EXCLUSIVE,
@@ -209,7 +182,8 @@ share(struct journals *journals, const char *image, struct journal **ret)
 static int
 make_pointer(struct intent *i, struct journals *journals)
 {
-    const char *source = seen_from(i->what.target.path, i->what.source.path);
+    const char *source =
+        journal_path_from(i->what.target.path, i->what.source.path);
     int r = share(journals, i->what.target.path, &i->pointer);
 
     return r ? r
@@ -336,7 +310,7 @@ read_pointer(const struct journal *j, const char *target)
     }
     const char *source = get_string(&record, &at);
 
-    return source ? resolve(target, source) : NULL;
+    return source ? journal_path_to(target, source) : NULL;
 }
 
 static int

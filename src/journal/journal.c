@@ -72,6 +72,30 @@ journals_default_state_dir(void)
                  : xasprintf("%s/.local/state/sluice", home);
 }
 
+static size_t
+folder_len(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    return slash ? (size_t)(slash - path) + 1 : 0;
+}
+
+const char *
+journal_path_from(const char *image, const char *path)
+{
+    size_t n = folder_len(path);
+
+    return n == folder_len(image) && !memcmp(image, path, n) ? path + n : path;
+}
+
+char *
+journal_path_to(const char *image, const char *name)
+{
+    return name[0] == '/'
+               ? xstrdup(name)
+               : xasprintf("%.*s%s", (int)folder_len(image), image, name);
+}
+
 static uint32_t
 record_size(uint32_t payload)
 {

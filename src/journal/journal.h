@@ -96,6 +96,13 @@ void journal_close(struct journal *journal);
 /* The records that count, in order: false after the last.  *@pos begins at 0. */
 bool journal_next(const struct journal *journal, uint32_t *pos,
                   struct journal_record *ret);
+/*
+ * How the journal of @image names the file @path: by its name alone where both
+ * lie in one folder, which can be moved then; points into @path.  And back, to
+ * be freed by the caller.  Neither yields.
+ */
+const char *journal_path_from(const char *image, const char *path);
+char *journal_path_to(const char *image, const char *name);
 /* What it says of the disk's file; false: nothing.  Does not yield. */
 bool journal_word(const struct journal *journal, struct journal_record *ret);
 

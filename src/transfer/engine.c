@@ -846,12 +846,31 @@ end_log(struct transfer *t)
     }
 }
 
+/*
+ * One that goes on was promised to wait where there is no space: it is paused,
+ * as it may have been when its daemon ended.
+ */
+static int
+check_space(struct transfer *t, struct err *err)
+{
+    int r = transfer_check_space(t, err);
+
+    while (r == -ENOSPC && t->goes_on && !job_cancelled(&t->job) &&
+           job_error(&t->job, t->on_target_error, false, r) == ON_ERROR_STOP) {
+        say_what_is_missing(t);
+        job_pause_point(&t->job);
+        err_clear(err);
+        r = transfer_check_space(t, err);
+    }
+    return job_cancelled(&t->job) ? -ECANCELED : r;
+}
+
 static int
 begin(struct transfer *t, struct err *err)
 {
     bool may_switch = t->tracked && !t->sinks && (t->finish == FINISH_SWITCH ||
                                      t->wait_for_verb);
-    int r = transfer_check_space(t, err);
+    int r = check_space(t, err);
 
     if (!r && may_switch) {
         r = departure_prepare(t, err);
@@ -866,16 +885,32 @@ begin(struct transfer *t, struct err *err)
     return r || !t->recipe->begin ? r : t->recipe->begin(t, err);
 }
 
+/* Tables that are written only now may find no space. */
+static bool
+flush_again(struct transfer *t, int r)
+{
+    if (r == -ERESTART) {
+        job_sleep(&t->job, RETRY_MS * NS_PER_MS);
+        job_pause_point(&t->job);
+    } else if (r != -ENOSPC ||
+               job_error(&t->job, t->on_target_error, false, r) !=
+                   ON_ERROR_STOP) {
+        return false;
+    } else {
+        say_what_is_missing(t);
+        job_pause_point(&t->job);
+    }
+    return !job_cancelled(&t->job);
+}
+
 static int
 flush_at_end(struct transfer *t)
 {
     int r;
 
-    while ((r = node_flush(t->copy.target)) == -ERESTART &&
-           !job_cancelled(&t->job)) {
-        job_sleep(&t->job, RETRY_MS * NS_PER_MS);
-        job_pause_point(&t->job);
-    }
+    do {
+        r = node_flush(t->copy.target);
+    } while (r && flush_again(t, r));
     return r;
 }
 

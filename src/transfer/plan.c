@@ -48,7 +48,7 @@ count_new(struct counter *c, struct node *target, uint64_t off, uint64_t len)
         if (r) {
             return r;
         }
-        if (ext.kind == EXTENT_UNALLOCATED || ext.kind == EXTENT_ZERO) {
+        if (ext.kind != EXTENT_DATA) { /* compressed ones are written anew */
             count_clusters(c, target, off, ext.len);
         }
         off += ext.len;
@@ -101,10 +101,41 @@ struct growth {
     uint64_t given_back, most;
 };
 
+/*
+ * What goes over compressed takes as much as it gives back, which is as unknown:
+ * neither is counted.
+ */
+static int
+count_written(struct transfer *t, struct growth *g, uint64_t off, uint64_t len)
+{
+    int r = 0;
+
+    while (len && !r) {
+        struct node *layer;
+        struct extent ext;
+
+        r = chain_status(t->copy.source, NULL, off, len, true, &ext, &layer);
+        if (!r && !copy_keeps_encoded(&t->copy, off, &ext, layer)) {
+            r = count_new(&g->new, t->copy.target, off, ext.len);
+        }
+        off += r ? 0 : ext.len;
+        len -= r ? 0 : ext.len;
+    }
+    return r;
+}
+
 static int
 count_part(struct transfer *t, struct growth *g, const struct missing *m)
 {
-    int r = count_new(&g->new, t->copy.target, m->off, m->len);
+    uint64_t readable = m->off < t->copy.source->size
+                            ? min_u64(m->len, t->copy.source->size - m->off)
+                            : 0;
+    uint64_t counted = t->release.side ? readable : 0;
+    int r = count_written(t, g, m->off, counted);
+
+    r = r ? r
+          : count_new(&g->new, t->copy.target, m->off + counted,
+                      m->len - counted);
 
     if (!r && t->release.side) {
         r = count_given_back(t, m->off, m->len, &g->given_back);

@@ -180,19 +180,45 @@ add_record(struct transfer *t, struct journal *j, enum journal_type type)
                : journal_add(j, type, payload, (uint32_t)len);
 }
 
+/* The folder that @path lies in, with a '/' at its end; the caller frees it. */
+static char *
+folder_of(struct loop *loop, const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    auto_free char *given =
+        slash ? xasprintf("%.*s/.", (int)(slash - path), path) : xstrdup(".");
+    auto_free char *real = NULL;
+
+    return xasprintf("%s/", file_real_path(loop, given, &real) ? given : real);
+}
+
+/* The disk as @layer names it, also from another working folder than ours. */
+static char *
+seen_from(const struct node *disk, const char *layer)
+{
+    struct loop *loop = graph_loop(disk->graph);
+    const char *path = node_own_file(disk)->filename;
+    const char *slash = strrchr(path, '/');
+    auto_free char *from = folder_of(loop, layer), *to = folder_of(loop, path);
+
+    return xasprintf("%s%s", strcmp(from, to) ? to : "",
+                     slash ? slash + 1 : path);
+}
+
 /* Whoever finds a layer by itself is told whose it is. */
 static int
 point_from(struct transfer *t, struct node *layer)
 {
     const struct node *file = node_own_file(layer);
-    const char *disk = node_own_file(t->device)->filename;
-    size_t id = strlen(t->job.id) + 1, len = id + strlen(disk) + 1;
-    auto_free char *payload = xmalloc(len);
+    auto_free char *disk = NULL;
     struct journal *j;
 
     if (!file || layer == t->device) {
         return 0;
     }
+    disk = seen_from(t->device, file->filename);
+    size_t id = strlen(t->job.id) + 1, len = id + strlen(disk) + 1;
+    auto_free char *payload = xmalloc(len);
     int r = journal_share(graph_journals(layer->graph), file->filename, &j);
 
     if (r) {
@@ -372,21 +398,32 @@ resume_disk_of(struct journals *journals, const char *image)
         size_t id = strnlen((const char *)record.payload, record.len) + 1;
 
         if (record.type == JOURNAL_LAYER && id < record.len) {
-            disk = xasprintf("%.*s", (int)(record.len - id),
-                             (const char *)record.payload + id);
+            auto_free char *name =
+                xasprintf("%.*s", (int)(record.len - id),
+                          (const char *)record.payload + id);
+
+            disk = journal_path_to(image, name);
         }
     }
     journal_close(j);
     return disk;
 }
 
-/* Does a journal still know the job of a layer's record? */
+/*
+ * Does a journal still know the job of a layer's record?  Where the disk itself
+ * is not found, nobody knows.
+ */
 static bool
-is_under_way(struct journals *js, const char *disk, const char *id)
+may_be_under_way(struct journals *js, const char *disk, const char *id)
 {
     json_t *list = resume_list(js, disk), *note;
-    bool found = false;
+    struct file *file;
+    bool found = file_open(js->loop, disk, 0, &file) != 0;
     size_t i;
+
+    if (!found) {
+        file_close(file);
+    }
 
     json_array_foreach (list, i, note) {
         found |= !strcmp(json_string_value(json_object_get(note, "id")), id);
@@ -414,7 +451,7 @@ resume_check_layer(struct node *node)
                         strnlen(name, record.len) < record.len;
         auto_free char *id = is_layer ? xstrdup(name) : NULL;
 
-        if (id && is_under_way(js, disk, id)) {
+        if (id && may_be_under_way(js, disk, id)) {
             NODE_SAY(node, warn,
                      "'%s' is a layer of '%s', into which job '%s' was "
                      "merging: by itself it is neither old nor new",
@@ -439,20 +476,35 @@ forget(struct node *device, const char *id)
     }
 }
 
+/* Do both names lead to one device today?  Yields. */
+static bool
+is_same_device(struct loop *loop, const char *a, const char *b)
+{
+    auto_free char *real_a = NULL, *real_b = NULL;
+
+    return !strcmp(a, b) ||
+           (!file_real_path(loop, a, &real_a) &&
+            !file_real_path(loop, b, &real_b) && !strcmp(real_a, real_b));
+}
+
 static bool
 is_file(const struct node *node, json_t *what)
 {
     const struct node *file = node_own_file(node);
-
+    const char *name = json_string_value(json_object_get(what, "file"));
     json_int_t ino = json_integer_value(json_object_get(what, "ino"));
+    json_int_t born = json_integer_value(json_object_get(what, "born"));
 
-    /* A device is known by its name alone: its number is another each time. */
-    return file && (file->is_device
-                        ? !ino
-                        : ino == (json_int_t)file->file_id.ino &&
-                              json_integer_value(
-                                  json_object_get(what, "born")) ==
-                                  (json_int_t)file->file_born);
+    if (!file) {
+        return false;
+    }
+    /* A device is known by its name: its number is another each time. */
+    return file->is_device
+               ? !ino && name &&
+                     is_same_device(graph_loop(node->graph), name,
+                                    file->filename)
+               : ino == (json_int_t)file->file_id.ino &&
+                     born == (json_int_t)file->file_born;
 }
 
 /* The layer from @device on that a note names; *@ret NULL where it names none. */
@@ -463,11 +515,9 @@ find_layer(struct node *device, json_t *note, const char *key,
     json_t *what = json_object_get(note, key);
 
     *ret = NULL;
-    for (struct node *n = what ? device : NULL; n;
+    for (struct node *n = what ? device : NULL; n && !*ret;
          n = n->backing ? n->backing->child : NULL) {
-        if (is_file(n, what)) {
-            *ret = n;
-        }
+        *ret = is_file(n, what) ? n : NULL;
     }
     return !what || *ret
                ? 0
@@ -608,6 +658,20 @@ start(struct jobs *jobs, struct node *device, json_t *note, bool paused,
                                  err);
 }
 
+/* Who may put a journal beside an image must not have others written. */
+static bool
+writes_to_others(struct graph *graph, json_t *note)
+{
+    const char *target = text(note, "target-node");
+
+    if (target) {
+        return !graph_find(graph, target);
+    }
+    return look_up(names, ARRAY_LEN(names), text(note, "preset")) !=
+               PRESET_STREAM ||
+           flag(note, "release") || flag(note, "delete");
+}
+
 static void
 resume(struct jobs *jobs, struct node *device, json_t *note, bool paused)
 {
@@ -615,14 +679,13 @@ resume(struct jobs *jobs, struct node *device, json_t *note, bool paused)
     const char *file = node_own_file(device)->filename;
     auto_err err = ERR_INIT;
 
-    /* Who may put a journal beside an image must not have others written. */
-    if (text(note, "target-node") && graph_limits_paths(device->graph) &&
-        !graph_find(device->graph, text(note, "target-node"))) {
+    if (graph_limits_paths(device->graph) &&
+        writes_to_others(device->graph, note)) {
         NODE_SAY(device, warn,
-                 "Job '%s', which was under way on '%s', stays as it is: its "
-                 "target is not open, and with --untrusted or --backing-paths "
-                 "a journal cannot name it",
-                 id, file);
+                 "Job '%s' (%s), which was under way on '%s', stays as it is: "
+                 "with --untrusted or --backing-paths a journal cannot have "
+                 "another image written; the same command continues it",
+                 id, text(note, "preset"), file);
         return;
     }
     if (!is_file(device, json_object_get(note, "device"))) {

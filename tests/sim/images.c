@@ -188,6 +188,32 @@ litter(struct graph *graph, const char *name, uint64_t sectors)
     node_del(graph, "litter", NULL);
 }
 
+/* As other programs shrink it: what lies behind in its last cluster stays. */
+static void
+cut(struct graph *graph, const char *format, const char *name,
+    uint64_t sectors)
+{
+    enum { QCOW2_SIZE = 24, QED_SIZE = 48 }; /* where the header has it */
+    json_t *options = json_pack("{s:s, s:s, s:s}", "driver", "file",
+                                "node-name", "cut", "filename", name);
+    bool is_qcow2 = !strcmp(format, "qcow2");
+    unsigned char size[8];
+    struct node *node;
+
+    if (is_qcow2) {
+        st_be64(size, sectors * SECTOR);
+    } else {
+        st_le64(size, sectors * SECTOR);
+    }
+    if (node_add(graph, options, &node, NULL) ||
+        node_write_buf(node, is_qcow2 ? QCOW2_SIZE : QED_SIZE, size,
+                       sizeof(size))) {
+        abort();
+    }
+    json_decref(options);
+    node_del(graph, "cut", NULL);
+}
+
 static void
 obey(struct graph *graph, struct oracle *o, const char *line)
 {
@@ -214,6 +240,8 @@ obey(struct graph *graph, struct oracle *o, const char *line)
         fill(graph, NULL, FILL, format, name, v);
     } else if (sscanf(line, "litter %63s %llu", name, &v[0]) == 2) {
         litter(graph, name, v[0]);
+    } else if (sscanf(line, "cut %31s %63s %llu", format, name, &v[0]) == 3) {
+        cut(graph, format, name, v[0]);
     } else if (sscanf(line, "hide %llu %llu", &v[0], &v[1]) == 2) {
         for (uint64_t i = 0; i < v[1]; i++) {
             oracle_init(o, v[0] + i, 0);

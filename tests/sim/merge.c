@@ -77,6 +77,13 @@ enum { SIZE = 40 * 1024 };
     "backing-fmt=qcow2 size=29184\n"                                           \
     "fill qcow2 base 5 40 1\n"
 
+/* A base that was cut within a cluster, the rest of which is not zero. */
+#define CUT_BASE(format, cluster)                                              \
+    "create " format " base " cluster " size=32768\n"                          \
+    "fill " format " base 5 55 1\n"                                            \
+    "unread " format " base 60 4 601\n"                                        \
+    "cut " format " base 60\n"
+
 /* Above the base compressed clusters, some of them over compressed ones. */
 #define PACKED                                                                 \
     "create qcow2 base cluster-size=4096 size=40960\n"                         \
@@ -419,6 +426,18 @@ static const struct sweep_setup setups[] = {
     {.name = "merge-short-base",
      .image = SHORT_BASE QCOW2_TOP("1024", "qcow2"),
      .judge_moved = IMAGE("qcow2", "base"),
+     .operation = sink,
+     DISK,
+     COMMON},
+    {.name = "merge-cut-base",
+     .image = CUT_BASE("qcow2", "cluster-size=4096") QCOW2_TOP("1024", "qcow2"),
+     .judge_moved = IMAGE("qcow2", "base"),
+     .operation = sink,
+     DISK,
+     COMMON},
+    {.name = "merge-cut-qed-base",
+     .image = CUT_BASE("qed", QED_CLUSTERS) QCOW2_TOP("1024", "qed"),
+     .judge_moved = IMAGE("qed", "base"),
      .operation = sink,
      DISK,
      COMMON},

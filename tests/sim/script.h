@@ -21,6 +21,7 @@
  *   image litter NAME N      N sectors of old data behind the file's end
  *   image stale FORMAT NAME SECTOR N TAG    fills, and marks it unfinished
  *   image unread FORMAT NAME SECTOR N TAG   fills what the disk does not read
+ *   image cut FORMAT NAME SECTORS            its header says so many; no more
  *   image hide SECTOR N      the disk reads zero there
  *   step GUEST OP [SECTOR N] OP: read write write-fua zero unmap discard flush
  *   lie N                    the N-th fsync does nothing

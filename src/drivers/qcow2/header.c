@@ -482,8 +482,9 @@ qcow2_truncate(struct node *node, uint64_t size, struct err *err)
     if (size < node->size) { /* L1 may stay longer than it need be */
         r = node_drop_tail(node, size, &all);
         r = r ? r : meta_commit(q->meta);
-    } else if (entries > q->l1_size) {
-        r = grow_l1(q, entries);
+    } else {
+        r = entries > q->l1_size ? grow_l1(q, entries) : 0;
+        r = r ? r : node_zero_tail(node, size, &all);
     }
     if (!r) {
         r = qcow2_update_header(q, &f, 1);

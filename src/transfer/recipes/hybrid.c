@@ -139,8 +139,8 @@ attempt(struct transfer *t, struct err *err)
     if (!r) {
         r = track_flush_target(track);
     }
-    if (r == -EAGAIN) {
-        return r;
+    if (r == -EAGAIN || transfer_waits_for_space(t, r)) {
+        return -EAGAIN;
     }
     if (r) {
         return err_set_errno(err, r, "Writing the target '%s' failed",

@@ -239,8 +239,15 @@ snapshot_prepare(struct job *job, struct err *err)
 static int
 begin(struct transfer *t, struct err *err)
 {
-    int r = merge_match_sizes(t->copy.source, t->copy.target, err);
+    struct node *disk = t->copy.source, *snapshot = t->copy.target;
+    int r = merge_match_sizes(disk, snapshot, err);
 
+    if (disk->unmap) { /* it is to be the disk: a guest's discards go on */
+        snapshot->unmap = true;
+        if (snapshot->file) {
+            snapshot->file->child->unmap = true;
+        }
+    }
     t->job.total = t->copy.target->size;
     return r;
 }
