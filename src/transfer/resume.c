@@ -164,20 +164,82 @@ resume_is_same(struct jobs *jobs, enum transfer_preset preset,
     return same;
 }
 
+/*
+ * Who writes to the layers (rule 5).  A job that sinks goes on only where nobody
+ * else wrote to them: each has the number of its session in its header, which
+ * another program takes away.  The disk gets a new one as soon as it is opened,
+ * before a record can say so: there it is enough that it has any.
+ */
+
+static struct node *
+below(const struct node *node)
+{
+    return node->backing ? node_skip_filters(node->backing->child) : NULL;
+}
+
+/* Of the layers below @top down to @base: what is there, or was @before. */
+static uint64_t
+sessions(struct node *top, struct node *base, bool before)
+{
+    struct node *last = node_skip_filters(base);
+    uint64_t sum = 0;
+
+    for (struct node *n = node_skip_filters(top); n && n != last;) {
+        n = below(n);
+        if (n) {
+            sum = 31 * sum + (before || !n->session ? n->last_session
+                                                    : n->session);
+        }
+    }
+    return sum & INT64_MAX;
+}
+
+/* They stay there when the daemon ends and leaves the job to the next. */
+static void
+keep_sessions(struct transfer *t, bool keep)
+{
+    struct node *last = t->shadowed ? node_skip_filters(t->copy.target) : NULL;
+
+    for (struct node *n = last ? node_skip_filters(t->device) : NULL; n;
+         n = n == last ? NULL : below(n)) {
+        if (n->session) {
+            n->keep_session = keep || n->dirty_log;
+        }
+    }
+}
+
 /* The record of a job that runs. */
+
+static int
+add_note(struct journal *j, enum journal_type type, const char *id,
+         const char *note)
+{
+    size_t n = strlen(id) + 1, len = n + strlen(note);
+    auto_free char *payload = xmalloc(len + 1);
+
+    memcpy(payload, id, n);
+    memcpy(payload + n, note, len - n);
+    return len > JOURNAL_PAYLOAD_MAX
+               ? -ENAMETOOLONG
+               : journal_add(j, type, payload, (uint32_t)len);
+}
 
 static int
 add_record(struct transfer *t, struct journal *j, enum journal_type type)
 {
-    const char *note = type == JOURNAL_JOB ? t->note : "";
-    size_t id = strlen(t->job.id) + 1, len = id + strlen(note);
-    auto_free char *payload = xmalloc(len + 1);
+    if (type != JOURNAL_JOB) {
+        return add_note(j, type, t->job.id, "");
+    }
+    if (!t->shadowed) {
+        return add_note(j, type, t->job.id, t->note);
+    }
+    auto_free char *note = xasprintf(
+        "%.*s,\"session\":%s,\"sessions\":%" PRIu64 "}",
+        (int)strlen(t->note) - 1, t->note,
+        node_skip_filters(t->device)->session ? "true" : "false",
+        sessions(t->copy.source, t->copy.target, false));
 
-    memcpy(payload, t->job.id, id);
-    memcpy(payload + id, note, len - id);
-    return len > JOURNAL_PAYLOAD_MAX
-               ? -ENAMETOOLONG
-               : journal_add(j, type, payload, (uint32_t)len);
+    return add_note(j, type, t->job.id, note);
 }
 
 /* The folder that @path lies in, with a '/' at its end; the caller frees it. */
@@ -275,9 +337,11 @@ resume_record(struct transfer *t)
         r = point_from_layers(t);
     }
     if (!r) {
+        keep_sessions(t, true);
         r = add_record(t, t->journal, JOURNAL_JOB);
     }
     if (r) {
+        keep_sessions(t, false);
         leave_layers(t, true);
         journal_leave(take_ptr(t->journal));
         NODE_SAY(t->device, info,
@@ -325,6 +389,10 @@ resume_forget(struct transfer *t, bool done)
 {
     struct journal *j = t->journal ? take_ptr(t->journal) : open_of_earlier(t);
 
+    if ((j || t->note) && t->copy.target &&
+        (done || !t->job.jobs || !jobs_are_ending(t->job.jobs))) {
+        keep_sessions(t, false);
+    }
     t->goes_on = false;
     leave_layers(t, done || !t->job.jobs || !jobs_are_ending(t->job.jobs));
     if (j && (done || !jobs_are_ending(t->job.jobs))) {
@@ -597,6 +665,69 @@ take_target_options(json_t *note, struct transfer_options *o)
 }
 
 static int
+check_sessions(const struct transfer_options *o, json_t *note, struct err *err)
+{
+    struct node *disk = node_skip_filters(o->device);
+    uint64_t were = number(note, "sessions"); /* 0: nobody knows */
+    bool same = !were ||
+                were == sessions(o->top ? o->top : disk, o->base, true);
+
+    if ((!flag(note, "session") || disk->last_session) && same) {
+        return 0;
+    }
+    int r = err_set(err, -ESTALE,
+                    "'%s' or a layer below it was written to by another "
+                    "program since",
+                    node_own_file(o->device)->filename);
+
+    err_hint(err, "if they are still what they were, the same command "
+                  "continues it");
+    return r;
+}
+
+/* The numbers are about to change, and were right. */
+static int
+forget_sessions(struct node *device, json_t *note)
+{
+    struct journal *j;
+    json_t *copy = json_copy(note);
+    int r = journal_share(graph_journals(device->graph),
+                          node_own_file(device)->filename, &j);
+
+    json_object_del(copy, "id");
+    json_object_set_new(copy, "sessions", json_integer(0));
+    auto_free char *dump = json_dumps(copy, JSON_COMPACT);
+
+    json_decref(copy);
+    if (!r) {
+        r = add_note(j, JOURNAL_JOB, text(note, "id"), dump);
+        journal_leave(j);
+    }
+    return r;
+}
+
+/* And are new now. */
+static void
+remember_sessions(struct jobs *jobs, struct node *device, const char *id)
+{
+    struct journal *j;
+
+    if (journal_share(graph_journals(device->graph),
+                      node_own_file(device)->filename, &j)) {
+        return;
+    }
+    struct job *job = jobs_find(jobs, id);
+    struct transfer *t = job ? transfer_of(job) : NULL;
+
+    /* Else it is over, or has said so itself. */
+    if (t && t->note && t->copy.target && !t->journal) {
+        keep_sessions(t, true);
+        add_record(t, j, JOURNAL_JOB);
+    }
+    journal_leave(j);
+}
+
+static int
 start_with_target(struct jobs *jobs, enum transfer_preset preset,
                   struct transfer_options *o, json_t *note, struct err *err)
 {
@@ -653,6 +784,12 @@ start(struct jobs *jobs, struct node *device, json_t *note, bool paused,
     int r = find_layer(device, note, "base", &o.base, err);
 
     r = r ? r : find_layer(device, note, "top", &o.top, err);
+    if (!r && json_object_get(note, "sessions")) {
+        r = check_sessions(&o, note, err);
+        if (!r && forget_sessions(device, note)) {
+            r = err_set(err, -EIO, "its journal cannot be written");
+        }
+    }
     return r ? r
              : start_with_target(jobs, (enum transfer_preset)preset, &o, note,
                                  err);
@@ -702,6 +839,9 @@ resume(struct jobs *jobs, struct node *device, json_t *note, bool paused)
                  err.hint ? "; " : "", err.hint ? err.hint : "");
         forget(device, id);
     } else {
+        if (json_object_get(note, "sessions")) {
+            remember_sessions(jobs, device, id);
+        }
         NODE_SAY(device, info, "Job '%s' (%s), which was under way on '%s', %s",
                  id, text(note, "preset"), file,
                  paused ? "is there again, paused" : "goes on");
@@ -713,12 +853,20 @@ resume_jobs(struct jobs *jobs, struct node *node, enum resume_mode mode)
 {
     const struct node *file = node_own_file(node);
 
-    if (!file || node->drv->is_protocol || mode == RESUME_NEVER) {
+    if (!file || node->drv->is_protocol) {
         return;
     }
     json_t *list = resume_list(graph_journals(node->graph), file->filename);
     json_t *note;
     size_t i;
+
+    if (mode == RESUME_NEVER) {
+        struct node *image = node_skip_filters(node);
+
+        image->keep_session |= json_array_size(list) && image->session;
+        json_decref(list);
+        return;
+    }
 
     node_ref(node);
     resume_check_layer(node);

@@ -254,6 +254,56 @@ def another_file_of_that_name_is_left_alone():
     assert '"depth": 0' not in run("qemu-img", "map", "--output=json", "top")[1]
 
 
+def another_programs_write_ends_a(command, written, **arguments):
+    """What it had sunk is there; what that one wrote is not overwritten."""
+    def test():
+        make()
+        cut("qcow2", command, **arguments)
+        run("qemu-io", "-f", "qcow2", "-c", "write -P 9 9M 1M", written)
+        run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", "top", "model")
+        with daemon() as d:
+            q = d.qmp()
+            wait_for(lambda: "another program" in d.errors())
+            assert not job(q)
+            d.stop()
+        assert not os.path.exists("top.sluice")
+        judge("qcow2")
+        run("qemu-io", "-f", "qcow2", "-c", "read -P 9 9M 1M", written)
+        if written == "top" and command == "block-merge":  # it can begin anew
+            with daemon() as d:
+                q = d.qmp()
+                q.cmd(command, job_id="j", device="top", **arguments)
+                finish(q)
+                d.stop()
+            judge("qcow2", "mid")
+    test.__name__ = f"another program's write to {written} ends a {command}"
+    return test
+
+
+def those_that_were_ours_do_not():
+    """Killed before it went on, and left alone by one in between."""
+    make()
+    cut("qcow2", "block-merge", into="snapshot")
+    for mode, end in ("ask", "kill"), ("ask", "stop"), ("never", "stop"), \
+            ("never", "kill"), ("auto", "stop"), ("auto", "kill"):
+        with daemon("qcow2", "--resume", mode) as d:
+            q = d.qmp()
+            if mode != "never":
+                wait_for(lambda: job(q))
+            if end == "kill":
+                d.kill()
+                d.wait()
+            else:
+                d.stop()
+    with daemon() as d:
+        q = d.qmp()
+        wait_for(lambda: job(q))
+        finish(q)
+        d.stop()
+        assert "another program" not in d.errors(), d.errors()
+    judge("qcow2", "mid")
+
+
 def the_same_merge_again_is_no_error():
     make()
     with daemon() as d:
@@ -304,9 +354,11 @@ def a_layer_says_whose_it_is():
         d.qmp()
         wait_for(lambda: "is a layer of 'top'" in d.errors())
         d.stop()
-    with daemon() as d:
+    with daemon() as d:  # it could have been written to
         q = d.qmp()
-        wait_for(lambda: job(q))
+        wait_for(lambda: "written to by another" in d.errors())
+        assert not job(q)
+        q.cmd("block-merge", job_id="j", device="top", into="snapshot")
         finish(q)
         d.stop()
     assert not os.path.exists("mid.sluice")
@@ -364,5 +416,10 @@ if __name__ == "__main__":
         another_file_of_that_name_is_left_alone,
         the_same_merge_again_is_no_error,
         one_that_is_added_later_goes_on_then,
+        another_programs_write_ends_a("block-merge", "mid", into="snapshot"),
+        another_programs_write_ends_a("block-merge", "top", into="snapshot"),
+        another_programs_write_ends_a("block-commit", "base"),
+        another_programs_write_ends_a("block-commit", "top"),
+        those_that_were_ours_do_not,
         a_layer_says_whose_it_is,
         status_needs_no_daemon_and_changes_nothing)])
