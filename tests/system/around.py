@@ -230,6 +230,77 @@ def nodes_are_reopened_under_a_guest():
         run("qemu-img", "check", "-q", f"{name}.qcow2")
 
 
+def a_job_keeps_its_node_writable():
+    """Nobody else writes to it, and yet it cannot become read-only."""
+    image("base.qcow2")
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 5 0 3M", "base.qcow2")
+    for read_only in (False, True):
+        image("a.qcow2", "-b", "base.qcow2", "-F", "qcow2")
+        image("copy.qcow2")
+        with Daemon(SLUICED, *nbd_server()) as d:
+            q = d.qmp()
+            add(q, "base", "base.qcow2", read_only=True)
+            add(q, "a", "a.qcow2", backing="base", read_only=read_only)
+            add(q, "copy", "copy.qcow2", backing=None)
+
+            def reopen(**more):
+                q.cmd("blockdev-reopen", options=[{
+                    "driver": "qcow2", "node-name": "a", "read-only": True,
+                    "file": {"driver": "file", "filename": "a.qcow2"},
+                    **more}])
+
+            def cannot():
+                was = nodes(q)["a"]
+                try:
+                    reopen(backing="base")
+                except QmpError as e:
+                    assert "'a' is busy" in e.desc, e.desc
+                else:
+                    raise AssertionError("read-only under a job")
+                assert nodes(q)["a"] == was and not was["ro"], was
+
+            if not read_only:
+                q.cmd("blockdev-mirror", job_id="m", device="a",
+                      target="copy", sync="full", speed=1)
+                cannot()
+                q.cmd("block-job-set-speed", device="m", speed=0)
+                q.wait_event("BLOCK_JOB_READY")
+                cannot()
+                # It is what it was: a guest may still come.
+                export(q, "a")
+                with Nbd("nbd.sock", "a") as nbd:
+                    nbd.write(MIB, b"\7" * 65536)
+                unexport(q, "a")
+                cannot()
+                q.cmd("block-job-cancel", device="m")
+                end = q.wait_event("BLOCK_JOB_COMPLETED")["data"]
+                assert "error" not in end, end
+                q.wait_event("JOB_STATUS_CHANGE", id="m", status="null")
+                reopen(backing="base")
+                assert nodes(q)["a"]["ro"]
+                q.cmd("blockdev-reopen", options=[{
+                    "driver": "qcow2", "node-name": "a", "backing": "base",
+                    "file": {"driver": "file", "filename": "a.qcow2"}}])
+            q.cmd("block-stream", job_id="s", device="a", speed=1)
+            cannot()
+            q.cmd("block-job-set-speed", device="s", speed=0)
+            end = q.wait_event("BLOCK_JOB_COMPLETED")["data"]
+            assert "error" not in end, end
+            q.wait_event("JOB_STATUS_CHANGE", id="s", status="null")
+            reopen(backing=None)
+            assert nodes(q)["a"]["ro"]
+            assert d.stop() == 0
+        run("qemu-img", "check", "-q", "a.qcow2")
+        assert "backing-filename" not in info("a.qcow2")
+        want = {0: (5, MIB), MIB: (5 if read_only else 7, 65536),
+                MIB + 65536: (5, 2 * MIB - 65536), 3 * MIB: (0, MIB)}
+        compare("a.qcow2", want)
+        if not read_only:
+            run("qemu-img", "check", "-q", "copy.qcow2")
+            compare("copy.qcow2", want)
+        os.unlink("a.qcow2")
+
+
 def a_header_of_a_layer_below_is_rewritten():
     image("base.qcow2")
     image("mid.qcow2", "-b", "base.qcow2", "-F", "qcow2")
@@ -615,7 +686,7 @@ if __name__ == "__main__":
     main([a_snapshot_creates_its_overlay, an_existing_overlay_is_used_as_it_is,
           what_fails_leaves_no_file,
           a_header_is_rewritten_without_a_change_of_the_graph,
-          nodes_are_reopened_under_a_guest,
+          nodes_are_reopened_under_a_guest, a_job_keeps_its_node_writable,
           a_header_of_a_layer_below_is_rewritten,
           a_node_is_handed_over_and_taken_back,
           an_export_stays_while_its_node_is_handed_over,

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-from harness import Daemon, QmpError, main, nbd_server, need, run
+from harness import DEADLINE, Daemon, QmpError, main, nbd_server, need, run
 
 SLUICED, SLUICE, GUEST = (os.path.abspath(p) for p in sys.argv[1:4])
 MIB = 1 << 20
@@ -293,6 +293,58 @@ def must_refuse(qmp):
             return
         raise AssertionError(f"{command} {arguments} went through")
     return refused
+
+
+def dirty(image):
+    """The bits of its log, which lie behind the head."""
+    with open(image + ".sluice-dirty", "rb") as f:
+        return f.read()[512:]
+
+
+def a_layer_is_filled_and_mirrored(first):
+    """It is writable for the stream; with that, the mirror keeps a log of it,
+    which it goes on with when the stream has ended."""
+    def test():
+        make_chain()
+        with daemon() as d:
+            qmp, guest = d.qmp(), Guest()
+            add_copy(qmp)
+            jobs = {"s": ("block-stream", {"device": "one"}),
+                    "m": ("blockdev-mirror", {"device": "one",
+                                              "target": "copy",
+                                              "sync": "full"})}
+            for job in sorted(jobs, key=lambda j: j != first):
+                command, arguments = jobs[job]
+                qmp.cmd(command, job_id=job, speed=1, **arguments)
+                while not all(t["elapsed-ns"] for t  # it has begun
+                              in qmp.cmd("query-transfers")):
+                    time.sleep(0.01)
+            qmp.cmd("block-job-set-speed", device="s", speed=0)
+            end = qmp.wait_event("BLOCK_JOB_COMPLETED", device="s")["data"]
+            assert "error" not in end, end
+            qmp.wait_event("JOB_STATUS_CHANGE", id="s", status="null")
+            qmp.cmd("block-job-set-speed", device="m", speed=0)
+            qmp.wait_event("BLOCK_JOB_READY", device="m")
+            assert os.path.exists("one.sluice-dirty") == (first == "s")
+            give_up = time.monotonic() + DEADLINE
+            while first == "s" and any(dirty("one")):  # it says "alike" yet
+                assert time.monotonic() < give_up
+                time.sleep(0.05)
+            qmp.cmd("job-complete", id="m")
+            end = qmp.wait_event("BLOCK_JOB_COMPLETED", device="m")["data"]
+            assert "error" not in end, end
+            graph = {n["node-name"]: n for n
+                     in qmp.cmd("query-named-block-nodes", flat=True)}
+            assert graph["two"]["backing_file"] == "copy", graph["two"]
+            assert graph["one"]["ro"], graph["one"]
+            qmp.cmd("blockdev-del", node_name="one")
+            guest.stop()
+            d.stop()
+        assert names("two", "qed") == "copy" and not names("copy", "qcow2")
+        assert names("one", "qcow2") is None
+        assert not [n for n in os.listdir() if ".sluice" in n]
+        judge("top", "qcow2")
+    return f"a layer is filled and mirrored, job {first} first", test
 
 
 def a_layer_goes_on_in_another_file(mode, fmt, ready=None):
@@ -705,6 +757,8 @@ if __name__ == "__main__":
           a_header_names_a_file_that_is_no_image_as_raw, a_layer_below_is_streamed,
           two_streams_at_once, a_commit_below_a_mirror,
           a_stream_below_a_mirror, a_mirror_may_lie_on_its_source,
+          a_layer_is_filled_and_mirrored("s"),
+          a_layer_is_filled_and_mirrored("m"),
           a_layer_goes_on_in_another_file("pre-copy", "qcow2"),
           a_layer_goes_on_in_another_file("mirror", "qed", "job-complete"),
           a_layer_goes_on_in_another_file("post-copy", "qed"),

@@ -400,6 +400,161 @@ def a_hybrid_is_cancelled_after_its_switch():
     run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", "target", "model")
 
 
+def decided_hybrid(qmp):
+    """A hybrid copy that is told to switch and cannot yet: the pass is broken
+    off after its first piece, and a write is on its way to a target that takes
+    no more.  Returns what lets it go on."""
+    qmp.cmd("object-add", qom_type="throttle-group", id="g")
+    target = make_target("qcow2")
+    target["file"] = {"driver": "throttle", "throttle-group": "g",
+                      "file": target["file"]}
+    qmp.cmd("blockdev-add", **{k.replace("-", "_"): v for k, v
+                               in target.items()})
+    qmp.cmd("block-copy", job_id="j", device="top", target="target",
+            mode="hybrid", copy_mode="write-blocking", speed=1)
+    qmp.wait_event("BLOCK_JOB_READY")
+    while qmp.cmd("query-transfers")[0]["bytes-moved"] < MIB:
+        time.sleep(0.01)
+
+    def limit(n):
+        qmp.cmd("qom-set", path="/objects/g", property="limits", value={
+            "iops-total": n, "iops-size": n})
+
+    limit(1)  # an hour for every 4 KiB
+    with Nbd("nbd.sock", "a") as nbd, open("model", "r+b") as model:
+        for off in (0, 65536):  # the second one goes on without the target
+            nbd.write(off, b"h" * 4096)
+            model.seek(off)
+            model.write(b"h" * 4096)
+        nbd.flush()
+    qmp.cmd("job-complete", id="j")
+    qmp.cmd("block-job-set-speed", device="j", speed=0)
+    assert qmp.cmd("query-block-exports")[0]["node-name"] == "top"
+    return lambda: limit(0)
+
+
+def a_hybrid_that_is_to_switch_is_no_copy_any_more():
+    """What the pass did not reach is missing on the target."""
+    make_disk()
+    with daemon() as d:
+        qmp = d.qmp()
+        go_on = decided_hybrid(qmp)
+        try:
+            qmp.cmd("block-job-cancel", device="j")
+        except QmpError as e:
+            assert "'j' is about to switch" in str(e), e
+        else:
+            raise AssertionError("a copy with most of it missing")
+        go_on()
+        end = qmp.wait_event("BLOCK_JOB_COMPLETED")["data"]
+        assert "error" not in end, end
+        assert qmp.cmd("query-block-exports")[0]["node-name"] == "target"
+        d.stop()
+    judge("qcow2")
+
+
+def a_hybrid_that_is_to_switch_is_cancelled_by_force():
+    make_disk()
+    with daemon() as d:
+        qmp = d.qmp()
+        go_on = decided_hybrid(qmp)
+        qmp.cmd("block-job-cancel", device="j", force=True)
+        go_on()
+        qmp.wait_event("BLOCK_JOB_CANCELLED")
+        qmp.wait_event("JOB_STATUS_CHANGE", id="j", status="null")
+        assert qmp.cmd("query-block-exports")[0]["node-name"] == "top"
+        d.stop()
+    code, text = run("qemu-img", "info", "target", check=False)
+    assert code == 1 and "unfinished copy" in text, (code, text)
+    run("qemu-img", "check", "-q", "-f", "qcow2", "top")
+    run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", "top", "model")
+
+
+def with_filter(qmp):
+    """The guest's disk is what the filter "thr" shows."""
+    qmp.cmd("object-add", qom_type="throttle-group", id="g")
+    qmp.cmd("blockdev-add", driver="throttle", node_name="thr",
+            throttle_group="g", file="fmt")
+    qmp.cmd("block-export-add", type="nbd", id="e", node_name="thr", name="a",
+            writable=True)
+
+
+def filtered_daemon():
+    return Daemon(SLUICED, *nbd_server(), "--blockdev",
+                  "qcow2,node-name=fmt,discard=unmap,file.driver=file,"
+                  "file.filename=top")
+
+
+def a_mirror_replaces_what_is_below_its_filter(mode=None):
+    more = {"copy_mode": mode} if mode else {}
+
+    def test():
+        make_disk()
+        with filtered_daemon() as d:
+            qmp = d.qmp()
+            with_filter(qmp)
+            guest = Guest()
+            qmp.cmd("blockdev-add", **{k.replace("-", "_"): v for k, v
+                                       in make_target("qcow2").items()})
+            qmp.cmd("blockdev-mirror", job_id="j", device="thr",
+                    target="target", replaces="fmt", sync="full", **more)
+            qmp.wait_event("BLOCK_JOB_READY")
+            qmp.cmd("job-complete", id="j")
+            end = qmp.wait_event("BLOCK_JOB_COMPLETED")["data"]
+            assert "error" not in end, end
+            graph = {n["node-name"]: n for n
+                     in qmp.cmd("query-named-block-nodes", flat=True)}
+            assert graph["thr"]["children"] == [
+                {"child": "file", "node-name": "target"}], graph["thr"]
+            assert qmp.cmd("query-block-exports")[0]["node-name"] == "thr"
+            qmp.cmd("blockdev-del", node_name="fmt")
+            guest.stop()  # it went on, on the target
+            d.stop()
+        assert os.path.exists("top")
+        judge("qcow2")
+    return f"a mirror replaces what is below its filter, {mode}", test
+
+
+def a_disk_and_a_filter_over_it_are_copied_once():
+    make_disk()
+    with filtered_daemon() as d:
+        qmp = d.qmp()
+        with_filter(qmp)
+        guest = Guest()
+        qmp.cmd("blockdev-add", **{k.replace("-", "_"): v for k, v
+                                   in make_target("qcow2").items()})
+        run("qemu-img", "create", "-q", "-f", "qcow2", "other", str(SIZE))
+        qmp.cmd("blockdev-add", driver="qcow2", node_name="other",
+                file={"driver": "file", "filename": "other"})
+        for first, second in (("thr", "fmt"), ("fmt", "thr")):
+            qmp.cmd("blockdev-mirror", job_id="j", device=first,
+                    target="target", sync="full", speed=1)
+            for device in (second, first):
+                for command, more in (
+                        ("blockdev-mirror", {"sync": "full"}),
+                        ("block-copy", {"mode": "hybrid"}),
+                        ("block-copy", {"mode": "post-copy"}),
+                        ("block-copy", {})):
+                    try:
+                        qmp.cmd(command, job_id="k", device=device,
+                                target="other", **more)
+                    except QmpError as e:
+                        assert "busy" in str(e) and "'j'" in str(e), e
+                    else:
+                        raise AssertionError(f"{command} of {device} beside "
+                                             f"one of {first}")
+            assert [j["id"] for j in qmp.cmd("query-jobs")] == ["j"]
+            qmp.cmd("block-job-cancel", device="j", force=True)
+            qmp.wait_event("JOB_STATUS_CHANGE", id="j", status="null")
+        # The one that may begin goes to its end.
+        qmp.cmd("block-copy", job_id="j", device="thr", target="target")
+        end = qmp.wait_event("BLOCK_JOB_COMPLETED")["data"]
+        assert "error" not in end, end
+        guest.stop()
+        d.stop()
+    judge("qcow2")
+
+
 def drive_mirror(sync):
     def test():
         make_disk()
@@ -733,6 +888,11 @@ if __name__ == "__main__":
           a_target_without_its_backing_file_gets_whole_clusters,
           a_filter_hides_no_unfinished_copy, post_copy_onto_a_marked_image,
           a_hybrid_is_cancelled_after_its_switch,
+          a_hybrid_that_is_to_switch_is_no_copy_any_more,
+          a_hybrid_that_is_to_switch_is_cancelled_by_force,
+          a_mirror_replaces_what_is_below_its_filter(),
+          a_mirror_replaces_what_is_below_its_filter("write-blocking"),
+          a_disk_and_a_filter_over_it_are_copied_once,
           drive_mirror("full"), drive_mirror("top"), drive_mirror("none"),
           a_target_without_a_name_goes_with_its_last_user,
           a_shorter_target_grows_for_a_copy,

@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 
-from harness import Daemon, QmpError, main, nbd_server, need, run
+from harness import Daemon, Nbd, QmpError, main, nbd_server, need, run
 
 SLUICED = os.path.abspath(sys.argv[1])
 MIB = 1 << 20
@@ -80,6 +80,43 @@ def deleted(mode):
         assert files() == [f for f in before if f != "top"], files()
         holds_the_data()
     return f"{mode} deletes its source, and nothing below it", test
+
+
+def below_a_filter(preset):
+    """The filter stays over the disk, and shows the target by the end."""
+    def test():
+        make()
+        before = files()
+        with daemon() as d:
+            q = d.qmp()
+            q.cmd("object-add", qom_type="throttle-group", id="g")
+            q.cmd("blockdev-add", **node("top"))
+            q.cmd("blockdev-add", **node("target", backing=None))
+            q.cmd("blockdev-add", driver="throttle", node_name="thr",
+                  throttle_group="g", file="top")
+            q.cmd("block-export-add", type="nbd", id="e", node_name="thr",
+                  name="a", writable=True)
+            with Nbd("nbd.sock", "a") as nbd:
+                q.cmd("block-transfer", job_id="j", preset=preset,
+                      device="thr", replaces="top", target="target",
+                      delete_source=True)
+                if preset == "mirror":
+                    q.wait_event("BLOCK_JOB_READY")
+                    q.cmd("job-complete", id="j")
+                error = end(q)
+                assert error is None, error
+                graph = {n["node-name"]: n for n
+                         in q.cmd("query-named-block-nodes", flat=True)}
+                assert graph["thr"]["file"] == "target", graph["thr"]
+                assert "target" in files() and "top" not in files(), files()
+                # What is written now must be there for the next program.
+                nbd.write(0, b"\x08" * 65536)
+                nbd.flush()
+            d.stop()
+        assert files() == [f for f in before if f != "top"], files()
+        holds_the_data()
+        run("qemu-io", "-f", "qcow2", "-c", "read -P 8 0 64k", "target")
+    return f"{preset} below a filter deletes its source, not its target", test
 
 
 def refused(what, prepare, **arguments):
@@ -329,6 +366,7 @@ def another_file_of_that_name_is_not_deleted():
 
 if __name__ == "__main__":
     main([deleted("pre-copy"), deleted("post-copy"), deleted("hybrid"),
+          below_a_filter("pre-copy"), below_a_filter("mirror"),
           refused("a clone", a_clone),
           refused("a clone in another folder", a_clone_elsewhere,
                   dependents_in=["far"]),
