@@ -420,6 +420,17 @@ wait_for_room(struct transfer *t, uint64_t len)
     }
 }
 
+/* From then on the target lacks what was not looked at: it can be no copy. */
+static bool
+is_broken_off(struct transfer *t)
+{
+    if (!t->tracked || !t->hybrid) {
+        return false;
+    }
+    t->job.decided |= t->job.end == JOB_END_COMPLETE;
+    return t->job.decided;
+}
+
 /* Leaves @speed bytes a second on average, without a burst after a pause. */
 static void
 wait_for_rate(struct transfer *t, uint64_t len)
@@ -437,7 +448,8 @@ wait_for_rate(struct transfer *t, uint64_t len)
                                             (double)speed);
         }
         t->paced_at = speed;
-        if (!speed || t->budget_ns <= now || job_cancelled(&t->job)) {
+        if (!speed || t->budget_ns <= now || job_cancelled(&t->job) ||
+            is_broken_off(t)) {
             break;
         }
         job_sleep(&t->job, t->budget_ns - now);
@@ -532,17 +544,6 @@ next_piece(struct transfer *t, uint64_t *pos, struct missing *ret, bool *ret_hot
     t->rest.len -= ret->len;
     *pos += ret->len;
     return 0;
-}
-
-/* From then on the target lacks what was not looked at: it can be no copy. */
-static bool
-is_broken_off(struct transfer *t)
-{
-    if (!t->tracked || !t->hybrid) {
-        return false;
-    }
-    t->job.decided |= t->job.end == JOB_END_COMPLETE;
-    return t->job.decided;
 }
 
 /* What lies before @pos has been looked at; see track.h. */

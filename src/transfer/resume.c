@@ -839,12 +839,12 @@ resume(struct jobs *jobs, struct node *device, json_t *note, bool paused)
                  err.hint ? "; " : "", err.hint ? err.hint : "");
         forget(device, id);
     } else {
-        if (json_object_get(note, "sessions")) {
-            remember_sessions(jobs, device, id);
-        }
         NODE_SAY(device, info, "Job '%s' (%s), which was under way on '%s', %s",
                  id, text(note, "preset"), file,
                  paused ? "is there again, paused" : "goes on");
+        if (json_object_get(note, "sessions")) {
+            remember_sessions(jobs, device, id);
+        }
     }
 }
 

@@ -427,8 +427,7 @@ def decided_hybrid(qmp):
             model.seek(off)
             model.write(b"h" * 4096)
         nbd.flush()
-    qmp.cmd("job-complete", id="j")
-    qmp.cmd("block-job-set-speed", device="j", speed=0)
+    qmp.cmd("job-complete", id="j")  # whatever its speed still has it wait
     assert qmp.cmd("query-block-exports")[0]["node-name"] == "top"
     return lambda: limit(0)
 
@@ -446,6 +445,9 @@ def a_hybrid_that_is_to_switch_is_no_copy_any_more():
         else:
             raise AssertionError("a copy with most of it missing")
         go_on()
+        while qmp.cmd("query-block-exports")[0]["node-name"] != "target":
+            time.sleep(0.01)
+        qmp.cmd("block-job-set-speed", device="j", speed=0)
         end = qmp.wait_event("BLOCK_JOB_COMPLETED")["data"]
         assert "error" not in end, end
         assert qmp.cmd("query-block-exports")[0]["node-name"] == "target"
