@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /*
  * What an earlier daemon left beside an image that is opened: a switch that
- * was under way is finished or taken back (docs/design/intents.md).
+ * was under way is finished or taken back, files that were to be deleted go
+ * (docs/design/intents.md).
  */
 #include <errno.h>
 #include <string.h>
@@ -10,6 +11,7 @@
 #include "block/dependents.h"
 #include "block/dirty_log.h"
 #include "block/graph_internal.h"
+#include "journal/deletion.h"
 #include "journal/intent.h"
 #include "journal/journal.h"
 #include "run/file.h"
@@ -229,6 +231,137 @@ arrive_at_target(struct node *node, const struct node *file,
     intent_remove(&node->graph->journals, i, true);
 }
 
+/* Deletions. */
+
+static const char *
+string(json_t *deletion, const char *key)
+{
+    return json_string_value(json_object_get(deletion, key));
+}
+
+static uint64_t
+number(json_t *deletion, const char *key)
+{
+    return (uint64_t)json_integer_value(json_object_get(deletion, key));
+}
+
+/* Of the switch's intent what deletes the source. */
+static struct switch_intent
+intent_of(json_t *deletion)
+{
+    json_t *folders = json_object_get(deletion, "dependents-in"), *folder;
+    const char *path = string(deletion, "file");
+    const char *format = string(deletion, "format");
+    struct switch_intent i = {
+        .source = {xstrdup(path), number(deletion, "ino"),
+                   number(deletion, "born"), xstrdup(format ? format : "raw")},
+        .exclusive = json_is_true(json_object_get(deletion, "exclusive")),
+        .folders = xzalloc((json_array_size(folders) + 1) * sizeof(char *))};
+    size_t k;
+
+    json_array_foreach(folders, k, folder)
+    {
+        if (json_is_string(folder)) {
+            i.folders[i.n_folders++] = xstrdup(json_string_value(folder));
+        }
+    }
+    return i;
+}
+
+/* Does the image still stand on it?  Then the job is not at its end. */
+static bool
+stands_on(struct node *node, json_t *deletion)
+{
+    auto_free char *path = NULL;
+    struct file *f;
+
+    if (!node->header_backing.filename || !string(deletion, "file") ||
+        node_backing_path(node, &path, NULL) ||
+        file_open(node->graph->loop, path, 0, &f)) {
+        return false;
+    }
+    bool same = f->ino == number(deletion, "ino");
+
+    file_close(f);
+    return same;
+}
+
+static void
+finish_deletion(struct node *node, json_t *deletion)
+{
+    struct switch_intent i = intent_of(deletion);
+    auto_err err = ERR_INIT;
+    int r = check_source(node, &i, &err);
+
+    if (!r) {
+        r = source_delete(node->graph->loop, &i, &err);
+    }
+    if (!r) {
+        NODE_SAY(node, info,
+                 "Job '%s' was cut off when it deleted what it had merged: "
+                 "'%s' is deleted",
+                 string(deletion, "job"), i.source.path);
+    } else if (r != -ENOENT) {
+        NODE_SAY(node, warn,
+                 "Job '%s' was cut off when it deleted what it had merged; "
+                 "'%s' is not deleted: %s",
+                 string(deletion, "job"), i.source.path, err.msg);
+    }
+    if (!r || r == -ENOENT) {
+        remove_journal(node->graph, i.source.path);
+    }
+    switch_intent_fini(&i);
+}
+
+static void
+finish_deletions(struct node *node, const struct node *file)
+{
+    struct journals *journals = graph_journals(node->graph);
+    json_t *list = deletions_of(journals, file->filename), *one;
+    bool now = !node->read_only && !node->incomplete;
+    struct journal *j;
+    size_t k;
+
+    json_array_foreach(list, k, one)
+    {
+        now &= number(one, "heir-ino") == file->file_id.ino &&
+               number(one, "heir-born") == file->file_born &&
+               !stands_on(node, one);
+    }
+    if (now && json_array_size(list) &&
+        !journal_share(journals, file->filename, &j)) {
+        json_array_foreach(list, k, one)
+        {
+            if (string(one, "file")) {
+                finish_deletion(node, one);
+            }
+        }
+        json_array_foreach(list, k, one)
+        {
+            deletion_end(j, file->filename, one);
+        }
+        journal_leave(j);
+    }
+    json_decref(list);
+}
+
+/* Whoever goes on with a job sees by the session that only Sluice wrote. */
+static void
+keep_session(struct node *node, const struct node *file)
+{
+    struct journal_record record;
+    struct journal *j;
+    uint32_t pos = 0;
+
+    if (!node->session || journal_open(&node->graph->journals, file->filename, &j)) {
+        return;
+    }
+    while (journal_next(j, &pos, &record)) {
+        node->keep_session |= record.type == JOURNAL_JOB;
+    }
+    journal_close(j);
+}
+
 int
 node_recover(struct node *node, struct err *err)
 {
@@ -250,6 +383,8 @@ node_recover(struct node *node, struct err *err)
     }
     switch_intent_fini(&intent);
     if (!r) {
+        finish_deletions(node, file);
+        keep_session(node, file);
         dirty_log_attach(node);
     }
     return r;

@@ -96,6 +96,37 @@ journal_path_to(const char *image, const char *name)
                : xasprintf("%.*s%s", (int)folder_len(image), image, name);
 }
 
+/* The folder that @path lies in, with a '/' at its end; the caller frees it. */
+static char *
+folder_of(struct loop *loop, const char *path)
+{
+    size_t n = folder_len(path);
+    auto_free char *given = xasprintf("%.*s.", (int)n, path), *real = NULL;
+
+    return xasprintf("%s/", file_real_path(loop, given, &real) ? given : real);
+}
+
+char *
+journal_name_for(struct loop *loop, const char *image, const char *path)
+{
+    auto_free char *from = folder_of(loop, image), *to = folder_of(loop, path);
+
+    return xasprintf("%s%s", strcmp(from, to) ? to : "",
+                     path + folder_len(path));
+}
+
+struct loop *
+journal_loop(const struct journal *j)
+{
+    return j->loop;
+}
+
+struct journals *
+journal_owner(struct journal *j)
+{
+    return j->journals;
+}
+
 static uint32_t
 record_size(uint32_t payload)
 {
@@ -138,7 +169,7 @@ static bool
 is_of_a_job(const struct journal_record *r)
 {
     return r->type == JOURNAL_JOB || r->type == JOURNAL_JOB_ENDED ||
-           r->type == JOURNAL_LAYER;
+           r->type == JOURNAL_LAYER || r->type == JOURNAL_DELETION;
 }
 
 /* The length of the string that a payload begins with. */

@@ -39,6 +39,8 @@ enum journal_type {
     JOURNAL_JOB_ENDED = 5,
     /* Such a string, then the disk whose job writes to this layer of it. */
     JOURNAL_LAYER = 6,
+    /* One of a job's files that is deleted at its end (deletion.h). */
+    JOURNAL_DELETION = 7,
 };
 
 struct journal;
@@ -103,6 +105,14 @@ bool journal_next(const struct journal *journal, uint32_t *pos,
  */
 const char *journal_path_from(const char *image, const char *path);
 char *journal_path_to(const char *image, const char *name);
+/*
+ * As journal_path_from(), also for who has another working folder, and where
+ * the two paths name one folder in two ways.  The caller frees it.  Yields.
+ */
+char *journal_name_for(struct loop *loop, const char *image, const char *path);
+/* Neither yields. */
+struct loop *journal_loop(const struct journal *journal);
+struct journals *journal_owner(struct journal *journal);
 /* What it says of the disk's file; false: nothing.  Does not yield. */
 bool journal_word(const struct journal *journal, struct journal_record *ret);
 

@@ -1082,6 +1082,7 @@ let_go(struct transfer *t, bool success)
         track_stop(&t->track);
     }
     resume_forget(t, success);
+    resume_forget_deletions(t);
     if (success || !t->job.jobs || !jobs_are_ending(t->job.jobs)) {
         end_log(t);
     }

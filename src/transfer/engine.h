@@ -61,6 +61,8 @@ struct transfer {
     struct journal *journal;
     struct journal **of_layers; /* that it writes to, below the disk */
     unsigned n_of_layers;
+    struct journal *deletions; /* where it says what it deletes at its end */
+    unsigned n_deletions;
     bool goes_on;          /* as one that an earlier daemon began */
     struct dirty_log *log; /* the source's, where this keeps it up */
     uint64_t cleared_ns;   /* when that was done last */

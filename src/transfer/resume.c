@@ -242,31 +242,6 @@ add_record(struct transfer *t, struct journal *j, enum journal_type type)
     return add_note(j, type, t->job.id, note);
 }
 
-/* The folder that @path lies in, with a '/' at its end; the caller frees it. */
-static char *
-folder_of(struct loop *loop, const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    auto_free char *given =
-        slash ? xasprintf("%.*s/.", (int)(slash - path), path) : xstrdup(".");
-    auto_free char *real = NULL;
-
-    return xasprintf("%s/", file_real_path(loop, given, &real) ? given : real);
-}
-
-/* The disk as @layer names it, also from another working folder than ours. */
-static char *
-seen_from(const struct node *disk, const char *layer)
-{
-    struct loop *loop = graph_loop(disk->graph);
-    const char *path = node_own_file(disk)->filename;
-    const char *slash = strrchr(path, '/');
-    auto_free char *from = folder_of(loop, layer), *to = folder_of(loop, path);
-
-    return xasprintf("%s%s", strcmp(from, to) ? to : "",
-                     slash ? slash + 1 : path);
-}
-
 /* Whoever finds a layer by itself is told whose it is. */
 static int
 point_from(struct transfer *t, struct node *layer)
@@ -278,7 +253,8 @@ point_from(struct transfer *t, struct node *layer)
     if (!file || layer == t->device) {
         return 0;
     }
-    disk = seen_from(t->device, file->filename);
+    disk = journal_name_for(graph_loop(layer->graph), file->filename,
+                            node_own_file(t->device)->filename);
     size_t id = strlen(t->job.id) + 1, len = id + strlen(disk) + 1;
     auto_free char *payload = xmalloc(len);
     int r = journal_share(graph_journals(layer->graph), file->filename, &j);
@@ -405,6 +381,17 @@ resume_forget(struct transfer *t, bool done)
         }
     }
     journal_leave(j);
+}
+
+void
+resume_forget_deletions(struct transfer *t)
+{
+    for (unsigned i = 0; i < t->n_deletions && t->deletions; i++) {
+        auto_free char *id = xasprintf("%s/%u", t->job.id, i);
+
+        add_note(t->deletions, JOURNAL_JOB_ENDED, id, "");
+    }
+    journal_leave(take_ptr(t->deletions));
 }
 
 /* What is left of others. */
@@ -535,8 +522,10 @@ resume_check_layer(struct node *node)
 static void
 forget(struct node *device, const char *id)
 {
+    struct node *image = node_skip_filters(device);
     struct journal *j;
 
+    image->keep_session = image->dirty_log != NULL;
     if (!journal_share(graph_journals(device->graph),
                        node_own_file(device)->filename, &j)) {
         journal_add(j, JOURNAL_JOB_ENDED, id, (uint32_t)strlen(id) + 1);
@@ -853,20 +842,13 @@ resume_jobs(struct jobs *jobs, struct node *node, enum resume_mode mode)
 {
     const struct node *file = node_own_file(node);
 
-    if (!file || node->drv->is_protocol) {
+    if (!file || node->drv->is_protocol || mode == RESUME_NEVER) {
         return;
     }
     json_t *list = resume_list(graph_journals(node->graph), file->filename);
     json_t *note;
     size_t i;
 
-    if (mode == RESUME_NEVER) {
-        struct node *image = node_skip_filters(node);
-
-        image->keep_session |= json_array_size(list) && image->session;
-        json_decref(list);
-        return;
-    }
 
     node_ref(node);
     resume_check_layer(node);

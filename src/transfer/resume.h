@@ -38,6 +38,12 @@ void resume_record_as_stream(struct transfer *t);
 void resume_forget(struct transfer *t, bool done);
 
 /*
+ * What it was to delete at its end is deleted, or never will be.  After the
+ * job's own record, so that one which is left says that others may be.  Yields.
+ */
+void resume_forget_deletions(struct transfer *t);
+
+/*
  * Is this what a job of that id does already, on the same layers?  Its speed,
  * and which way it chose to go, do not matter.  Does not yield.
  */

@@ -6,8 +6,10 @@
  * over, the survivor does, too; and a merge that a crash has cut goes on.
  */
 #include <errno.h>
+#include <string.h>
 
 #include "base/bytes.h"
+#include "run/file.h"
 #include "sim/cases.h"
 #include "sim/transfer.h"
 
@@ -281,6 +283,86 @@ must_be_gone(struct sweep *s, const char *const *files)
     }
 }
 
+static bool
+is_there(struct loop *loop, const char *name)
+{
+    struct file *f;
+
+    if (file_open(loop, name, 0, &f)) {
+        return false;
+    }
+    file_close(f);
+    return true;
+}
+
+/*
+ * What is deleted in the end goes as a whole, whatever crashes: all of it where
+ * the job went on, or where @must.
+ */
+static void
+resume_and_delete(struct sweep *s, struct graph *graph, struct node *top,
+                  const char *const *layers, bool must)
+{
+    struct loop *loop = graph_loop(graph);
+    unsigned layers_left = 0, journals_left = 0, gone = 0;
+    uint64_t before = s->resumed;
+
+    sweep_resume(s, graph, top);
+    for (const char *const *name = layers; *name; name++) {
+        auto_free char *journal = xasprintf("%s.sluice", *name);
+
+        layers_left += is_there(loop, *name);
+        gone += !is_there(loop, *name);
+        journals_left += is_there(loop, journal);
+    }
+    must |= s->resumed != before || gone;
+    if (must && s->crashes && !s->may_fail && (layers_left || journals_left)) {
+        sweep_fail(s, "%u layers and %u journals were not deleted", layers_left,
+                   journals_left);
+    }
+}
+
+static void
+resume_sink(struct sweep *s, struct graph *graph, struct node *top)
+{
+    static const char *const one[] = {"top", NULL};
+    static const char *const three[] = {"top", "other", "middle", NULL};
+    bool has_three = strstr(s->setup->name, "three");
+
+    resume_and_delete(s, graph, top, has_three ? three : one, false);
+}
+
+static void
+resume_rise(struct sweep *s, struct graph *graph, struct node *top)
+{
+    static const char *const layers[] = {"base", NULL};
+
+    resume_and_delete(s, graph, top, layers, !top->header_backing.filename);
+}
+
+/* Its name has gone, too: the survivor is 'top'. */
+static void
+resume_keep(struct sweep *s, struct graph *graph, struct node *top)
+{
+    static const char *const layers[] = {"other", "middle", "base", NULL};
+
+    resume_and_delete(s, graph, top, layers, false);
+}
+
+static void
+sink_keep_and_delete(struct sweep *s)
+{
+    static const char *const files[] = {"base", "middle", "other", NULL};
+
+    merge(s, &(struct sweep_transfer){.preset = PRESET_MERGE,
+                                      .release = true,
+                                      .delete_source = true,
+                                      .keep_name = true,
+                                      .into = MERGE_INTO_SNAPSHOT,
+                                      .base = 3});
+    must_be_gone(s, files);
+}
+
 static void
 sink_and_delete(struct sweep *s)
 {
@@ -353,6 +435,12 @@ static const struct sweep_setup setups[] = {
      .image = QCOW2_BASE("1024") QCOW2_TOP("1024", "qcow2"),
      .operation = sink_and_keep_the_name,
      .recover = sweep_resume,
+     DISK,
+     COMMON},
+    {.name = "merge-keep-name-delete",
+     .image = BELOW BASE_ON_ROOT THREE,
+     .operation = sink_keep_and_delete,
+     .recover = resume_keep,
      DISK,
      COMMON},
     {.name = "merge-resumed",
@@ -504,17 +592,20 @@ static const struct sweep_setup setups[] = {
     {.name = "merge-delete",
      .image = QCOW2_BASE("1024") QCOW2_TOP("1024", "qcow2"),
      .judge_moved = IMAGE("qcow2", "base"),
+     .recover = resume_sink,
      .operation = sink_and_delete,
      DISK,
      COMMON},
     {.name = "merge-delete-three",
      .image = BELOW BASE_ON_ROOT THREE,
      .judge_moved = IMAGE("qcow2", "base"),
+     .recover = resume_sink,
      .operation = sink_and_delete,
      DISK,
      COMMON},
     {.name = "merge-up-delete",
      .image = BELOW BASE_ON_ROOT THREE,
+     .recover = resume_rise,
      .operation = rise_and_delete,
      DISK,
      COMMON},

@@ -396,7 +396,9 @@ open_judged(struct judge *j, struct graph *graph, struct node **ret,
     bool can_move = setup->judge_moved || setup->judge_target;
     int source = can_move ? judge_source(j, graph) : 0;
 
-    if (setup->judge_moved && (j->s->moved || source == -ESTALE)) {
+    bool went_on = source == -ENOENT && j->s->again;
+
+    if (setup->judge_moved && (j->s->moved || source == -ESTALE || went_on)) {
         return open_top(graph, setup->judge_moved, ret, err);
     }
     if (setup->judge_next) {

@@ -21,13 +21,12 @@
 #include "block/dependents.h"
 #include "block/edit.h"
 #include "block/resize.h"
-#include "journal/intent.h"
 #include "transfer/pivot.h"
 #include "transfer/recipes/keep_name.h"
 #include "transfer/recipes/recipes.h"
 #include "transfer/resume.h"
 
-enum { RETRY_MS = 5, WIPED = 64 << 10 };
+enum { RETRY_MS = 5 };
 
 int
 check_dependents(struct node *top, struct node *bottom,
@@ -120,81 +119,15 @@ drop_top(struct transfer *t, struct err *err)
     return r;
 }
 
-/* Of a block device goes what makes it an image. */
-static int
-wipe_header(struct node *layer, struct err *err)
-{
-    struct node *device = layer->file->child;
-    uint64_t len = min_u64(device->size, WIPED);
-    auto_free unsigned char *zeroes = xzalloc(WIPED);
-    int r = node_write_buf(device, 0, zeroes, len);
-
-    r = r ? r : node_flush(device);
-    return r ? err_set_errno(err, r, "Wiping the header of '%s' failed",
-                             device->filename)
-             : 0;
-}
-
-static int
-delete_file(struct transfer *t, const struct node *file, struct err *err)
-{
-    const struct switch_intent what = {
-        .source = {file->filename, file->file_id.ino, file->file_born, NULL}};
-
-    return source_delete(jobs_loop(t->job.jobs), &what, err);
-}
-
-static int
-delete_layer(struct transfer *t, struct node *layer, const struct node *above,
-             struct err *err)
-{
-    const struct node *file = node_local_file(layer);
-    const struct dependents_search search = {
-        .node = layer,
-        .except = above,
-        .folders = (const char *const *)t->folders,
-        .n_folders = t->n_folders,
-        .may_be_device = layer->file != NULL,
-        .exclusive = t->exclusive,
-    };
-    int r = dependents_check(&search, err);
-
-    return r      ? r
-           : file ? delete_file(t, file, err)
-                  : wipe_header(layer, err);
-}
-
-/* Empty by now, and in no chain; the uppermost first, so that none dangles. */
-static int
-delete_layers(struct transfer *t, struct err *err)
-{
-    struct release *rel = &t->release;
-    int r = 0;
-
-    if (t->keep_name) {
-        r = keep_name(t->copy.source, t->copy.target, err);
-    }
-    for (unsigned i = rel->n_layers; i-- && t->delete_source && !r;) {
-        if (t->keep_name && rel->layers[i] == t->copy.source) {
-            continue; /* its file has gone with its name */
-        }
-        r = delete_layer(t, rel->layers[i],
-                         i + 1 < rel->n_layers ? rel->layers[i + 1] : NULL,
-                         err);
-    }
-    if (r) {
-        err_prefix(err, "The layers are merged, but not all that are empty "
-                        "were deleted");
-    }
-    return r;
-}
-
 static int
 overlay_prepare(struct job *job, struct err *err)
 {
+    struct transfer *t = transfer_of(job);
+
+    merge_record_deletions(t, t->copy.target);
     int r = stream_prepare(job, err);
 
-    return r ? r : delete_layers(transfer_of(job), err);
+    return r ? r : merge_delete_layers(t, err);
 }
 
 /* The disk, or the image above, goes on on the snapshot. */
@@ -208,6 +141,7 @@ drop_layers(struct job *job, struct err *err)
         return r;
     }
     if (t->overlay) {
+        merge_record_deletions(t, t->overlay);
         r = node_flush(t->copy.target);
         return r ? err_set_errno(err, r, "Flushing '%s' failed",
                                  t->copy.target->name)
@@ -226,8 +160,11 @@ snapshot_prepare(struct job *job, struct err *err)
     struct transfer *t = transfer_of(job);
     int r = drop_layers(job, err);
 
+    if (!r && !t->overlay) {
+        merge_record_deletions(t, t->copy.target);
+    }
     if (!r) {
-        r = delete_layers(t, err);
+        r = merge_delete_layers(t, err);
         if (!t->overlay) {
             transfer_keep_writable(t);
         }

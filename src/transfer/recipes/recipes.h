@@ -31,6 +31,13 @@ int sink_claim(struct transfer *t, const struct transfer_options *o,
 /* The base holds all that the top reads as, and shows nothing new by that. */
 int sink_match_size(const struct transfer_options *o, struct err *err);
 /*
+ * merge_delete.c: what a merge that is over is to delete and to rename, durably
+ * beside @heir, which goes on without it; then that.
+ */
+void merge_record_deletions(struct transfer *t, struct node *heir);
+int merge_delete_layers(struct transfer *t, struct err *err);
+
+/*
  * The layers from the one below @top down to @base are as long as @top from
  * here on, and @top reads as before, whatever crashes.  Yields.
  */
