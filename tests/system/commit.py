@@ -83,6 +83,49 @@ def wait_end(qmp, until):
         qmp.events.append(qmp.receive())
 
 
+def a_compressed_base_needs_the_space_anew(command, space, **arguments):
+    """What a delta replaces there is written to new clusters: its own are
+    too small for it.  A merge gives back the delta's meanwhile."""
+    def test():
+        with open("raw", "wb") as f:  # to a third, or so
+            for _ in range(SIZE // 65536):
+                f.write(os.urandom(20000) + bytes(65536 - 20000))
+        run("qemu-img", "convert", "-c", "-O", "qcow2", "raw", "base")
+        for kind, base in ("compressed", "base"), ("plain", "plain"):
+            if kind == "plain":
+                run("qemu-img", "convert", "-O", "qcow2", "-S", "0", "raw",
+                    base)
+            run("qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F",
+                "qcow2", kind + ".top")
+            run("qemu-io", "-f", "qcow2", "-c", "write -P 7 4M 8M",
+                kind + ".top")
+            size = os.stat(base).st_size
+            with Daemon(SLUICED, "--blockdev", "qcow2,node-name=top,"
+                        f"file.driver=file,file.filename={kind}.top") as d:
+                qmp = d.qmp()
+                plan = qmp.cmd(f"query-{command}-plan", device="top",
+                               **arguments)
+                assert plan["bytes-to-copy"] == 8 * MIB, plan
+                want = space if kind == "compressed" else 0
+                assert want <= plan["space-needed"] <= want + MIB, (kind, plan)
+                qmp.cmd(f"block-{command}", job_id="j", device="top",
+                        auto_dismiss=False, **arguments)
+                while qmp.cmd("query-jobs")[0]["status"] != "concluded":
+                    if qmp.cmd("query-jobs")[0]["status"] == "ready":
+                        qmp.cmd("job-complete", id="j")
+                    time.sleep(0.005)
+                assert "error" not in qmp.cmd("query-jobs")[0]
+                d.stop()
+            grown = os.stat(base).st_size - size
+            if kind == "plain":
+                assert grown <= MIB, grown
+            else:  # it was no exaggeration
+                assert 4 * MIB < grown <= 8 * MIB + MIB, (grown, plan)
+            run("qemu-img", "check", "-q", base)
+            run("qemu-io", "-f", "qcow2", "-c", "read -P 7 4M 8M", base)
+    return f"a {command} into a compressed base says what it needs", test
+
+
 def names(name, fmt):
     return json.loads(run("qemu-img", "info", "-f", fmt, "--output=json",
                           name)[1]).get("backing-filename")
@@ -753,6 +796,9 @@ if __name__ == "__main__":
           what_means_nothing_to_a_preset_is_refused,
           a_stop_leaves_the_disk_where_it_is,
           a_layer_goes_into_the_one_below, layers_go_into_the_base,
+          a_compressed_base_needs_the_space_anew("commit", 8 * MIB),
+          a_compressed_base_needs_the_space_anew("merge", 4 * MIB,
+                                                 into="snapshot"),
           the_header_names_what_it_is_told,
           a_header_names_a_file_that_is_no_image_as_raw, a_layer_below_is_streamed,
           two_streams_at_once, a_commit_below_a_mirror,
