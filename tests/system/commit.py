@@ -14,7 +14,8 @@ import subprocess
 import sys
 import time
 
-from harness import DEADLINE, Daemon, QmpError, main, nbd_server, need, run
+from harness import (DEADLINE, Daemon, QmpError, defer, main, nbd_server, need,
+                     run)
 
 SLUICED, SLUICE, GUEST = (os.path.abspath(p) for p in sys.argv[1:4])
 MIB = 1 << 20
@@ -22,7 +23,7 @@ F_OFD_SETLK = 37
 SIZE = 24 * MIB
 URI = "nbd+unix:///a?socket=nbd.sock"
 
-need("qemu-img", "qemu-io")
+need("qemu-img", "qemu-io", "mkfs.ext4", "fallocate")
 
 
 def layer(name, fmt, backing, backing_fmt, off, *options):
@@ -81,6 +82,121 @@ def statuses(qmp):
 def wait_end(qmp, until):
     while not qmp.events or statuses(qmp)[-1] != until:
         qmp.events.append(qmp.receive())
+
+
+def a_compressed_base_needs_the_space_anew(command, space, **arguments):
+    """What a delta replaces there is written to new clusters: its own are
+    too small for it.  A merge gives back the delta's meanwhile."""
+    def test():
+        with open("raw", "wb") as f:  # to a third, or so
+            for _ in range(SIZE // 65536):
+                f.write(os.urandom(20000) + bytes(65536 - 20000))
+        run("qemu-img", "convert", "-c", "-O", "qcow2", "raw", "base")
+        for kind, base in ("compressed", "base"), ("plain", "plain"):
+            if kind == "plain":
+                run("qemu-img", "convert", "-O", "qcow2", "-S", "0", "raw",
+                    base)
+            run("qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F",
+                "qcow2", kind + ".top")
+            run("qemu-io", "-f", "qcow2", "-c", "write -P 7 4M 8M",
+                kind + ".top")
+            size = os.stat(base).st_size
+            with Daemon(SLUICED, "--blockdev", "qcow2,node-name=top,"
+                        f"file.driver=file,file.filename={kind}.top") as d:
+                qmp = d.qmp()
+                plan = qmp.cmd(f"query-{command}-plan", device="top",
+                               **arguments)
+                assert plan["bytes-to-copy"] == 8 * MIB, plan
+                want = space if kind == "compressed" else 0
+                assert want <= plan["space-needed"] <= want + MIB, (kind, plan)
+                qmp.cmd(f"block-{command}", job_id="j", device="top",
+                        auto_dismiss=False, **arguments)
+                while qmp.cmd("query-jobs")[0]["status"] != "concluded":
+                    if qmp.cmd("query-jobs")[0]["status"] == "ready":
+                        qmp.cmd("job-complete", id="j")
+                    time.sleep(0.005)
+                assert "error" not in qmp.cmd("query-jobs")[0]
+                d.stop()
+            grown = os.stat(base).st_size - size
+            if kind == "plain":
+                assert grown <= MIB, grown
+            else:  # it was no exaggeration
+                assert 4 * MIB < grown <= 8 * MIB + MIB, (grown, plan)
+            run("qemu-img", "check", "-q", base)
+            run("qemu-io", "-f", "qcow2", "-c", "read -P 7 4M 8M", base)
+    return f"a {command} into a compressed base says what it needs", test
+
+
+def full_file_system(space):
+    """As the current folder.  The function that is returned takes all but so
+    much of it, for "ballast"."""
+    here = os.getcwd()
+    os.mkdir("fs")
+    run("truncate", "-s", "32M", "image")
+    run("mkfs.ext4", "-q", "-m", "0", "-b", "4096", "image")
+    run("mount", "-o", "loop", "image", "fs")
+    defer(run, "umount", os.path.abspath("fs"))
+    os.chdir("fs")
+    defer(os.chdir, here)
+
+    def fill():
+        s = os.statvfs(".")
+        with open("ballast", "wb") as f:
+            os.posix_fallocate(f.fileno(), 0,
+                               s.f_bavail * s.f_frsize - space)
+    return fill
+
+
+def make_tables_holes(name):
+    """An image that holds no data: its L2 tables lie where no block is."""
+    with open(name, "r+b") as f:
+        head = f.read(48)
+        bits, entries, l1 = struct.unpack_from(">20xI12xIQ", head)
+        f.seek(l1)
+        for entry in struct.unpack(f">{entries}Q", f.read(8 * entries)):
+            f.seek(entry & 0x00fffffffffffe00)
+            f.write(bytes(1 << bits))
+    run("fallocate", "--dig-holes", name)
+
+
+def tables_that_find_no_space_at_the_end_wait_for_it():
+    """Zeroes need no clusters, only tables that are there, but as holes; those
+    are written by the last flush.  The job pauses there as elsewhere."""
+    fill = full_file_system(40 << 10)
+    size = 64 * MIB
+    run("qemu-img", "create", "-q", "-f", "qcow2", "base", str(size))
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 1 10M 1M", "base")
+    for name, below in ("mid", "base"), ("top", "mid"):
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-o",
+            "cluster_size=4k", "-b", below, "-F", "qcow2", name)
+    for name in "mid", "top":
+        run("qemu-io", "-f", "qcow2", "-c", f"write -z 0 {size}", name)
+    make_tables_holes("top")
+    fill()
+    with Daemon(SLUICED, "--blockdev", "qcow2,node-name=top,file.driver=file,"
+                "file.filename=top") as d:
+        qmp = d.qmp()
+        base, = [n["node-name"] for n in qmp.cmd("query-named-block-nodes")
+                 if n["file"] == "base" and n["drv"] == "qcow2"]
+        qmp.cmd("block-stream", job_id="j", device="top", base_node=base,
+                auto_dismiss=False)
+        for again in True, False:  # first it is told to try in vain
+            e = qmp.wait_event("BLOCK_JOB_ERROR", device="j")["data"]
+            assert (e["action"], e["operation"]) == ("stop", "write"), e
+            qmp.wait_event("JOB_STATUS_CHANGE", id="j", status="paused")
+            job, = qmp.cmd("query-block-jobs")
+            assert job["io-status"] == "nospace" and job["paused"], job
+            assert job["offset"] == job["len"], job  # all but the flush
+            if again:
+                qmp.cmd("job-resume", id="j")
+        os.unlink("ballast")
+        qmp.cmd("job-resume", id="j")
+        end = qmp.wait_event("BLOCK_JOB_COMPLETED", device="j")["data"]
+        assert "error" not in end, end
+        d.stop()
+    assert names("top", "qcow2") == "base"
+    run("qemu-img", "check", "-q", "top")
+    run("qemu-io", "-f", "qcow2", "-c", f"read -P 0 0 {size}", "top")
 
 
 def names(name, fmt):
@@ -753,6 +869,10 @@ if __name__ == "__main__":
           what_means_nothing_to_a_preset_is_refused,
           a_stop_leaves_the_disk_where_it_is,
           a_layer_goes_into_the_one_below, layers_go_into_the_base,
+          tables_that_find_no_space_at_the_end_wait_for_it,
+          a_compressed_base_needs_the_space_anew("commit", 8 * MIB),
+          a_compressed_base_needs_the_space_anew("merge", 4 * MIB,
+                                                 into="snapshot"),
           the_header_names_what_it_is_told,
           a_header_names_a_file_that_is_no_image_as_raw, a_layer_below_is_streamed,
           two_streams_at_once, a_commit_below_a_mirror,

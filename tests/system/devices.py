@@ -5,6 +5,7 @@ streams, O_DIRECT, locks, and a device that is too small.
 devices.py SLUICED SLUICE
 """
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -372,6 +373,43 @@ def a_merge_of_devices_goes_on_and_wipes_the_header():
     assert contents(top)[:65536] == bytes(65536), "it passes for an image"
 
 
+def a_merge_of_devices_stays_above_the_template(delete):
+    """Of three layers it goes on in the one that it had begun with: devices
+    have no inode that would tell them apart."""
+    def test():
+        template, snap, top = device("a"), device("b"), device("t")
+        run("qemu-img", "create", "-q", "-f", "qcow2", template, "12M")
+        run("qemu-io", "-f", "qcow2", "-c", "write -P 1 0 12M", template)
+        for name, below in (snap, template), (top, snap):
+            run("qemu-img", "create", "-q", "-f", "qcow2", "-b", below, "-F",
+                "qcow2", name)
+        run("qemu-io", "-f", "qcow2", "-c", "write -P 2 1M 4M", snap)
+        run("qemu-io", "-f", "qcow2", "-c", "write -P 3 3M 8M", top)
+        run("qemu-img", "convert", "-O", "raw", top, "model")
+        before = hashlib.sha256(contents(template)).digest()
+
+        def open_chain(q):
+            q.cmd("blockdev-add", driver="qcow2", node_name="top", file={
+                "driver": "host_device", "filename": top})
+        try:
+            cut_and_go_on(open_chain, "block-merge", into="snapshot",
+                          delete=delete)
+        finally:
+            assert hashlib.sha256(contents(template)).digest() == before, \
+                "the template was written to"
+        for name in (snap,) if delete else (snap, top):
+            run("qemu-img", "check", "-q", "-f", "qcow2", name)
+            run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", name,
+                "model")
+        info = json.loads(run("qemu-img", "info", "--output=json", "-f",
+                              "qcow2", snap)[1])
+        assert info["backing-filename"] == template, info
+        if delete:
+            assert contents(top)[:65536] == bytes(65536)
+    return ("a merge of devices goes on above the template" +
+            ", and wipes the header" * delete, test)
+
+
 def an_image_in_a_folder_that_cannot_be_written():
     os.mkdir("ro")
     run("mount", "-t", "tmpfs", "none", "ro")
@@ -419,5 +457,7 @@ if __name__ == "__main__":
           a_stream_to_a_device_with_o_direct, a_device_is_locked,
           a_device_is_too_small, a_stream_to_a_device_that_is_full_pauses,
           a_merge_of_devices_goes_on_and_wipes_the_header,
+          a_merge_of_devices_stays_above_the_template(False),
+          a_merge_of_devices_stays_above_the_template(True),
           an_image_in_a_folder_that_cannot_be_written,
           host_device_takes_devices_only])

@@ -443,7 +443,7 @@ def a_cut_merge_goes_on():
     judge("base", "qcow2")
 
 
-def small_file_system(delta=(40, 48)):
+def small_file_system(delta=(40, 48), base="qcow2"):
     here = os.getcwd()
     os.mkdir("fs")
     run("truncate", "-s", "256M", "image")
@@ -452,7 +452,7 @@ def small_file_system(delta=(40, 48)):
     defer(run, "umount", os.path.abspath("fs"))
     os.chdir("fs")
     defer(os.chdir, here)
-    make(delta=delta)
+    make(base, delta=delta)
     shutil.move("model", "../model")
 
 
@@ -467,9 +467,10 @@ def leave(space, name="ballast"):
         os.posix_fallocate(f.fileno(), 0, free_bytes() - space - 4096)
 
 
-def judge_sunk():
-    run("qemu-img", "check", "-q", "base")
-    run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", "base", "../model")
+def judge_sunk(fmt="qcow2"):
+    if fmt != "raw":
+        run("qemu-img", "check", "-q", "base")
+    run("qemu-img", "compare", "-f", fmt, "-F", "raw", "base", "../model")
 
 
 def in_exactly_the_promised_space():
@@ -543,6 +544,87 @@ def the_rest_of_the_space_goes_away():
     judge_sunk()
 
 
+def a_guests_zeroes_need_no_space():
+    """Zeroes go into a raw snapshot as blocks of the file system where nobody
+    above holds anything.  Where it has none left they are the disk's own, and
+    sink later."""
+    small_file_system((68, 28), "raw")
+    with daemon(base="raw") as d:
+        qmp = d.qmp()
+        leave(8 * MIB)
+        qmp.cmd("block-merge", job_id="j", device="top", into="snapshot",
+                auto_dismiss=False, speed=8 * MIB)
+        while not qmp.cmd("query-jobs")[0]["current-progress"]:
+            time.sleep(0.01)
+        names = take_all_space(qmp)
+        assert qmp.cmd("query-block-jobs")[0]["io-status"] == "nospace"
+        with open("../model", "r+b") as model, Nbd("nbd.sock", "a") as nbd:
+            for off, length in ((0, 4 * MIB), (4 * MIB + 65536, 65536),
+                                (10 * MIB, 2 * MIB)):  # holes, and data
+                for flags in 0, Nbd.NO_HOLE:
+                    nbd.do(Nbd.ZERO, off, length, flags=flags)
+                    assert nbd.read(off, length) == bytes(length), off
+                model.seek(off)
+                model.write(bytes(length))
+            nbd.flush()
+            model.flush()
+            for off in range(0, 64 * MIB, MIB):  # what the merge does not move
+                model.seek(off)
+                assert nbd.read(off, MIB) == model.read(MIB), off
+        for name in names + ["ballast"]:
+            os.unlink(name)
+        qmp.cmd("block-job-set-speed", device="j", speed=0)
+        qmp.cmd("job-resume", id="j")
+        finish(qmp)
+        assert qmp.cmd("query-block-exports")[0]["node-name"] == "base"
+        d.stop()
+    judge_sunk("raw")
+
+
+def a_job_that_waits_for_space_is_there_again():
+    """Killed while it waits: the next daemon has as little space, and waits
+    as well, rather than give up what the job was to go on with."""
+    small_file_system(delta=(68, 28))
+    with daemon() as d:
+        qmp = d.qmp()
+        leave(8 * MIB)
+        qmp.cmd("block-merge", job_id="j", device="top", into="snapshot",
+                auto_dismiss=False, speed=8 * MIB)
+        while not qmp.cmd("query-jobs")[0]["current-progress"]:
+            time.sleep(0.01)
+        names = take_all_space(qmp)
+        d.kill()
+        d.wait()
+    run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", "top", "../model")
+    for turn in range(2):
+        with daemon() as d:
+            qmp = d.qmp()
+            give_up = time.monotonic() + 10
+            job = {}
+            while not job.get("paused") and time.monotonic() < give_up:
+                jobs = qmp.cmd("query-block-jobs")
+                job = jobs[0] if jobs else {}
+                time.sleep(0.01)
+            assert job and job["paused"], (job, d.errors())
+            assert job["io-status"] == "nospace", (job, d.errors())
+            report = qmp.cmd("query-transfers")[0]
+            assert report["space-needed"] > report["space-free"], report
+            if not turn:
+                d.kill()
+                d.wait()
+                continue
+            for name in names + ["ballast"]:
+                os.unlink(name)
+            qmp.cmd("block-job-set-speed", device="j", speed=0)
+            qmp.cmd("block-job-resume", device="j")
+            end = qmp.wait_event("BLOCK_JOB_COMPLETED", device="j")
+            assert "error" not in end["data"], end
+            d.stop()
+            assert "goes on" in d.errors(), d.errors()
+    judge_sunk()
+    assert not os.path.exists("top.sluice")
+
+
 def the_command_merges():
     make()
     with daemon() as d:
@@ -578,4 +660,6 @@ if __name__ == "__main__":
           an_old_version_is_refused_unless_it_may_become_new,
           a_cut_merge_goes_on,
           in_exactly_the_promised_space, the_rest_of_the_space_goes_away,
+          a_guests_zeroes_need_no_space,
+          a_job_that_waits_for_space_is_there_again,
           the_command_merges], memory=True)

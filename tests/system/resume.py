@@ -5,6 +5,7 @@ one goes on with it; qemu-img judges the end.
 
 resume.py SLUICED SLUICE
 """
+import hashlib
 import json
 import os
 import sys
@@ -280,6 +281,67 @@ def another_programs_write_ends_a(command, written, **arguments):
     return test
 
 
+def by_hand(*options):
+    """The chain as the daemon's options say it, whatever headers name."""
+    blockdev = None
+    for name in ("base", "mid", "top"):
+        blockdev = {"driver": "qcow2", "node-name": name, "backing": blockdev,
+                    "read-only": name != "top",
+                    "file": {"driver": "file", "filename": name}}
+    return Daemon(SLUICED, *options, "--blockdev", json.dumps(blockdev))
+
+
+def digests(*names):
+    sums = []
+    for name in names:
+        with open(name, "rb") as f:
+            sums.append(hashlib.sha256(f.read()).digest())
+    return sums
+
+
+def no_journal_has_layers_written(limit, command, layers, **arguments):
+    """Where paths are limited: who may put a file beside an image must not
+    have others written.  Without the limit it goes on as ever."""
+    def test():
+        make()
+        cut("qcow2", command, **arguments)
+        with by_hand("--resume", "never") as d:  # what was in memory only
+            d.qmp()
+            d.stop()
+        before = digests("base", "mid")
+        with by_hand(*limit) as d:
+            q = d.qmp()
+            wait_for(lambda: "stays as it is" in d.errors() or job(q))
+            assert "stays as it is" in d.errors(), d.errors()
+            assert not job(q)
+            d.stop()
+        assert digests("base", "mid") == before, "a layer was written to"
+        assert os.path.exists("top.sluice")
+        with daemon() as d:
+            q = d.qmp()
+            wait_for(lambda: job(q) or "continues it" in d.errors())
+            assert job(q), d.errors()
+            finish(q)
+            d.stop()
+        assert not os.path.exists("top.sluice")
+        for name in layers:
+            judge("qcow2", name)
+    test.__name__ = " ".join([f"with {limit[0]} a {command} of",
+                              *arguments.values(), "does not go on"])
+    return test
+
+
+def what_fills_the_disk_alone_goes_on_where_paths_are_limited():
+    make()
+    cut("qcow2", "block-stream")
+    with by_hand("--untrusted") as d:
+        q = d.qmp()
+        wait_for(lambda: job(q))
+        finish(q)
+        d.stop()
+    judge("qcow2")
+
+
 def those_that_were_ours_do_not():
     """Killed before it went on, and left alone by one in between."""
     make()
@@ -421,5 +483,14 @@ if __name__ == "__main__":
         another_programs_write_ends_a("block-commit", "base"),
         another_programs_write_ends_a("block-commit", "top"),
         those_that_were_ours_do_not,
+        no_journal_has_layers_written(["--untrusted"], "block-merge",
+                                      ["mid"], into="snapshot"),
+        no_journal_has_layers_written(["--untrusted"], "block-merge",
+                                      ["top"], into="overlay"),
+        no_journal_has_layers_written(["--untrusted"], "block-commit",
+                                      ["top"], top="mid"),
+        no_journal_has_layers_written(["--backing-paths", "."], "block-merge",
+                                      ["mid"], into="snapshot"),
+        what_fills_the_disk_alone_goes_on_where_paths_are_limited,
         a_layer_says_whose_it_is,
         status_needs_no_daemon_and_changes_nothing)])
