@@ -487,6 +487,18 @@ may_be_under_way(struct journals *js, const char *disk, const char *id)
     return found;
 }
 
+static bool
+is_backing_file(const struct node *node)
+{
+    list_for_each(it, &node->parents)
+    {
+        if (container_of(it, struct edge, link)->role == EDGE_BACKING) {
+            return true;
+        }
+    }
+    return false;
+}
+
 void
 resume_check_layer(struct node *node)
 {
@@ -506,12 +518,14 @@ resume_check_layer(struct node *node)
                         strnlen(name, record.len) < record.len;
         auto_free char *id = is_layer ? xstrdup(name) : NULL;
 
-        if (id && may_be_under_way(js, disk, id)) {
+        bool may_be = id && may_be_under_way(js, disk, id);
+
+        if (may_be && !is_backing_file(node)) {
             NODE_SAY(node, warn,
                      "'%s' is a layer of '%s', into which job '%s' was "
                      "merging: by itself it is neither old nor new",
                      image, disk, id);
-        } else if (id) {
+        } else if (id && !may_be) {
             journal_add(j, JOURNAL_JOB_ENDED, id, (uint32_t)strlen(id) + 1);
             pos = 0; /* what it says may have moved */
         }
