@@ -858,6 +858,18 @@ discard_parts(struct change *c)
     return r;
 }
 
+static bool
+drops_discards(const struct node *node)
+{
+    list_for_each(it, &node->taps)
+    {
+        if (container_of(it, struct tap, link)->drops_discards) {
+            return true;
+        }
+    }
+    return false;
+}
+
 int
 node_discard(struct node *node, uint64_t off, uint64_t len)
 {
@@ -867,7 +879,7 @@ node_discard(struct node *node, uint64_t off, uint64_t len)
     uint64_t end = off + len;
     int r = may_change(node, off, len);
 
-    if (r || !node->unmap || !node->drv->discard) {
+    if (r || !node->unmap || !node->drv->discard || drops_discards(node)) {
         return r;
     }
     off = align_up(off, unit);

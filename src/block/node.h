@@ -167,6 +167,11 @@ struct tap {
     unsigned own_busy;  /* and those under way */
     /* The disk goes on elsewhere: a part that is diverted stays so. */
     bool is_left;
+    /*
+     * Discards are hints: they do nothing while this is set.  One that is not
+     * forwarded would have the other side fall behind again and again.
+     */
+    bool drops_discards;
     /* A read is about to be done; must not yield.  May be NULL. */
     void (*on_read)(struct tap *tap, uint64_t off, uint64_t len);
 };

@@ -664,12 +664,25 @@ transfer_wait_late(struct transfer *t)
     }
 }
 
+/*
+ * Until it is in step, and where it is to end, the guest's discards do nothing:
+ * they cannot be forwarded, and each would have the target fall behind again.
+ */
+static void
+hold_discards(struct transfer *t)
+{
+    t->track.tap.drops_discards =
+        !t->sinks && (!t->job.ready || !t->wait_for_verb ||
+                      t->job.end != JOB_END_OPEN);
+}
+
 int
 transfer_converge(struct transfer *t)
 {
     struct missing m;
 
     for (;;) {
+        hold_discards(t);
         job_pause_point(&t->job);
         if (job_cancelled(&t->job)) {
             return -ECANCELED;
@@ -735,6 +748,7 @@ follow(struct transfer *t)
         if (!job->ready) {
             job_set_ready(job);
         }
+        hold_discards(t);
         job_pause_point(job);
         while (is_clean(t) && job->end == JOB_END_OPEN && !job->pauses &&
                !job_cancelled(job)) {

@@ -94,6 +94,7 @@ struct transfer {
     uint64_t closing; /* where the epoch ends that is being closed */
     uint32_t granularity; /* of dirty blocks, bytes */
     bool ending; /* the pivot is under way */
+    uint64_t drain_ns; /* how long it may hold the guest's requests */
     bool measuring;
     struct comutex mark_lock; /* of the target's mark, and of the intent */
     struct intent *intent;    /* of the switch, while it is under way */

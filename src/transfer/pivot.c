@@ -8,7 +8,12 @@
 #include "block/edit.h"
 #include "transfer/departure.h"
 
-enum { DRAIN_DEADLINE_MS = 5000, RETRY_MS = 20, MARK_TRIES = 3 };
+enum {
+    DRAIN_FIRST_MS = 100, /* then twice that, and so on */
+    DRAIN_MOST_MS = 5000,
+    RETRY_MS = 20,
+    MARK_TRIES = 3
+};
 
 /*
  * A file that failed once is never written again (rule 9), but for this: that
@@ -97,6 +102,29 @@ transfer_claim_to_switch(struct transfer *t, bool switching)
     }
 }
 
+uint64_t
+transfer_drain_deadline(struct transfer *t)
+{
+    t->drain_ns = t->drain_ns ? t->drain_ns : DRAIN_FIRST_MS * NS_PER_MS;
+    return loop_now(jobs_loop(t->job.jobs)) + t->drain_ns;
+}
+
+bool
+transfer_drains_again(struct transfer *t, int r, struct err *err)
+{
+    if (r != -ETIMEDOUT) {
+        return false;
+    }
+    log_info("%s: a request of the guest takes long: the switch waits for it "
+             "with the guest running",
+             t->owner);
+    err_clear(err);
+    /* For as long as it was held, the guest goes on. */
+    job_sleep(&t->job, t->drain_ns);
+    t->drain_ns = min_u64(2 * t->drain_ns, DRAIN_MOST_MS * NS_PER_MS);
+    return true;
+}
+
 /* With nothing in flight: is the target still in step? */
 static int
 check(void *arg)
@@ -150,8 +178,7 @@ swap(struct transfer *t, enum finish finish, struct attempt *a,
         {EDIT_BACKING, node_skip_filters(target), NULL},
     };
     struct edit_options options = {
-        .deadline_ns = loop_now(jobs_loop(t->job.jobs)) +
-                       DRAIN_DEADLINE_MS * NS_PER_MS,
+        .deadline_ns = transfer_drain_deadline(t),
         .check = check,
         .arg = a};
     struct edit_report report = {0};
@@ -242,10 +269,11 @@ transfer_pivot(struct transfer *t, enum finish finish, struct err *err)
         track->pivoting = true;
         r = attempt(t, finish, err);
         track->pivoting = false;
-        if (r != -EAGAIN) {
+        if (r == -EAGAIN) {
+            job_sleep(&t->job, RETRY_MS * NS_PER_MS);
+        } else if (!transfer_drains_again(t, r, err)) {
             break;
         }
-        job_sleep(&t->job, RETRY_MS * NS_PER_MS);
     }
     if (r) {
         return r;

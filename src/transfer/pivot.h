@@ -41,4 +41,13 @@ void transfer_withdraw(void *transfer);
  */
 void transfer_claim_to_switch(struct transfer *t, bool switching);
 
+/*
+ * Until when the gates of the next attempt may be closed.  Where the requests in
+ * flight have not ended by then (@r is -ETIMEDOUT, as graph_edit() says), the
+ * second sleeps, takes @err back and returns true: it is to be tried again, with
+ * more patience.  A guest's slow request ends no job.  The second yields.
+ */
+uint64_t transfer_drain_deadline(struct transfer *t);
+bool transfer_drains_again(struct transfer *t, int r, struct err *err);
+
 #endif

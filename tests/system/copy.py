@@ -11,6 +11,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 from harness import (Daemon, Nbd, Process, QmpError, main, mount, nbd_server,
@@ -236,6 +237,86 @@ def a_target_that_stops_does_not_stop_the_guest():
                 assert nbd.read(i * 8192, 4096) == b"b" * 4096
         d.stop()
     server.end()
+
+
+def a_request_that_takes_long_at_the_switch():
+    """Longer than gates may be closed: the switch comes when it is over."""
+    server = Process("nbdkit", "-f", "-U", "slow.sock", "memory", str(SIZE))
+    server.until(lambda: os.stat("slow.sock"), FileNotFoundError)
+    with Daemon(SLUICED, *nbd_server(), "--blockdev",
+                "nbd,node-name=top,server.type=unix,server.path=slow.sock",
+                "--export", "nbd,id=e,node-name=top,name=a,writable=on") as d:
+        qmp = d.qmp()
+        target = make_target("qcow2")
+        qmp.cmd("blockdev-add", **{k.replace("-", "_"): v
+                                   for k, v in target.items()})
+        with Nbd("nbd.sock", "a") as nbd:
+            nbd.write(0, b"a" * 4096)
+            nbd.flush()
+            qmp.cmd("blockdev-mirror", job_id="j", device="top",
+                    target="target", sync="full")
+            qmp.wait_event("BLOCK_JOB_READY")
+            server.process.send_signal(signal.SIGSTOP)
+            nbd.send(Nbd.READ, 0, 4096)
+            time.sleep(0.3)  # so that it is on its way to the server
+            qmp.cmd("job-complete", id="j")
+            time.sleep(6)  # the longest that gates are closed is 5 s
+            assert qmp.cmd("query-jobs")[0]["status"] != "concluded"
+            server.process.send_signal(signal.SIGCONT)
+            assert nbd.reply()[1] == b"a" * 4096
+            end = qmp.wait_event("BLOCK_JOB_COMPLETED")["data"]
+            assert "error" not in end, end
+            assert qmp.cmd("query-block-exports")[0]["node-name"] == "target"
+            assert nbd.read(0, 4096) == b"a" * 4096
+        d.stop()
+    server.end()
+
+
+def discards_that_never_end():
+    """Each that the target misses would put the switch off."""
+    make_disk()
+    stop = threading.Event()
+
+    def trim():
+        with Nbd("nbd.sock", "a") as nbd:
+            for _ in range(16):
+                nbd.send(Nbd.TRIM, 0, 65536)
+            while not stop.is_set():
+                nbd.reply()
+                nbd.send(Nbd.TRIM, 0, 65536)
+            while nbd.sent:
+                nbd.reply()
+    with daemon() as d:
+        qmp = d.qmp()
+        qmp.cmd("object-add", qom_type="throttle-group", id="g")
+        target = make_target("qcow2")
+        target["file"] = {"driver": "throttle", "throttle-group": "g",
+                          "file": target["file"]}
+        qmp.cmd("blockdev-add", **{k.replace("-", "_"): v
+                                   for k, v in target.items()})
+        qmp.cmd("blockdev-mirror", job_id="j", device="top", target="target",
+                sync="full")
+        qmp.wait_event("BLOCK_JOB_READY")
+        qmp.cmd("qom-set", path="/objects/g", property="limits",
+                value={"iops-total": 50})  # each try takes a while
+        thread = threading.Thread(target=trim)
+        thread.start()
+        try:
+            time.sleep(0.2)
+            qmp.cmd("job-complete", id="j")
+            for _ in range(100):
+                if qmp.cmd("query-block-exports")[0]["node-name"] == "target":
+                    break
+                time.sleep(0.1)
+            else:
+                raise AssertionError("it does not switch")
+        finally:
+            stop.set()
+            thread.join()
+        end = qmp.wait_event("BLOCK_JOB_COMPLETED")["data"]
+        assert "error" not in end, end
+        d.stop()
+    run("qemu-img", "check", "-q", "-f", "qcow2", "target")
 
 
 def a_server_that_loses_what_it_did_not_flush():
@@ -885,7 +966,8 @@ if __name__ == "__main__":
           post_copy("qcow2"), post_copy("qed"), hybrid("qcow2"), hybrid("qed"),
           a_stop_leaves_a_copy_as_of_then, an_unfinished_copy_is_refused,
           a_target_that_stops_does_not_stop_the_guest,
-          a_server_that_loses_what_it_did_not_flush,
+          a_request_that_takes_long_at_the_switch, discards_that_never_end,
+        a_server_that_loses_what_it_did_not_flush,
           blocks_larger_than_a_piece_are_copied,
           a_target_without_its_backing_file_gets_whole_clusters,
           a_filter_hides_no_unfinished_copy, post_copy_onto_a_marked_image,

@@ -155,7 +155,7 @@ attempt(struct transfer *t, struct err *err)
         r = track->broken == a.broken ? departure_record(t, err) : -EAGAIN;
     }
     if (!r) {
-        r = put_on_top(t, check, &a, err);
+        r = put_on_top(t, transfer_drain_deadline(t), check, &a, err);
     }
     if (r) {
         root_set_claim(t->root, CLAIM_TARGET);
@@ -178,6 +178,7 @@ switch_now(struct transfer *t, struct err *err)
     }
     t->ending = true;
     track->forwarding = true;
+    track->tap.drops_discards = true; /* it is past transfer_converge() */
     track->reads_through = true;
     track->withdraw = transfer_withdraw;
     do {
@@ -191,7 +192,7 @@ switch_now(struct transfer *t, struct err *err)
         if (r == -EAGAIN) {
             job_sleep(&t->job, RETRY_MS * NS_PER_MS);
         }
-    } while (r == -EAGAIN);
+    } while (r == -EAGAIN || transfer_drains_again(t, r, err));
     if (!r) {
         t->job.has_moved = true;
         departure_arrive(t);

@@ -132,17 +132,14 @@ name_source(struct transfer *t, struct err *err)
 }
 
 int
-put_on_top(struct transfer *t, int (*ready)(void *arg), void *arg,
-           struct err *err)
+put_on_top(struct transfer *t, uint64_t deadline_ns, int (*ready)(void *arg),
+           void *arg, struct err *err)
 {
     struct node *source = t->copy.source, *target = t->copy.target;
     struct edit edits[] = {{EDIT_BACKING, target, source},
                            {EDIT_REPLACE, source, target}};
     struct edit_options options = {
-        .deadline_ns = loop_now(graph_loop(source->graph)) +
-                       DRAIN_DEADLINE_MS * NS_PER_MS,
-        .check = ready,
-        .arg = arg};
+        .deadline_ns = deadline_ns, .check = ready, .arg = arg};
     struct edit_report report = {0};
     int r = graph_edit(source->graph, edits, ARRAY_LEN(edits), &options,
                        &report, err);
@@ -185,7 +182,10 @@ switch_over(struct transfer *t, struct err *err)
         r = departure_record(t, err);
     }
     if (!r) {
-        r = put_on_top(t, allow_guests, t, err);
+        uint64_t now = loop_now(graph_loop(t->copy.source->graph));
+
+        r = put_on_top(t, now + DRAIN_DEADLINE_MS * NS_PER_MS, allow_guests, t,
+                       err);
     }
     if (!r) {
         departure_arrive(t);

@@ -79,10 +79,10 @@ int post_copy_prepare(struct job *job, struct err *err);
 int name_source(struct transfer *t, struct err *err);
 /*
  * The source becomes the target's backing file and the guests' disk is the
- * target, in one graph transaction.  @ready is graph_edit()'s check.
+ * target, in one graph transaction.  @deadline_ns and @ready are graph_edit()'s.
  */
-int put_on_top(struct transfer *t, int (*ready)(void *arg), void *arg,
-               struct err *err);
+int put_on_top(struct transfer *t, uint64_t deadline_ns,
+               int (*ready)(void *arg), void *arg, struct err *err);
 /*
  * -EBUSY where another job holds @node with that claim, or where it is being
  * resized.  Does not yield.
