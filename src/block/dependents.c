@@ -205,10 +205,28 @@ look_in(struct search *s, const char *in, struct err *err)
     return r;
 }
 
+/* A link's target has neighbours, too, and these can name it. */
+static int
+look_beside(struct search *s, struct err *err)
+{
+    struct loop *loop = s->what->node->graph->loop;
+    const char *path = s->file->filename;
+    auto_free char *own = file_own_path(loop, path);
+    auto_free char *real = NULL;
+    int r = file_real_path(loop, path, &real);
+
+    if (r && r != -ENOENT) { /* it may have lost its name */
+        return err_set_errno(err, r, "Cannot tell where '%s' lies", path);
+    }
+    r = look_in(s, path, err);
+    return r || !real || path_in_same_folder(own, real) ? r
+                                                        : look_in(s, real, err);
+}
+
 static int
 look_everywhere(struct search *s, struct err *err)
 {
-    int r = s->file->is_device ? 0 : look_in(s, s->file->filename, err);
+    int r = s->file->is_device ? 0 : look_beside(s, err);
 
     for (size_t i = 0; i < s->what->n_folders && !r; i++) {
         auto_free char *in = xasprintf("%s/.", s->what->folders[i]);

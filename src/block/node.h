@@ -517,8 +517,8 @@ const struct node *node_local_file(const struct node *node);
 const struct node *node_own_file(const struct node *node);
 struct switch_intent;
 /*
- * Unlinks the source of a switch, durably, where its name still means the file
- * that was opened.  Yields.
+ * Deletes the source of a switch, durably, where its name still means the file
+ * that was opened; a link goes with the file that it leads to.  Yields.
  */
 int source_delete(struct loop *loop, const struct switch_intent *intent,
                   struct err *err);

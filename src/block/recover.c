@@ -192,12 +192,9 @@ source_delete(struct loop *loop, const struct switch_intent *i,
                            "'%s' is another file by now: it is left alone",
                            i->source.path);
         }
-        r = file_unlink(loop, i->source.path);
+        r = file_delete(loop, i->source.path);
     }
     dirty_log_remove(loop, i->source.path);
-    if (!r) {
-        r = folder_sync(loop, i->source.path);
-    }
     return r ? err_set_errno(err, r, "Could not delete '%s'", i->source.path)
              : 0;
 }

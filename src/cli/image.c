@@ -9,6 +9,7 @@
 #include "block/node.h"
 #include "cli/cli.h"
 #include "cli/create.h"
+#include "cli/under_way.h"
 
 int
 verb_create(struct cli *cli)
@@ -192,10 +193,11 @@ say_found(void *arg, const char *line)
 }
 
 static int
-report_check(struct cli *cli, const struct check_report *r)
+report_check(struct cli *cli, const struct check_report *r,
+             const struct under_way *u)
 {
     if (cli->json) {
-        cli_print_json(json_pack(
+        json_t *o = json_pack(
             "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "type", "result",
             "corruptions", (json_int_t)r->corruptions, "leaks",
             (json_int_t)r->leaks, "corruptions-fixed",
@@ -204,7 +206,10 @@ report_check(struct cli *cli, const struct check_report *r)
             (json_int_t)r->total_clusters, "allocated-clusters",
             (json_int_t)r->allocated_clusters, "compressed-clusters",
             (json_int_t)r->compressed_clusters, "image-end-offset",
-            (json_int_t)r->end_offset));
+            (json_int_t)r->end_offset);
+
+        under_way_add(u, o);
+        cli_print_json(o);
     } else {
         if (r->fixed_corruptions || r->fixed_leaks) {
             printf("Repaired: %llu errors, %llu leaked clusters.\n",
@@ -224,6 +229,39 @@ report_check(struct cli *cli, const struct check_report *r)
     return r->corruptions ? CHECK_CORRUPT : r->leaks ? CHECK_LEAKS : EXIT_OK;
 }
 
+/* Nobody writes to it: what a journal speaks of was cut off. */
+static void
+say_under_way(struct cli *cli, const char *path, const struct under_way *u)
+{
+    if (!cli->json) {
+        under_way_say_jobs(u, path, false);
+        under_way_say_disk(u, path);
+    }
+}
+
+static int
+check_image(struct cli *cli, const char *path, const char *format, unsigned fix,
+            const struct under_way *u)
+{
+    struct check_report report = {.say = say_found, .arg = cli};
+    auto_err err = ERR_INIT;
+    struct node *node = image_open_for_check(cli, path, format, fix, &err);
+
+    if (!node) {
+        return cli_error_as(cli, &err, CHECK_FAILED);
+    }
+    say_under_way(cli, path, u);
+    if (!node->drv->check) {
+        err_set(&err, -ENOTSUP, "Images of format '%s' have nothing to check",
+                format);
+        return cli_error_as(cli, &err, CHECK_UNSUPPORTED);
+    }
+    if (node->drv->check(node, fix, &report, &err)) {
+        return cli_error_as(cli, &err, CHECK_FAILED);
+    }
+    return report_check(cli, &report, u);
+}
+
 int
 verb_check(struct cli *cli)
 {
@@ -232,8 +270,7 @@ verb_check(struct cli *cli)
         {'f', NULL, &format, NULL, true},
         {'r', "repair", &repair, NULL, false},
         {0}};
-    struct check_report report = {.say = say_found, .arg = cli};
-    auto_err err = ERR_INIT;
+    struct under_way u;
     unsigned fix = 0;
     int r = cli_parse(cli, options, &path, 1, "a path and its format, -f, are");
 
@@ -246,18 +283,8 @@ verb_check(struct cli *cli)
     if (repair && !cli->dry_run) {
         fix = CHECK_FIX_LEAKS | (strcmp(repair, "all") ? 0 : CHECK_FIX_ERRORS);
     }
-    struct node *node = image_open_for_check(cli, path, format, fix, &err);
-
-    if (!node) {
-        return cli_error_as(cli, &err, CHECK_FAILED);
-    }
-    if (!node->drv->check) {
-        err_set(&err, -ENOTSUP, "Images of format '%s' have nothing to check",
-                format);
-        return cli_error_as(cli, &err, CHECK_UNSUPPORTED);
-    }
-    if (node->drv->check(node, fix, &report, &err)) {
-        return cli_error_as(cli, &err, CHECK_FAILED);
-    }
-    return report_check(cli, &report);
+    under_way_look(&u, cli, path);
+    r = check_image(cli, path, format, fix, &u);
+    under_way_fini(&u);
+    return r;
 }

@@ -9,9 +9,9 @@
 
 #include "block/node.h"
 #include "cli/cli.h"
+#include "cli/under_way.h"
 #include "drivers/meta_log.h"
 #include "journal/intent.h"
-#include "transfer/resume.h"
 
 struct status {
     const char *path;
@@ -19,8 +19,7 @@ struct status {
     enum log_left left;
     enum intent_found found;
     struct switch_intent intent;
-    json_t *jobs;
-    char *disk; /* whose layer it is; NULL: nobody's */
+    struct under_way under_way;
 };
 
 /* The file alone, whoever writes to it. */
@@ -50,38 +49,11 @@ look(struct cli *cli, struct status *s, struct err *err)
     }
     s->in_use = file->drv->check_alone(file) == -EBUSY;
     s->left = meta_log_look(file);
-    s->jobs = resume_list(journals, s->path);
-    s->disk = resume_disk_of(journals, s->path);
+    under_way_look(&s->under_way, cli, s->path);
     return intent_find(journals, s->path, &s->found, &s->intent, err);
 }
 
 /* As text. */
-
-static const char *
-layer(json_t *job, const char *key)
-{
-    return json_string_value(
-        json_object_get(json_object_get(job, key), "file"));
-}
-
-static void
-say_job(const struct status *s, json_t *job)
-{
-    const char *base = layer(job, "base"), *target = layer(job, "target");
-
-    printf("%s: job '%s' (%s)", s->path,
-           json_string_value(json_object_get(job, "id")),
-           json_string_value(json_object_get(job, "preset")));
-    if (base) {
-        printf(", down to '%s'", base);
-    }
-    if (target) {
-        printf(", to '%s'", target);
-    }
-    printf(s->in_use ? ", is under way\n"
-                     : ", was cut off: it goes on when a daemon opens the "
-                       "image to write\n");
-}
 
 static void
 say_switch(const struct status *s)
@@ -99,26 +71,19 @@ say_switch(const struct status *s)
 static int
 say(const struct status *s)
 {
-    json_t *job;
-    size_t i;
+    const struct under_way *u = &s->under_way;
 
     printf("%s: %s\n", s->path,
            s->in_use ? "a program has it open" : "no program has it open");
-    json_array_foreach (s->jobs, i, job) {
-        say_job(s, job);
-    }
+    under_way_say_jobs(u, s->path, s->in_use);
     say_switch(s);
-    if (s->disk) {
-        printf("%s: a job of '%s' writes to it, as a layer of that: by itself "
-               "it is neither old nor new\n",
-               s->path, s->disk);
-    }
+    under_way_say_disk(u, s->path);
     if (s->left == LOG_LEFT_BEHIND) {
         printf("%s: a daemon that died has left writes in memory: open it with "
                "sluiced, or check it, before the next reboot\n",
                s->path);
     }
-    if (!json_array_size(s->jobs) && !s->disk && s->found != INTENT_AS_SOURCE &&
+    if (!json_array_size(u->jobs) && !u->disk && s->found != INTENT_AS_SOURCE &&
         s->found != INTENT_AS_TARGET) {
         printf("%s: nothing is under way\n", s->path);
     }
@@ -128,18 +93,16 @@ say(const struct status *s)
 static int
 say_json(const struct status *s)
 {
-    json_t *o = json_pack("{s:s, s:b, s:b, s:O}", "filename", s->path, "in-use",
+    json_t *o = json_pack("{s:s, s:b, s:b}", "filename", s->path, "in-use",
                           s->in_use, "writes-in-memory",
-                          s->left == LOG_LEFT_BEHIND, "jobs", s->jobs);
+                          s->left == LOG_LEFT_BEHIND);
 
+    under_way_add(&s->under_way, o);
     if (s->found == INTENT_AS_SOURCE || s->found == INTENT_AS_TARGET) {
         json_object_set_new(o, "switch",
                             json_pack("{s:s, s:s}", "source",
                                       s->intent.source.path, "target",
                                       s->intent.target.path));
-    }
-    if (s->disk) {
-        json_object_set_new(o, "layer-of", json_string(s->disk));
     }
     cli_print_json(o);
     return EXIT_OK;
@@ -159,8 +122,7 @@ verb_status(struct cli *cli)
     code = look(cli, &s, &err) ? cli_error(cli, &err)
            : cli->json         ? say_json(&s)
                                : say(&s);
-    json_decref(s.jobs);
-    free(s.disk);
+    under_way_fini(&s.under_way);
     switch_intent_fini(&s.intent);
     return code;
 }

@@ -85,6 +85,42 @@ check_node(const struct snapshots *all, unsigned n, struct node *node,
     return check_no_job(node, err);
 }
 
+/*
+ * A mirror's target has no reader yet that could see its contents change.  It
+ * would have one where somebody who uses @node went on to it.
+ */
+static int
+check_unused(const struct snapshots *all, const struct node *node,
+             const struct node *overlay, struct err *err)
+{
+    auto_free struct holder *holders = NULL;
+    size_t n;
+
+    node_holders(overlay, &holders, &n);
+    bool of_a_mirror = n == 1 && holders[0].claim == CLAIM_TARGET;
+    bool is_target = of_a_mirror && mirror_awaits_backing(all->ctl->jobs,
+                                                          holders[0].root);
+
+    if (!list_empty(&overlay->parents) || (n && !is_target)) {
+        int r = err_set(err, -EBUSY, "The overlay is already in use");
+
+        if (of_a_mirror) {
+            err_hint(err, "a mirror's target gets its backing file while it "
+                          "runs where sync is not full, its header names one "
+                          "and it was opened with \"backing\": null");
+        }
+        return r;
+    }
+    if (is_target &&
+        (!list_empty(&node->parents) || !list_empty(&node->roots))) {
+        return err_set(err, -EBUSY,
+                       "Node '%s' is in use, and the overlay '%s' is an "
+                       "unfinished copy",
+                       node->name, overlay->name);
+    }
+    return 0;
+}
+
 static int
 check_overlay(const struct snapshots *all, unsigned n, const struct node *node,
               const struct node *overlay, struct err *err)
@@ -101,8 +137,10 @@ check_overlay(const struct snapshots *all, unsigned n, const struct node *node,
     if (taken) {
         return err_set(err, -EINVAL, "The overlay already has a backing image");
     }
-    if (!list_empty(&overlay->parents) || !list_empty(&overlay->roots)) {
-        return err_set(err, -EBUSY, "The overlay is already in use");
+    int r = check_unused(all, node, overlay, err);
+
+    if (r) {
+        return r;
     }
     if (!overlay->drv->set_backing) {
         return err_set(err, -ENOTSUP,

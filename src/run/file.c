@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
-/* The one-buffer forms of reading and writing files and streams. */
+/*
+ * The one-buffer forms of reading and writing files and streams; names that are
+ * links.
+ */
 #include "run/file.h"
 
 #include <errno.h>
+#include <string.h>
 
+#include "base/mem.h"
 #include "run/stream.h"
 
 int
@@ -57,4 +62,47 @@ names_free(char **names, size_t n)
         free(names[n]);
     }
     free(names);
+}
+
+char *
+file_own_path(struct loop *loop, const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    const char *name = slash ? slash + 1 : path;
+    auto_free char *folder =
+        slash ? xasprintf("%.*s/.", (int)(slash - path), path) : xstrdup(".");
+    auto_free char *real = NULL;
+
+    if (file_real_path(loop, folder, &real)) {
+        return xstrdup(path);
+    }
+    return xasprintf("%s/%s", strcmp(real, "/") ? real : "", name);
+}
+
+bool
+path_in_same_folder(const char *a, const char *b)
+{
+    const char *a_end = strrchr(a, '/'), *b_end = strrchr(b, '/');
+    size_t n = a_end ? (size_t)(a_end - a) + 1 : 0;
+
+    return n == (b_end ? (size_t)(b_end - b) + 1 : 0) && !memcmp(a, b, n);
+}
+
+static int
+unlink_durably(struct loop *loop, const char *path)
+{
+    int r = file_unlink(loop, path);
+
+    return r ? r : folder_sync(loop, path);
+}
+
+int
+file_delete(struct loop *loop, const char *path)
+{
+    auto_free char *own = file_own_path(loop, path);
+    auto_free char *real = NULL;
+    int r = file_real_path(loop, path, &real);
+
+    r = r ? r : unlink_durably(loop, real);
+    return r || !strcmp(own, real) ? r : unlink_durably(loop, own);
 }

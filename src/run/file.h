@@ -228,6 +228,20 @@ folder_sync(struct loop *loop, const char *path)
 }
 
 /*
+ * @path with its folder as realpath(3) has it, and the name in it as it is,
+ * also where that is a link: other than file_real_path()'s only then.  The
+ * caller frees it; a folder that leads nowhere stays as it is.
+ */
+char *file_own_path(struct loop *loop, const char *path);
+/* Is the text before the last '/' the same?  Does not yield. */
+bool path_in_same_folder(const char *a, const char *b);
+/*
+ * Deletes the file that @path leads to, and where @path is a link that, too:
+ * it would lead nowhere.  In this order, each durably.
+ */
+int file_delete(struct loop *loop, const char *path);
+
+/*
  * The paths of all that lies in the folder that holds @path, in no order, but
  * "." and "..".  The caller frees them with names_free(); -E2BIG where there
  * are more than a million.

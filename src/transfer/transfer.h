@@ -187,6 +187,13 @@ int mirror_set_copy_mode(struct job *job, enum copy_mode mode,
  */
 bool mirror_is_synced(const struct job *job, bool *ret);
 
+/*
+ * Is @root a mirror's claim on its target, to which it copies such that a
+ * backing file may be attached below?  Then the target's header names one, and
+ * what it does not hold yet is not zero to the mirror.  Does not yield.
+ */
+bool mirror_awaits_backing(struct jobs *jobs, const struct root *root);
+
 /* What a finished or running transfer reports. */
 struct transfer_report {
     uint64_t bytes_moved;   /* written to the target, zeroes excepted */

@@ -605,6 +605,109 @@ def several_disks_are_snapshotted_at_one_instant():
     assert last[0] - last[1] in (0, 1), last
 
 
+def shallow(q):
+    """A disk of two layers, and the target of its shallow copy."""
+    image("base.qcow2")
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 1 0 4M", "base.qcow2")
+    for name in ("top.qcow2", "t.qcow2"):
+        image(name, "-b", "base.qcow2", "-F", "qcow2")
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 2 64k 64k", "-c",
+        "write -z 256k 64k", "-c", "write -P 6 2M 1M", "-c",
+        "write -z 3M 64k", "top.qcow2")
+    add(q, "top", "top.qcow2")
+    add(q, "t", "t.qcow2", backing=None)
+    add(q, "b", "base.qcow2", read_only=True)
+    export(q, "top", "a")
+
+
+def attach(q):
+    q.cmd("transaction", actions=[{
+        "type": "blockdev-snapshot", "data": {"node": "b", "overlay": "t"}}])
+    assert nodes(q)["t"]["backing_file_depth"] == 1
+
+
+def a_mirrors_target_gets_its_backing_file(when, **more):
+    """As libvirt does it before the switch of a shallow copy."""
+    def test():
+        with Daemon(SLUICED, *nbd_server()) as d:
+            q = d.qmp()
+            commands = [e for e in q.cmd("query-qmp-schema")
+                        if e["name"] == "blockdev-snapshot"]
+            assert commands[0]["features"] == ["allow-write-only-overlay"]
+            shallow(q)
+            q.cmd("blockdev-mirror", job_id="j", device="top", target="t",
+                  sync="top", speed=65536 if when == "early" else 0, **more)
+            if when == "early":
+                attach(q)
+                assert q.cmd("query-jobs")[0]["status"] == "running"
+                q.cmd("block-job-set-speed", device="j", speed=0)
+            q.wait_event("BLOCK_JOB_READY")
+            guest = Nbd("nbd.sock", "a")
+            guest.write(512 * 1024 + 512, b"\3" * 4096)
+            if when != "early":
+                attach(q)
+            guest.write(1 << 20, b"\4" * 512)
+            guest.do(Nbd.ZERO, 768 * 1024, 65536)
+            q.cmd("job-complete", id="j")
+            assert "error" not in q.wait_event("BLOCK_JOB_COMPLETED")["data"]
+            assert q.cmd("query-block-exports")[0]["node-name"] == "t"
+            assert guest.read(0, 65536) == b"\1" * 65536
+            assert guest.read(65536, 65536) == b"\2" * 65536
+            for off in (256 * 1024, 768 * 1024, 3 * MIB):
+                assert guest.read(off, 65536) == bytes(65536)
+            guest.write(1536 * 1024, b"\5" * 512)  # on top of the base
+            guest.flush()
+            assert d.stop() == 0
+        assert info("t.qcow2")["backing-filename"] == "base.qcow2"
+        compare("t.qcow2", {
+            0: (1, 65536), 65536: (2, 65536), 256 * 1024: (0, 65536),
+            512 * 1024: (1, 512), 512 * 1024 + 512: (3, 4096),
+            768 * 1024: (0, 65536), 832 * 1024: (1, 65536),
+            1 << 20: (4, 512), (1 << 20) + 512: (1, 65536),
+            1536 * 1024: (5, 512), 1536 * 1024 + 512: (1, 4096),
+            2 * MIB: (6, MIB), 3 * MIB: (0, 65536), 3 * MIB + 65536: (1, 65536)})
+        compare("base.qcow2", {0: (1, 4 * MIB)})
+        # The old top has all that was written before the switch.
+        run("qemu-io", "-f", "qcow2", "-c", "write -P 5 1536k 512",
+            "top.qcow2")
+        run("qemu-img", "compare", "t.qcow2", "top.qcow2")
+        run("qemu-img", "check", "-q", "t.qcow2")
+    return f"a mirror's target gets its backing file, {when} {more}", test
+
+
+def a_target_that_is_not_bare_gets_no_backing_file():
+    """It holds no zeroes where the backing file has data."""
+    with Daemon(SLUICED, *nbd_server()) as d:
+        q = d.qmp()
+        shallow(q)
+        image("plain.qcow2")
+        add(q, "plain", "plain.qcow2")
+        for target, sync in (("plain", "top"), ("t", "full")):
+            q.cmd("blockdev-mirror", job_id="j", device="top", target=target,
+                  sync=sync)
+            q.wait_event("BLOCK_JOB_READY")
+            refused(q, "The overlay is already in use", "blockdev-snapshot",
+                    node="b", overlay=target)
+            q.cmd("block-job-cancel", device="j")
+            q.wait_event("BLOCK_JOB_COMPLETED")
+        assert d.stop() == 0
+
+
+def who_uses_a_disk_does_not_go_on_to_an_unfinished_copy():
+    with Daemon(SLUICED, *nbd_server()) as d:
+        q = d.qmp()
+        shallow(q)
+        q.cmd("block-export-add", type="nbd", id="r", node_name="b", name="r")
+        q.cmd("blockdev-mirror", job_id="j", device="top", target="t",
+              sync="top")
+        q.wait_event("BLOCK_JOB_READY")
+        refused(q, "the overlay 't' is an unfinished copy",
+                "blockdev-snapshot", node="b", overlay="t")
+        q.cmd("block-job-cancel", device="j")
+        q.wait_event("BLOCK_JOB_COMPLETED")
+        assert d.stop() == 0
+
+
 def a_transaction_that_fails_changes_nothing():
     for name in "abo":
         image(name + ".qcow2")
@@ -693,5 +796,12 @@ if __name__ == "__main__":
           a_node_may_begin_inactive,
           images_shrink, a_served_disk_changes_its_size, the_graph_shows_who_holds_what,
           several_disks_are_snapshotted_at_one_instant,
+          a_mirrors_target_gets_its_backing_file("when it is ready"),
+          a_mirrors_target_gets_its_backing_file("early"),
+          a_mirrors_target_gets_its_backing_file("early", target_is_zero=True),
+          a_mirrors_target_gets_its_backing_file(
+              "when it is ready", copy_mode="write-blocking"),
+          a_target_that_is_not_bare_gets_no_backing_file,
+          who_uses_a_disk_does_not_go_on_to_an_unfinished_copy,
           a_transaction_that_fails_changes_nothing,
           nobody_waits_for_a_throttled_guest])

@@ -195,6 +195,45 @@ def another_program(q):
     return ["another program"], stop
 
 
+def a_clone_beside_what_a_link_leads_to(q):
+    os.mkdir("pool")
+    os.rename("top", "pool/top")
+    os.symlink("pool/top", "top")
+    qcow2("pool/clone", "-u", "-b", "top", "-F", "qcow2")
+    return ["pool/clone"], nothing
+
+
+def link_source():
+    """The disk's name is a link into another folder, by way of another one."""
+    make()
+    os.mkdir("pool")
+    os.rename("top", "pool/image")
+    os.symlink("image", "pool/current")
+    os.symlink("pool/current", "top")
+
+
+def what_a_link_leads_to_is_deleted():
+    link_source()
+    with daemon() as d:
+        q = d.qmp()
+        start(q)
+        assert end(q) is None
+        d.stop()
+    assert not os.path.lexists("top") and not os.path.lexists("pool/image")
+    assert not [f for f in files() if f.endswith(".sluice")]
+    holds_the_data()
+
+
+def what_a_link_leads_to_is_deleted_by_the_next_daemon():
+    link_source()
+    leave_switch(True)
+    with daemon() as d:
+        d.qmp().cmd("blockdev-add", **node("target"))
+        d.stop()
+    assert not os.path.lexists("top") and not os.path.lexists("pool/image")
+    assert files() == ["base", "pool", "target"], files()
+
+
 def what_is_exclusive_asks_nobody():
     make()
     a_clone(None)
@@ -374,6 +413,10 @@ if __name__ == "__main__":
           refused("a clone that names it in JSON", a_clone_in_json),
           refused("an image that cannot be read",
                   an_image_that_cannot_be_read),
+          refused("a clone beside what a link leads to",
+                  a_clone_beside_what_a_link_leads_to),
+          what_a_link_leads_to_is_deleted,
+          what_a_link_leads_to_is_deleted_by_the_next_daemon,
           refused("another overlay here", another_overlay),
           refused("another program", another_program),
           what_is_exclusive_asks_nobody,

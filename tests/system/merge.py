@@ -249,6 +249,117 @@ def a_name_that_does_not_fit_is_refused():
         d.stop()
 
 
+def linked(base=None, top="pool/top"):
+    """The disk's name is a link; @base: where that leads, if it is one."""
+    make()
+    os.mkdir("pool")
+    os.rename("top", top)
+    os.symlink(top, "top")
+    if base:
+        os.rename("base", base)
+        os.symlink(base, "base")
+
+
+def links_lead_to_the_survivor(base, top):
+    def test():
+        linked(base, top)
+        with daemon() as d:
+            qmp, guest = d.qmp(), Guest()
+            qmp.cmd("block-merge", job_id="j", device="top", into="snapshot",
+                    delete=True, keep_name=True, auto_dismiss=False)
+            finish(qmp)
+            guest.stop()
+            d.stop()
+        assert os.path.islink("top") and os.readlink("top") == top
+        assert not os.path.lexists("base")
+        left = [n for n in (base, top) if n and os.path.lexists(n)]
+        assert left == [top], left
+        assert os.stat(top).st_nlink == 1
+        judge("top", "qcow2")
+    what = "both names are links" if base else "the disk's name is a link"
+    return f"where {what}, the link leads to the survivor", test
+
+
+def a_link_into_another_folder_is_refused():
+    """By their names they lie side by side; the files do not."""
+    linked()
+    with daemon() as d:
+        try:
+            d.qmp().cmd("block-merge", job_id="m", device="top",
+                        into="snapshot", keep_name=True)
+            raise AssertionError("a name was taken into another folder")
+        except QmpError as e:
+            assert "different folders" in e.desc, e.desc
+        d.stop()
+    judge("top", "qcow2")
+
+
+def a_relative_backing_name_stays_in_its_folder():
+    """The survivor names what lies below it from the folder of its name."""
+    create("qcow2", "bottom")
+    make()
+    os.mkdir("pool")
+    os.rename("bottom", "pool/bottom")
+    os.rename("base", "pool/base")
+    os.rename("top", "pool/top")
+    os.symlink("pool/top", "top")
+    run("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b",
+        "bottom", "pool/base")
+    with Daemon(SLUICED, "--blockdev", json.dumps({
+            "driver": "qcow2", "node-name": "top",
+            "file": {"driver": "file", "filename": "top"},
+            "backing": {"driver": "qcow2", "node-name": "base",
+                        "file": {"driver": "file",
+                                 "filename": "pool/base"}}})) as d:
+        try:
+            d.qmp().cmd("block-merge", job_id="m", device="top",
+                        snapshot="base", into="snapshot", keep_name=True)
+            raise AssertionError("the survivor's backing file is elsewhere")
+        except QmpError as e:
+            assert "different folders" in e.desc, e.desc
+        d.stop()
+
+
+def what_a_link_leads_to_is_deleted():
+    """The file of an empty layer goes with its name, a link."""
+    make(between=True)
+    os.mkdir("pool")
+    for name in ("mid", "top"):
+        os.rename(name, f"pool/{name}")
+        os.symlink(f"pool/{name}", name)
+    with daemon(between=True) as d:
+        qmp, guest = d.qmp(), Guest()
+        qmp.cmd("block-merge", job_id="j", device="top", snapshot="base",
+                into="snapshot", delete=True, auto_dismiss=False)
+        finish(qmp)
+        guest.stop()
+        d.stop()
+    left = [n for n in ("mid", "top", "pool/mid", "pool/top")
+            if os.path.lexists(n)]
+    assert left == [], left
+    judge("base", "qcow2")
+
+
+def an_overlay_beside_what_a_link_leads_to_is_found():
+    """Whoever made it named the template where it lies."""
+    make()
+    os.mkdir("pool")
+    os.rename("base", "pool/tpl")
+    os.symlink("pool/tpl", "base")
+    create("qcow2", "pool/other", ("tpl", "qcow2"))
+    with daemon() as d:
+        for into in ("snapshot", "overlay"):
+            try:
+                d.qmp().cmd("block-merge", job_id="j", device="top", into=into)
+            except QmpError as e:
+                assert "may not lose what it holds" in str(e), e
+                assert "pool/other" in str(e), e
+            else:
+                raise AssertionError("the snapshot has a second overlay")
+        d.stop()
+    judge("top", "qcow2")
+
+
 def what_others_need_is_refused():
     make()
     create("qcow2", "other", ("base", "qcow2"))
@@ -651,6 +762,12 @@ if __name__ == "__main__":
           the_same_as_a_preset("overlay", "top"),
           the_way_with_fewer_bytes_is_taken, what_is_empty_is_deleted,
           the_survivor_keeps_the_name, a_name_that_does_not_fit_is_refused,
+          links_lead_to_the_survivor(None, "disk.1"),
+          links_lead_to_the_survivor("pool/tpl", "pool/top"),
+          a_link_into_another_folder_is_refused,
+          a_relative_backing_name_stays_in_its_folder,
+          what_a_link_leads_to_is_deleted,
+          an_overlay_beside_what_a_link_leads_to_is_found,
           what_others_need_is_refused,
           without_release_others_are_asked_for_as_well,
           compressed("zlib"), compressed("zstd"),

@@ -427,6 +427,34 @@ def a_layer_says_whose_it_is():
     judge("qcow2", "mid")
 
 
+def check(image, *options):
+    return run(SLUICE, *options, "check", image, "-f", "qcow2", ok=(0, 3))
+
+
+def check_says_what_was_cut_off(command, layer, **arguments):
+    """As status does, with the exit code of what it finds in the image."""
+    def test():
+        make()
+        clean = json.loads(check("top", "--json")[1])
+        assert clean["jobs"] == [] and "layer-of" not in clean, clean
+        cut("qcow2", command, **arguments)
+        for name in ("base", "mid", "top"):
+            check(name)  # which brings in what was in memory only
+        for name in ("top", layer):
+            s = status(name)
+            code, out = check(name, "--json")
+            found = json.loads(out)
+            assert code == (3 if found["leaks"] else 0), (code, found)
+            assert found["jobs"] == s["jobs"], (found, s)
+            assert found.get("layer-of") == s.get("layer-of"), (found, s)
+            said = run(SLUICE, "status", name)[1].splitlines()[1:]
+            out = check(name)[1].splitlines()
+            assert said and all(line in out for line in said), (said, out)
+        assert [j["id"] for j in status("top")["jobs"]] == ["j"]
+    test.__name__ = f"check says that a {command} was cut off"
+    return test
+
+
 def status_needs_no_daemon_and_changes_nothing():
     make()
     assert run(SLUICE, "status", "top")[1].endswith("nothing is under way\n")
@@ -493,4 +521,7 @@ if __name__ == "__main__":
                                       ["mid"], into="snapshot"),
         what_fills_the_disk_alone_goes_on_where_paths_are_limited,
         a_layer_says_whose_it_is,
+        check_says_what_was_cut_off("block-merge", "mid", into="snapshot"),
+        check_says_what_was_cut_off("block-commit", "base"),
+        check_says_what_was_cut_off("block-stream", "top"),
         status_needs_no_daemon_and_changes_nothing)])

@@ -249,14 +249,18 @@ can_resize(struct node *node)
 static int
 check_into_snapshot(const struct transfer_options *o, struct err *err)
 {
-    const struct node *overlay = find_overlay(o->device);
     int r = 0;
 
     if (o->keep_name) {
-        r = overlay ? err_set(err, -ENOTSUP,
-                              "'keep-name' is for a disk: '%s' lies over '%s'",
-                              overlay->name, o->device->name)
-                    : keep_name_check(o->device, o->base, err);
+        r = keep_name_check(o->device, o->base, err);
+        r = r ? r : check(o, err); /* it has yielded */
+    }
+    const struct node *overlay = find_overlay(o->device);
+
+    if (!r && o->keep_name && overlay) {
+        r = err_set(err, -ENOTSUP,
+                    "'keep-name' is for a disk: '%s' lies over '%s'",
+                    overlay->name, o->device->name);
     }
     if (r) {
         return r;
@@ -350,8 +354,8 @@ start_into_snapshot(struct jobs *jobs, const struct transfer_options *given,
                     struct err *err)
 {
     struct transfer_options o = *given;
+    int r = check_into_snapshot(&o, err); /* it may yield */
     struct node *overlay = find_overlay(o.device);
-    int r = check_into_snapshot(&o, err);
 
     if (!r) {
         r = check_other_jobs(o.device, CLAIM_READ, err);
@@ -494,9 +498,8 @@ choose(const struct transfer_options *o, enum merge_into *ret, struct err *err)
     return r ? r : check(o, err); /* another job may have ended meanwhile */
 }
 
-int
-merge_start(struct jobs *jobs, const struct transfer_options *given,
-            struct err *err)
+static int
+start(struct jobs *jobs, const struct transfer_options *given, struct err *err)
 {
     struct transfer_options o = *given;
     int r;
@@ -528,6 +531,19 @@ merge_start(struct jobs *jobs, const struct transfer_options *given,
            : o.into == MERGE_INTO_SNAPSHOT
                ? start_into_snapshot(jobs, &o, err)
                : start_into_overlay(jobs, &o, err);
+}
+
+int
+merge_start(struct jobs *jobs, const struct transfer_options *o,
+            struct err *err)
+{
+    /* Much is looked at before there is a job that holds them. */
+    struct node *device = node_ref(o->device), *base = node_ref(o->base);
+    int r = start(jobs, o, err);
+
+    node_unref(base);
+    node_unref(device);
+    return r;
 }
 
 int

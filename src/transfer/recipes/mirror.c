@@ -21,15 +21,17 @@
 
 /*
  * A target whose header names a backing file that it was opened without will
- * have it again: what it does not hold is not zero.
+ * have it again: what it does not hold is not zero.  It may have it while the
+ * mirror runs (blockdev-snapshot), which goes on as it began.
  */
 static bool
 is_bare(const struct transfer *t)
 {
     const struct node *target = node_skip_filters(t->copy.target);
 
-    return t->sync != SYNC_FULL && !t->shadowed && !target->backing &&
-           target->header_backing.filename;
+    return t->track.is_bare ||
+           (t->sync != SYNC_FULL && !t->shadowed && !target->backing &&
+            target->header_backing.filename);
 }
 
 /* The first part of [off, off + len), zero in the source, to be made so. */
@@ -400,6 +402,21 @@ copy_start(struct jobs *jobs, const struct transfer_options *o,
            struct err *err)
 {
     return start(jobs, &copy, o, err);
+}
+
+bool
+mirror_awaits_backing(struct jobs *jobs, const struct root *root)
+{
+    list_for_each(it, jobs_list(jobs))
+    {
+        struct job *job = container_of(it, struct job, link);
+
+        if ((job->driver == &mirror.driver || job->driver == &copy.driver) &&
+            transfer_of(job)->root == root) {
+            return transfer_of(job)->track.is_bare;
+        }
+    }
+    return false;
 }
 
 int
