@@ -325,8 +325,16 @@ finish_deletions(struct node *node, const struct node *file)
                number(one, "heir-born") == file->file_born &&
                !stands_on(node, one);
     }
-    if (now && json_array_size(list) &&
-        !journal_share(journals, file->filename, &j)) {
+    now &= json_array_size(list) != 0;
+    if (now && graph_limits_paths(node->graph)) {
+        /* Who may put a journal beside an image must not have others gone. */
+        NODE_SAY(node, warn,
+                 "Job '%s' was cut off when it deleted what it had merged; "
+                 "with --untrusted or --backing-paths nothing is deleted",
+                 string(json_array_get(list, 0), "job"));
+        now = false;
+    }
+    if (now && !journal_share(journals, file->filename, &j)) {
         json_array_foreach(list, k, one)
         {
             if (string(one, "file")) {

@@ -83,9 +83,7 @@ folder_len(const char *path)
 const char *
 journal_path_from(const char *image, const char *path)
 {
-    size_t n = folder_len(path);
-
-    return n == folder_len(image) && !memcmp(image, path, n) ? path + n : path;
+    return path_in_same_folder(image, path) ? path + folder_len(path) : path;
 }
 
 char *
@@ -96,23 +94,13 @@ journal_path_to(const char *image, const char *name)
                : xasprintf("%.*s%s", (int)folder_len(image), image, name);
 }
 
-/* The folder that @path lies in, with a '/' at its end; the caller frees it. */
-static char *
-folder_of(struct loop *loop, const char *path)
-{
-    size_t n = folder_len(path);
-    auto_free char *given = xasprintf("%.*s.", (int)n, path), *real = NULL;
-
-    return xasprintf("%s/", file_real_path(loop, given, &real) ? given : real);
-}
-
 char *
 journal_name_for(struct loop *loop, const char *image, const char *path)
 {
-    auto_free char *from = folder_of(loop, image), *to = folder_of(loop, path);
+    auto_free char *own_image = file_own_path(loop, image);
+    auto_free char *own = file_own_path(loop, path);
 
-    return xasprintf("%s%s", strcmp(from, to) ? to : "",
-                     path + folder_len(path));
+    return xstrdup(journal_path_from(own_image, own));
 }
 
 struct loop *

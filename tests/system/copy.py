@@ -72,9 +72,10 @@ def statuses(qmp):
             else e["event"] for e in qmp.events]
 
 
-def judge(fmt, name="target"):
+def judge(fmt, name="target", leaks=False):
     if fmt != "raw":
-        run("qemu-img", "check", "-q", "-f", fmt, name)
+        run("qemu-img", "check", "-q", "-f", fmt, name,
+            ok=(0, 3) if leaks else (0,))
         info = json.loads(run("qemu-img", "info", "--output=json", name)[1])
         assert "backing-filename" not in info, info
     run("qemu-img", "compare", "-f", fmt, "-F", "raw", name, "model")
@@ -927,7 +928,8 @@ def a_full_target_pauses_the_copy_and_not_the_guest():
         assert "error" not in end, end
         guest.stop()
         d.stop()
-    judge("qcow2", "small/target")
+    # What could not even be given back, for want of space, is no harm.
+    judge("qcow2", "small/target", leaks=True)
 
 
 def what_cannot_be_is_refused():
