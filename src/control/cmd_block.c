@@ -31,23 +31,40 @@ resume_chain(struct control *ctl, struct node *top)
     }
 }
 
-void
-control_resume(struct control *ctl)
+static void
+resume_main(void *arg)
 {
+    struct control *ctl = arg;
     struct node **nodes;
     size_t n;
 
-    ctl->resumes = true;
-    jobs_resume_begin(ctl->jobs);
     graph_hold_all(ctl->graph, &nodes, &n);
     for (size_t i = 0; i < n; i++) {
-        if (nodes[i]->named) {
+        if (nodes[i]->named && !ctl->quitting) {
             resume_chain(ctl, nodes[i]);
         }
         node_unref(nodes[i]);
     }
     free(nodes);
     jobs_resume_end(ctl->jobs);
+    ctl->is_resuming = false;
+    waitq_wake_all(&ctl->resumed);
+}
+
+void
+control_resume(struct control *ctl)
+{
+    ctl->resumes = ctl->is_resuming = true;
+    jobs_resume_begin(ctl->jobs);
+    coro_start(ctl->loop, resume_main, ctl);
+}
+
+bool
+control_end_resume(struct control *ctl, uint64_t deadline_ns)
+{
+    while (ctl->is_resuming && waitq_wait_until(&ctl->resumed, deadline_ns)) {
+    }
+    return !ctl->is_resuming;
 }
 
 int

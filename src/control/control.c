@@ -34,6 +34,7 @@ control_new(struct loop *loop, const struct control_options *options)
     waitq_init(&ctl->monitors_changed);
     waitq_init(&ctl->exports_changed);
     waitq_init(&ctl->quit);
+    waitq_init(&ctl->resumed);
     return ctl;
 }
 
@@ -59,8 +60,12 @@ control_free(struct control *ctl)
               waited_enough);
     monitors_stop(ctl);
     control_stop_nbd(ctl);
-    bool over = jobs_end(
-        ctl->jobs, loop_now(ctl->loop) + CONTROL_LET_GO_MS * NS_PER_MS);
+    bool over = control_end_resume(
+        ctl, loop_now(ctl->loop) + CONTROL_LET_GO_MS * NS_PER_MS);
+
+    over = jobs_end(ctl->jobs, loop_now(ctl->loop) +
+                                   CONTROL_LET_GO_MS * NS_PER_MS) &&
+           over;
 
     over = graph_close(ctl->graph) && over;
     timer_cancel(&ctl->end_timer);

@@ -57,7 +57,8 @@ void control_ready(struct control *ctl);
 /*
  * Starts again what was under way on the nodes that are there, and from now on
  * on every one that is added.  Commands that start a job wait for it; what
- * takes commands is to be served just before.  Yields.
+ * takes commands is to be served just before.  Does not yield: a disk that hangs
+ * holds up nobody.
  */
 void control_resume(struct control *ctl);
 

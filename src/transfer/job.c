@@ -18,6 +18,8 @@
 #include <errno.h>
 #include <string.h>
 
+enum { RESUME_MS = 1000 };
+
 struct jobs {
     struct loop *loop;
     struct list list;
@@ -27,6 +29,7 @@ struct jobs {
     struct waitq changed; /* one has left the list */
     struct list ids; /* of struct job_id.link */
     unsigned resuming;
+    uint64_t resuming_since;
     struct waitq resumed; /* nobody is any more */
 };
 
@@ -170,7 +173,9 @@ jobs_find(struct jobs *jobs, const char *id)
 void
 jobs_resume_begin(struct jobs *jobs)
 {
-    jobs->resuming++;
+    if (!jobs->resuming++) {
+        jobs->resuming_since = loop_now(jobs->loop);
+    }
 }
 
 void
@@ -184,8 +189,9 @@ jobs_resume_end(struct jobs *jobs)
 void
 jobs_wait_resumed(struct jobs *jobs)
 {
-    while (jobs->resuming) {
-        waitq_wait(&jobs->resumed);
+    while (jobs->resuming &&
+           waitq_wait_until(&jobs->resumed,
+                            jobs->resuming_since + RESUME_MS * NS_PER_MS)) {
     }
 }
 

@@ -863,7 +863,6 @@ resume_jobs(struct jobs *jobs, struct node *node, enum resume_mode mode)
     json_t *note;
     size_t i;
 
-
     node_ref(node);
     resume_check_layer(node);
     json_array_foreach (list, i, note) {

@@ -214,6 +214,48 @@ def while_a_command_hangs(end):
         assert "error" in answer, answer
 
 
+def disks_a_and_b():
+    return Daemon(SLUICED, *nbd_server(), *[
+        o for n in "ab" for o in (
+            "--blockdev", f"qcow2,node-name={n},file.driver=file,"
+            f"file.filename={n}")])
+
+
+def while_a_job_is_resumed(end):
+    """The target of a job of b, which an earlier daemon began, is on a server
+    that accepts and says nothing, ever."""
+    for name in ("a", "b", "t"):
+        run("qemu-img", "create", "-q", "-f", "qcow2", name, str(SIZE))
+    server = Process("nbdkit", "-f", "-U", "far.sock", "memory", str(SIZE))
+    server.until(lambda: os.stat("far.sock"), FileNotFoundError)
+    daemon = disks_a_and_b()
+    qmp = daemon.qmp()
+    qmp.cmd("blockdev-add", driver="nbd", node_name="far", open_timeout=3600,
+            server={"type": "unix", "path": os.path.abspath("far.sock")})
+    qmp.cmd("blockdev-mirror", job_id="j", device="b", target="far",
+            sync="full")
+    qmp.wait_event("BLOCK_JOB_READY")
+    daemon.kill()
+    daemon.wait()
+    server.end()
+    with socket.socket(socket.AF_UNIX) as mute:
+        if os.path.exists("far.sock"):
+            os.unlink("far.sock")
+        mute.bind("far.sock")
+        mute.listen()
+        mute.settimeout(DEADLINE)
+        daemon = disks_a_and_b()
+        with mute.accept()[0]:
+            qmp = daemon.qmp()
+            qmp.cmd("blockdev-add", driver="qcow2", node_name="t",
+                    file={"driver": "file", "filename": "t"})
+            qmp.cmd("blockdev-mirror", job_id="i", device="a", target="t",
+                    sync="full")
+            qmp.wait_event("BLOCK_JOB_READY")
+            end(daemon, qmp)
+            ended(daemon)
+
+
 def beside_a_hanging_path(where, command, **arguments):
     """A command asks for a file in a folder that does not answer."""
     os.mkdir("sub")
@@ -271,6 +313,12 @@ if __name__ == "__main__":
               ("quit ends the daemon while another session's command hangs",
                lambda daemon, qmp: qmp.cmd("quit")),
               ("SIGTERM ends the daemon while a command hangs",
+               lambda daemon, qmp: daemon.process.terminate())]] +
+         [(name, lambda end=end: while_a_job_is_resumed(end))
+          for name, end in [
+              ("a job of a starts, and quit ends the daemon, while one of b "
+               "is resumed", lambda daemon, qmp: qmp.cmd("quit")),
+              ("SIGTERM ends the daemon while a job is resumed",
                lambda daemon, qmp: daemon.process.terminate())]] +
          [(f"others go on while {what} is looked for in a folder that hangs",
            lambda how=how, more=more: beside_a_hanging_path(*how, **more))
