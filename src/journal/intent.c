@@ -220,7 +220,7 @@ intent_record(struct intent *i)
     int r = len ? journal_add(i->journal, JOURNAL_SWITCH, payload, len)
                 : -ENAMETOOLONG;
 
-    i->recorded |= !r;
+    i->recorded |= len != 0; /* one that failed may be there all the same */
     return r;
 }
 

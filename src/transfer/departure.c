@@ -301,15 +301,18 @@ departure_record(struct transfer *t, struct err *err)
              : 0;
 }
 
-void
+bool
 departure_withdraw(struct transfer *t)
 {
     comutex_lock(&t->mark_lock);
-    if (t->intent && intent_withdraw(t->intent)) {
+    int r = t->intent ? intent_withdraw(t->intent) : 0;
+
+    comutex_unlock(&t->mark_lock);
+    if (r) {
         log_warn("%s: the record of the switch could not be withdrawn",
                  t->owner);
     }
-    comutex_unlock(&t->mark_lock);
+    return !r;
 }
 
 /*

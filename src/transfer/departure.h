@@ -45,8 +45,8 @@ void departure_arrive(struct transfer *t);
 bool departure_is_of_a_layer(const struct transfer *t);
 /* The target is the disk; durable. */
 int departure_record(struct transfer *t, struct err *err);
-/* The source is; durable before it returns. */
-void departure_withdraw(struct transfer *t);
+/* The source is; durable before it returns, or false: the record may stand. */
+bool departure_withdraw(struct transfer *t);
 /*
  * The switch is over.  @moved: the disk is on the target for good, what lies
  * over it names it, and the source is deleted if it is to be; an error says

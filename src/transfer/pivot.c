@@ -115,9 +115,11 @@ transfer_drains_again(struct transfer *t, int r, struct err *err)
     if (r != -ETIMEDOUT) {
         return false;
     }
-    log_info("%s: a request of the guest takes long: the switch waits for it "
-             "with the guest running",
-             t->owner);
+    if (t->drain_ns == DRAIN_FIRST_MS * NS_PER_MS) {
+        log_info("%s: a request of the guest takes long: the switch waits for "
+                 "it with the guest running",
+                 t->owner);
+    }
     err_clear(err);
     /* For as long as it was held, the guest goes on. */
     job_sleep(&t->job, t->drain_ns);

@@ -159,8 +159,8 @@ take_back(struct transfer *t, bool was_incomplete)
     if (was_incomplete) {
         transfer_mark(t, true, NULL);
     }
-    departure_withdraw(t);
-    if (!target->backing) {
+    /* While the record stands, the target must read as the disk. */
+    if (departure_withdraw(t) && !target->backing) {
         target->drv->set_backing(target, NULL, NULL, NULL);
     }
 }
