@@ -395,6 +395,17 @@ begin_own_part(struct change *c)
     return c->node;
 }
 
+/* A part that found no room elsewhere: there may be some here (rule 9). */
+static int
+take_back(struct change *c, int r, struct node **to)
+{
+    if (r != -ENOSPC || c->diverter->is_left) {
+        return r;
+    }
+    *to = begin_own_part(c);
+    return 0;
+}
+
 /* Who takes the first bytes of what is left of a change. */
 static int
 next_part(struct change *c, uint64_t off, uint64_t len, struct node **ret,
@@ -591,11 +602,7 @@ write_parts(struct change *c, uint64_t off, struct sg sg, unsigned flags)
         if (to != c->node) {
             r = node_write(to, off, sg_slice(sg, 0, len), flags, NULL);
         }
-        if (r == -ENOSPC && !c->diverter->is_left) {
-            /* There may be room here (rule 9). */
-            to = begin_own_part(c);
-            r = 0;
-        }
+        r = take_back(c, r, &to);
         if (to == c->node) {
             r = driver_write(to, off, sg_slice(sg, 0, len), flags, c->hold);
             own_part_made(c, off, len, r);
@@ -793,11 +800,7 @@ zero_parts(struct change *c, unsigned flags)
         if (to != c->node) {
             r = node_zero(to, off, len, flags, NULL);
         }
-        if (r == -ENOSPC && to != c->node && !c->diverter->is_left) {
-            /* As a write: there may be room here (rule 9). */
-            to = begin_own_part(c);
-            r = 0;
-        }
+        r = take_back(c, r, &to);
         if (to == c->node) {
             len = alike_length(c->node, off, len);
             r = zero_range(to, off, len, flags, c->hold);

@@ -14,6 +14,7 @@
 #include "journal/deletion.h"
 #include "journal/intent.h"
 #include "journal/journal.h"
+#include "journal/note.h"
 #include "run/file.h"
 
 const struct node *
@@ -230,28 +231,17 @@ arrive_at_target(struct node *node, const struct node *file,
 
 /* Deletions. */
 
-static const char *
-string(json_t *deletion, const char *key)
-{
-    return json_string_value(json_object_get(deletion, key));
-}
-
-static uint64_t
-number(json_t *deletion, const char *key)
-{
-    return (uint64_t)json_integer_value(json_object_get(deletion, key));
-}
-
 /* Of the switch's intent what deletes the source. */
 static struct switch_intent
 intent_of(json_t *deletion)
 {
     json_t *folders = json_object_get(deletion, "dependents-in"), *folder;
-    const char *path = string(deletion, "file");
-    const char *format = string(deletion, "format");
+    const char *path = note_text(deletion, "file");
+    const char *format = note_text(deletion, "format");
     struct switch_intent i = {
-        .source = {xstrdup(path), number(deletion, "ino"),
-                   number(deletion, "born"), xstrdup(format ? format : "raw")},
+        .source = {xstrdup(path), note_number(deletion, "ino"),
+                   note_number(deletion, "born"),
+                   xstrdup(format ? format : "raw")},
         .exclusive = json_is_true(json_object_get(deletion, "exclusive")),
         .folders = xzalloc((json_array_size(folders) + 1) * sizeof(char *))};
     size_t k;
@@ -272,12 +262,12 @@ stands_on(struct node *node, json_t *deletion)
     auto_free char *path = NULL;
     struct file *f;
 
-    if (!node->header_backing.filename || !string(deletion, "file") ||
+    if (!node->header_backing.filename || !note_text(deletion, "file") ||
         node_backing_path(node, &path, NULL) ||
         file_open(node->graph->loop, path, 0, &f)) {
         return false;
     }
-    bool same = f->ino == number(deletion, "ino");
+    bool same = f->ino == note_number(deletion, "ino");
 
     file_close(f);
     return same;
@@ -297,12 +287,12 @@ finish_deletion(struct node *node, json_t *deletion)
         NODE_SAY(node, info,
                  "Job '%s' was cut off when it deleted what it had merged: "
                  "'%s' is deleted",
-                 string(deletion, "job"), i.source.path);
+                 note_text(deletion, "job"), i.source.path);
     } else if (r != -ENOENT) {
         NODE_SAY(node, warn,
                  "Job '%s' was cut off when it deleted what it had merged; "
                  "'%s' is not deleted: %s",
-                 string(deletion, "job"), i.source.path, err.msg);
+                 note_text(deletion, "job"), i.source.path, err.msg);
     }
     if (!r || r == -ENOENT) {
         remove_journal(node->graph, i.source.path);
@@ -315,36 +305,32 @@ finish_deletions(struct node *node, const struct node *file)
 {
     struct journals *journals = graph_journals(node->graph);
     json_t *list = deletions_of(journals, file->filename), *one;
-    bool now = !node->read_only && !node->incomplete;
+    bool now = json_array_size(list) != 0;
     struct journal *j;
     size_t k;
 
     json_array_foreach(list, k, one)
     {
-        now &= number(one, "heir-ino") == file->file_id.ino &&
-               number(one, "heir-born") == file->file_born &&
-               !stands_on(node, one);
+        now = now && note_number(one, "heir-ino") == file->file_id.ino &&
+              note_number(one, "heir-born") == file->file_born &&
+              !stands_on(node, one);
     }
-    now &= json_array_size(list) != 0;
     if (now && graph_limits_paths(node->graph)) {
         /* Who may put a journal beside an image must not have others gone. */
         NODE_SAY(node, warn,
                  "Job '%s' was cut off when it deleted what it had merged; "
                  "with --untrusted or --backing-paths nothing is deleted",
-                 string(json_array_get(list, 0), "job"));
+                 note_text(json_array_get(list, 0), "job"));
         now = false;
     }
     if (now && !journal_share(journals, file->filename, &j)) {
         json_array_foreach(list, k, one)
         {
-            if (string(one, "file")) {
+            if (note_text(one, "file")) {
                 finish_deletion(node, one);
             }
         }
-        json_array_foreach(list, k, one)
-        {
-            deletion_end(j, file->filename, one);
-        }
+        deletions_end(j, file->filename, list);
         journal_leave(j);
     }
     json_decref(list);
@@ -358,7 +344,8 @@ keep_session(struct node *node, const struct node *file)
     struct journal *j;
     uint32_t pos = 0;
 
-    if (!node->session || journal_open(&node->graph->journals, file->filename, &j)) {
+    if (!node->session ||
+        journal_open(&node->graph->journals, file->filename, &j)) {
         return;
     }
     while (journal_next(j, &pos, &record)) {
@@ -387,9 +374,14 @@ node_recover(struct node *node, struct err *err)
         intent_forget(&node->graph->journals, file->filename);
     }
     switch_intent_fini(&intent);
-    if (!r) {
-        finish_deletions(node, file);
+    /* Most images have no journal, and a chain has many that are only read. */
+    if (!r && found != INTENT_NONE && !node->read_only) {
+        if (!node->incomplete) {
+            finish_deletions(node, file);
+        }
         keep_session(node, file);
+    }
+    if (!r) {
         dirty_log_attach(node);
     }
     return r;

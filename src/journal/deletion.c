@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /*
- * See deletion.h.  A record is the job's id, '/' and a number, a zero, and a
- * JSON object; a job's own id has no '/'.
+ * See deletion.h.  The id of a record is the job's, '/' and a number; a job's
+ * own id has no '/'.
  */
 #include "journal/deletion.h"
 
@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "journal/note.h"
 
 static void
 set_path(json_t *note, const char *key, struct loop *loop, const char *image,
@@ -53,100 +54,63 @@ deletion_record(struct journal *j, const char *image, const struct deletion *d)
         set_path(note, "survivor", loop, image, d->survivor);
     }
     auto_free char *dump = json_dumps(note, JSON_COMPACT);
-    auto_free char *payload =
-        xasprintf("%s/%u%c%s", d->job, d->number, 0, dump ? dump : "");
-    size_t id = strlen(payload) + 1, len = id + (dump ? strlen(dump) : 0);
+    auto_free char *id = xasprintf("%s/%u", d->job, d->number);
 
     json_decref(note);
-    return !dump                     ? -EILSEQ
-           : len > JOURNAL_PAYLOAD_MAX ? -ENAMETOOLONG
-                                     : journal_add(j, JOURNAL_DELETION, payload,
-                                                   (uint32_t)len);
+    return dump ? note_add(j, JOURNAL_DELETION, id, dump) : -EILSEQ;
 }
 
-/* Of one record; NULL where it says nothing. */
-static json_t *
-parse(const struct journal_record *record, const char *image)
+static void
+resolve_path(json_t *note, const char *key, const char *image)
 {
-    const char *id = (const char *)record->payload;
-    size_t n = strnlen(id, record->len) + 1;
-    json_t *note = n < record->len
-                       ? json_loadb(id + n, record->len - n, 0, NULL)
-                       : NULL;
-    static const char *const paths[] = {"file", "survivor"};
+    const char *name = note_text(note, key);
+    auto_free char *path = name ? journal_path_to(image, name) : NULL;
 
-    if (!json_is_object(note) ||
-        !json_is_string(json_object_get(note, "job")) ||
-        json_object_set_new(note, "id", json_string(id))) {
-        json_decref(note);
-        return NULL;
+    if (path) {
+        json_object_set_new(note, key, json_string(path));
     }
-    for (size_t i = 0; i < 2; i++) {
-        json_t *name = json_object_get(note, paths[i]);
-
-        if (json_is_string(name)) {
-            auto_free char *path =
-                journal_path_to(image, json_string_value(name));
-
-            json_object_set_new(note, paths[i], json_string(path));
-        }
-    }
-    return note;
 }
 
 json_t *
 deletions_of(struct journals *journals, const char *image)
 {
-    json_t *list = json_array();
-    struct journal_record record;
-    struct journal *j;
-    uint32_t pos = 0;
+    json_t *list = notes_of(journals, image, JOURNAL_DELETION), *note;
+    bool has_last = false, all_say_whose = true;
+    size_t k;
 
-    if (journal_open(journals, image, &j)) {
-        return list;
+    json_array_foreach(list, k, note)
+    {
+        resolve_path(note, "file", image);
+        resolve_path(note, "survivor", image);
+        all_say_whose &= note_text(note, "job") != NULL;
+        has_last = json_is_true(json_object_get(note, "is-last"));
     }
-    while (journal_next(j, &pos, &record)) {
-        json_t *note = record.type == JOURNAL_DELETION ? parse(&record, image)
-                                                       : NULL;
-
-        if (note) {
-            json_array_append_new(list, note);
-        }
-    }
-    journal_close(j);
-    size_t n = json_array_size(list);
-
-    if (n && !json_is_true(json_object_get(json_array_get(list, n - 1),
-                                           "is-last"))) {
+    if (!has_last || !all_say_whose) {
         json_array_clear(list);
     }
     return list;
 }
 
-static void
-say_ended(struct journal *j, json_t *id)
-{
-    const char *s = json_string_value(id);
-
-    journal_add(j, JOURNAL_JOB_ENDED, s, (uint32_t)strlen(s) + 1);
-}
-
 void
-deletion_end(struct journal *j, const char *image, json_t *note)
+deletions_end(struct journal *j, const char *image, json_t *list)
 {
-    const char *survivor =
-        json_string_value(json_object_get(note, "survivor"));
-    json_t *job = json_object_get(note, "job");
+    json_t *first = json_array_get(list, 0), *one;
+    const char *job = note_text(first, "job");
+    const char *survivor = note_text(first, "survivor");
     struct journal *other;
+    size_t k;
 
     if (survivor && strcmp(survivor, image) &&
         !journal_open(journal_owner(j), survivor, &other)) {
         journal_close(other);
         if (!journal_share(journal_owner(j), survivor, &other)) {
-            say_ended(other, job);
+            note_add(other, JOURNAL_JOB_ENDED, job, "");
             journal_leave(other);
         }
     }
-    say_ended(j, job);
-    say_ended(j, json_object_get(note, "id"));
+    note_add(j, JOURNAL_JOB_ENDED, job, "");
+    json_array_foreach(list, k, one)
+    {
+        note_add(j, JOURNAL_JOB_ENDED, note_text(one, "id"), "");
+    }
 }

@@ -31,11 +31,11 @@ int deletion_record(struct journal *journal, const char *image,
                     const struct deletion *deletion);
 /*
  * What counts beside @image, each an object with "id", "job", "is-last",
- * "heir-ino", "heir-born", maybe "survivor", and, where a file goes, "file", "format",
- * "ino", "born", "exclusive" and "dependents-in".
+ * "heir-ino", "heir-born", maybe "survivor", and, where a file goes, "file",
+ * "format", "ino", "born", "exclusive" and "dependents-in".
  */
 json_t *deletions_of(struct journals *journals, const char *image);
-/* One of them is done, and so is its job. */
-void deletion_end(struct journal *journal, const char *image, json_t *deletion);
+/* All of them are done, and so is their job. */
+void deletions_end(struct journal *journal, const char *image, json_t *list);
 
 #endif

@@ -13,6 +13,7 @@
 
 #include "base/log.h"
 #include "journal/journal.h"
+#include "journal/note.h"
 #include "transfer/engine.h"
 
 static const char *const names[] = {
@@ -211,27 +212,13 @@ keep_sessions(struct transfer *t, bool keep)
 /* The record of a job that runs. */
 
 static int
-add_note(struct journal *j, enum journal_type type, const char *id,
-         const char *note)
-{
-    size_t n = strlen(id) + 1, len = n + strlen(note);
-    auto_free char *payload = xmalloc(len + 1);
-
-    memcpy(payload, id, n);
-    memcpy(payload + n, note, len - n);
-    return len > JOURNAL_PAYLOAD_MAX
-               ? -ENAMETOOLONG
-               : journal_add(j, type, payload, (uint32_t)len);
-}
-
-static int
 add_record(struct transfer *t, struct journal *j, enum journal_type type)
 {
     if (type != JOURNAL_JOB) {
-        return add_note(j, type, t->job.id, "");
+        return note_add(j, type, t->job.id, "");
     }
     if (!t->shadowed) {
-        return add_note(j, type, t->job.id, t->note);
+        return note_add(j, type, t->job.id, t->note);
     }
     auto_free char *note = xasprintf(
         "%.*s,\"session\":%s,\"sessions\":%" PRIu64 "}",
@@ -239,7 +226,7 @@ add_record(struct transfer *t, struct journal *j, enum journal_type type)
         node_skip_filters(t->device)->session ? "true" : "false",
         sessions(t->copy.source, t->copy.target, false));
 
-    return add_note(j, type, t->job.id, note);
+    return note_add(j, type, t->job.id, note);
 }
 
 /* Whoever finds a layer by itself is told whose it is. */
@@ -291,8 +278,7 @@ leave_layers(struct transfer *t, bool ended)
         struct journal *j = t->of_layers[--t->n_of_layers];
 
         if (ended) {
-            journal_add(j, JOURNAL_JOB_ENDED, t->job.id,
-                        (uint32_t)strlen(t->job.id) + 1);
+            note_add(j, JOURNAL_JOB_ENDED, t->job.id, "");
         }
         journal_leave(j);
     }
@@ -389,53 +375,17 @@ resume_forget_deletions(struct transfer *t)
     for (unsigned i = 0; i < t->n_deletions && t->deletions; i++) {
         auto_free char *id = xasprintf("%s/%u", t->job.id, i);
 
-        add_note(t->deletions, JOURNAL_JOB_ENDED, id, "");
+        note_add(t->deletions, JOURNAL_JOB_ENDED, id, "");
     }
     journal_leave(take_ptr(t->deletions));
 }
 
 /* What is left of others. */
 
-/* Of one record; NULL where it says nothing. */
-static json_t *
-parse(const struct journal_record *record)
-{
-    size_t id = strnlen((const char *)record->payload, record->len) + 1;
-    json_t *note =
-        id < record->len
-            ? json_loadb((const char *)record->payload + id, record->len - id,
-                         0, NULL)
-            : NULL;
-
-    /* An id that is no UTF-8 is none of ours. */
-    if (!json_is_object(note) ||
-        json_object_set_new(note, "id",
-                            json_string((const char *)record->payload))) {
-        json_decref(take_ptr(note));
-    }
-    return note;
-}
-
 json_t *
 resume_list(struct journals *journals, const char *image)
 {
-    json_t *list = json_array();
-    struct journal_record record;
-    struct journal *j;
-    uint32_t pos = 0;
-
-    if (journal_open(journals, image, &j)) {
-        return list;
-    }
-    while (journal_next(j, &pos, &record)) {
-        json_t *note = record.type == JOURNAL_JOB ? parse(&record) : NULL;
-
-        if (note) {
-            json_array_append_new(list, note);
-        }
-    }
-    journal_close(j);
-    return list;
+    return notes_of(journals, image, JOURNAL_JOB);
 }
 
 char *
@@ -526,7 +476,7 @@ resume_check_layer(struct node *node)
                      "merging: by itself it is neither old nor new",
                      image, disk, id);
         } else if (id && !may_be) {
-            journal_add(j, JOURNAL_JOB_ENDED, id, (uint32_t)strlen(id) + 1);
+            note_add(j, JOURNAL_JOB_ENDED, id, "");
             pos = 0; /* what it says may have moved */
         }
     }
@@ -542,7 +492,7 @@ forget(struct node *device, const char *id)
     image->keep_session = image->dirty_log != NULL;
     if (!journal_share(graph_journals(device->graph),
                        node_own_file(device)->filename, &j)) {
-        journal_add(j, JOURNAL_JOB_ENDED, id, (uint32_t)strlen(id) + 1);
+        note_add(j, JOURNAL_JOB_ENDED, id, "");
         journal_leave(j);
     }
 }
@@ -603,24 +553,12 @@ flag(json_t *note, const char *key)
     return json_is_true(json_object_get(note, key));
 }
 
-static uint64_t
-number(json_t *note, const char *key)
-{
-    return (uint64_t)json_integer_value(json_object_get(note, key));
-}
-
 static enum on_error
 policy(json_t *note, const char *key)
 {
-    uint64_t n = number(note, key);
+    uint64_t n = note_number(note, key);
 
     return n <= ON_ERROR_AUTO ? (enum on_error)n : ON_ERROR_AUTO;
-}
-
-static const char *
-text(json_t *note, const char *key)
-{
-    return json_string_value(json_object_get(note, key));
 }
 
 /* One that is there, or as it was opened before; then *@ret_opened. */
@@ -629,7 +567,7 @@ find_target(struct node *device, json_t *note, struct node **ret,
             bool *ret_opened, struct err *err)
 {
     json_t *what = json_object_get(note, "target");
-    const char *name = text(note, "target-node");
+    const char *name = note_text(note, "target-node");
 
     *ret_opened = false;
     *ret = NULL;
@@ -657,13 +595,14 @@ find_target(struct node *device, json_t *note, struct node **ret,
 static void
 take_target_options(json_t *note, struct transfer_options *o)
 {
-    uint64_t mode = number(note, "copy-mode"), sync = number(note, "sync");
+    uint64_t mode = note_number(note, "copy-mode");
+    uint64_t sync = note_number(note, "sync");
 
     o->copy_mode =
         mode <= COPY_MODE_FORWARD ? (enum copy_mode)mode : COPY_MODE_AUTO;
     o->sync = sync < SYNC_NONE ? (enum sync_mode)sync : SYNC_FULL;
-    o->finish = number(note, "finish") ? FINISH_STAY : FINISH_SWITCH;
-    o->granularity = (uint32_t)number(note, "granularity");
+    o->finish = note_number(note, "finish") ? FINISH_STAY : FINISH_SWITCH;
+    o->granularity = (uint32_t)note_number(note, "granularity");
     o->upgrade = flag(note, "upgrade");
 }
 
@@ -671,7 +610,7 @@ static int
 check_sessions(const struct transfer_options *o, json_t *note, struct err *err)
 {
     struct node *disk = node_skip_filters(o->device);
-    uint64_t were = number(note, "sessions"); /* 0: nobody knows */
+    uint64_t were = note_number(note, "sessions"); /* 0: nobody knows */
     bool same = !were ||
                 were == sessions(o->top ? o->top : disk, o->base, true);
 
@@ -703,7 +642,7 @@ forget_sessions(struct node *device, json_t *note)
 
     json_decref(copy);
     if (!r) {
-        r = add_note(j, JOURNAL_JOB, text(note, "id"), dump);
+        r = note_add(j, JOURNAL_JOB, note_text(note, "id"), dump);
         journal_leave(j);
     }
     return r;
@@ -740,7 +679,7 @@ start_with_target(struct jobs *jobs, enum transfer_preset preset,
     take_target_options(note, o);
     r = r ? r : transfer_start(jobs, preset, o, err);
     if (r && opened) {
-        node_del(o->device->graph, text(note, "target-node"), NULL);
+        node_del(o->device->graph, note_text(note, "target-node"), NULL);
     }
     return r;
 }
@@ -749,8 +688,8 @@ static int
 start(struct jobs *jobs, struct node *device, json_t *note, bool paused,
       struct err *err)
 {
-    int preset = look_up(names, ARRAY_LEN(names), text(note, "preset"));
-    int into = look_up(ways, ARRAY_LEN(ways), text(note, "into"));
+    int preset = look_up(names, ARRAY_LEN(names), note_text(note, "preset"));
+    int into = look_up(ways, ARRAY_LEN(ways), note_text(note, "into"));
     json_t *list = json_object_get(note, "dependents-in");
     size_t n = json_array_size(list);
     auto_free const char **dependents = xmalloc((n + 1) * sizeof(char *));
@@ -760,13 +699,13 @@ start(struct jobs *jobs, struct node *device, json_t *note, bool paused,
         dependents[i] = dependents[i] ? dependents[i] : "";
     }
     struct transfer_options o = {
-        .job_id = text(note, "id"),
+        .job_id = note_text(note, "id"),
         .device = device,
-        .backing_file = text(note, "backing-file"),
+        .backing_file = note_text(note, "backing-file"),
         .into = into < 0 ? MERGE_INTO_AUTO : (enum merge_into)into,
-        .speed = number(note, "speed"),
+        .speed = note_number(note, "speed"),
         .wait_for_verb = flag(note, "wait"),
-        .max_extra = number(note, "max-extra"),
+        .max_extra = note_number(note, "max-extra"),
         .release = flag(note, "release"),
         .delete_source = flag(note, "delete"),
         .exclusive = flag(note, "exclusive"),
@@ -802,12 +741,12 @@ start(struct jobs *jobs, struct node *device, json_t *note, bool paused,
 static bool
 writes_to_others(struct graph *graph, json_t *note)
 {
-    const char *target = text(note, "target-node");
+    const char *target = note_text(note, "target-node");
 
     if (target) {
         return !graph_find(graph, target);
     }
-    return look_up(names, ARRAY_LEN(names), text(note, "preset")) !=
+    return look_up(names, ARRAY_LEN(names), note_text(note, "preset")) !=
                PRESET_STREAM ||
            flag(note, "release") || flag(note, "delete");
 }
@@ -815,7 +754,7 @@ writes_to_others(struct graph *graph, json_t *note)
 static void
 resume(struct jobs *jobs, struct node *device, json_t *note, bool paused)
 {
-    const char *id = text(note, "id");
+    const char *id = note_text(note, "id");
     const char *file = node_own_file(device)->filename;
     auto_err err = ERR_INIT;
 
@@ -825,7 +764,7 @@ resume(struct jobs *jobs, struct node *device, json_t *note, bool paused)
                  "Job '%s' (%s), which was under way on '%s', stays as it is: "
                  "with --untrusted or --backing-paths a journal cannot have "
                  "another image written; the same command continues it",
-                 id, text(note, "preset"), file);
+                 id, note_text(note, "preset"), file);
         return;
     }
     if (!is_file(device, json_object_get(note, "device"))) {
@@ -838,12 +777,12 @@ resume(struct jobs *jobs, struct node *device, json_t *note, bool paused)
         NODE_SAY(device, warn,
                  "Job '%s' (%s), which was under way on '%s', cannot go on: "
                  "%s%s%s",
-                 id, text(note, "preset"), file, err.msg,
+                 id, note_text(note, "preset"), file, err.msg,
                  err.hint ? "; " : "", err.hint ? err.hint : "");
         forget(device, id);
     } else {
         NODE_SAY(device, info, "Job '%s' (%s), which was under way on '%s', %s",
-                 id, text(note, "preset"), file,
+                 id, note_text(note, "preset"), file,
                  paused ? "is there again, paused" : "goes on");
         if (json_object_get(note, "sessions")) {
             remember_sessions(jobs, device, id);
@@ -866,7 +805,7 @@ resume_jobs(struct jobs *jobs, struct node *node, enum resume_mode mode)
     node_ref(node);
     resume_check_layer(node);
     json_array_foreach (list, i, note) {
-        if (!jobs_find(jobs, text(note, "id"))) {
+        if (!jobs_find(jobs, note_text(note, "id"))) {
             resume(jobs, node, note, mode == RESUME_ASK);
         }
     }
