@@ -46,6 +46,11 @@ def make_target(fmt):
             **({} if fmt == "raw" else {"backing": None})}
 
 
+def add_node(qmp, options):
+    qmp.cmd("blockdev-add", **{k.replace("-", "_"): v
+                               for k, v in options.items()})
+
+
 class Guest:
     """Reads, writes and verifies until it is stopped."""
 
@@ -95,8 +100,7 @@ def switch(fmt, command, ready, **arguments):
     make_disk()
     with daemon() as d:
         qmp, guest = d.qmp(), Guest()
-        qmp.cmd("blockdev-add", **{k.replace("-", "_"): v for k, v
-                                   in make_target(fmt).items()})
+        add_node(qmp, make_target(fmt))
         qmp.events.clear()
         qmp.cmd(command, job_id="j", device="top", target="target",
                 **arguments)
@@ -145,8 +149,7 @@ def a_stop_leaves_a_copy_as_of_then():
     make_disk()
     with daemon() as d:
         qmp, guest = d.qmp(), Guest()
-        qmp.cmd("blockdev-add", **{k.replace("-", "_"): v for k, v
-                                   in make_target("qcow2").items()})
+        add_node(qmp, make_target("qcow2"))
         qmp.cmd("block-copy", job_id="j", device="top", target="target",
                 mode="mirror")
         qmp.wait_event("BLOCK_JOB_READY")
@@ -165,8 +168,7 @@ def an_unfinished_copy_is_refused():
     make_disk()
     with daemon() as d:
         qmp = d.qmp()
-        qmp.cmd("blockdev-add", **{k.replace("-", "_"): v for k, v
-                                   in make_target("qcow2").items()})
+        add_node(qmp, make_target("qcow2"))
         qmp.cmd("block-copy", job_id="j", device="top", target="target",
                 auto_complete=False)
         qmp.wait_event("BLOCK_JOB_READY")
@@ -249,8 +251,7 @@ def a_request_that_takes_long_at_the_switch():
                 "--export", "nbd,id=e,node-name=top,name=a,writable=on") as d:
         qmp = d.qmp()
         target = make_target("qcow2")
-        qmp.cmd("blockdev-add", **{k.replace("-", "_"): v
-                                   for k, v in target.items()})
+        add_node(qmp, target)
         with Nbd("nbd.sock", "a") as nbd:
             nbd.write(0, b"a" * 4096)
             nbd.flush()
@@ -293,8 +294,7 @@ def discards_that_never_end():
         target = make_target("qcow2")
         target["file"] = {"driver": "throttle", "throttle-group": "g",
                           "file": target["file"]}
-        qmp.cmd("blockdev-add", **{k.replace("-", "_"): v
-                                   for k, v in target.items()})
+        add_node(qmp, target)
         qmp.cmd("blockdev-mirror", job_id="j", device="top", target="target",
                 sync="full")
         qmp.wait_event("BLOCK_JOB_READY")
@@ -370,8 +370,7 @@ def blocks_larger_than_a_piece_are_copied():
     make_disk()
     with daemon() as d:
         qmp = d.qmp()
-        qmp.cmd("blockdev-add", **{k.replace("-", "_"): v for k, v
-                                   in make_target("raw").items()})
+        add_node(qmp, make_target("raw"))
         qmp.cmd("blockdev-mirror", job_id="j", device="top", target="target",
                 sync="full", granularity=4 * MIB, copy_mode="background")
         qmp.wait_event("BLOCK_JOB_READY")
@@ -447,8 +446,7 @@ def post_copy_onto_a_marked_image():
     run("truncate", "-s", str(SIZE), "model")
     with daemon() as d:
         qmp = d.qmp()
-        qmp.cmd("blockdev-add", **{k.replace("-", "_"): v for k, v
-                                   in make_target("qcow2").items()})
+        add_node(qmp, make_target("qcow2"))
         qmp.cmd("block-copy", job_id="j", device="top", target="target",
                 mode="mirror")
         qmp.wait_event("BLOCK_JOB_READY")
@@ -468,8 +466,7 @@ def a_hybrid_is_cancelled_after_its_switch():
     make_disk()
     with daemon() as d:
         qmp = d.qmp()
-        qmp.cmd("blockdev-add", **{k.replace("-", "_"): v for k, v
-                                   in make_target("qcow2").items()})
+        add_node(qmp, make_target("qcow2"))
         qmp.cmd("block-copy", job_id="j", device="top", target="target",
                 mode="hybrid", speed=MIB)
         qmp.wait_event("BLOCK_JOB_READY")
@@ -490,8 +487,7 @@ def decided_hybrid(qmp):
     target = make_target("qcow2")
     target["file"] = {"driver": "throttle", "throttle-group": "g",
                       "file": target["file"]}
-    qmp.cmd("blockdev-add", **{k.replace("-", "_"): v for k, v
-                               in target.items()})
+    add_node(qmp, target)
     qmp.cmd("block-copy", job_id="j", device="top", target="target",
             mode="hybrid", copy_mode="write-blocking", speed=1)
     qmp.wait_event("BLOCK_JOB_READY")
@@ -578,8 +574,7 @@ def a_mirror_replaces_what_is_below_its_filter(mode=None):
             qmp = d.qmp()
             with_filter(qmp)
             guest = Guest()
-            qmp.cmd("blockdev-add", **{k.replace("-", "_"): v for k, v
-                                       in make_target("qcow2").items()})
+            add_node(qmp, make_target("qcow2"))
             qmp.cmd("blockdev-mirror", job_id="j", device="thr",
                     target="target", replaces="fmt", sync="full", **more)
             qmp.wait_event("BLOCK_JOB_READY")
@@ -605,8 +600,7 @@ def a_disk_and_a_filter_over_it_are_copied_once():
         qmp = d.qmp()
         with_filter(qmp)
         guest = Guest()
-        qmp.cmd("blockdev-add", **{k.replace("-", "_"): v for k, v
-                                   in make_target("qcow2").items()})
+        add_node(qmp, make_target("qcow2"))
         run("qemu-img", "create", "-q", "-f", "qcow2", "other", str(SIZE))
         qmp.cmd("blockdev-add", driver="qcow2", node_name="other",
                 file={"driver": "file", "filename": "other"})
@@ -750,8 +744,7 @@ def what_was_written_is_sent_and_not_more():
         def change(mode):
             qmp.cmd("block-job-change", id="j", type="mirror", copy_mode=mode)
 
-        qmp.cmd("blockdev-add", **{k.replace("-", "_"): v for k, v
-                                   in make_target("qcow2").items()})
+        add_node(qmp, make_target("qcow2"))
         qmp.cmd("blockdev-mirror", job_id="j", device="top", target="target",
                 sync="full", copy_mode="background")
         qmp.wait_event("BLOCK_JOB_READY")
@@ -789,8 +782,7 @@ def a_mirror_says_whether_it_is_in_step_and_changes_while_it_may():
     make_disk()
     with daemon() as d:
         qmp = d.qmp()
-        qmp.cmd("blockdev-add", **{k.replace("-", "_"): v for k, v
-                                   in make_target("qcow2").items()})
+        add_node(qmp, make_target("qcow2"))
 
         def mirror(job, **more):
             qmp.cmd("blockdev-mirror", job_id=job, device="top",
@@ -937,8 +929,7 @@ def what_cannot_be_is_refused():
     run("qemu-img", "create", "-q", "-f", "raw", "small", str(SIZE // 2))
     with daemon() as d:
         qmp = d.qmp()
-        qmp.cmd("blockdev-add", **{k.replace("-", "_"): v for k, v
-                                   in make_target("raw").items()})
+        add_node(qmp, make_target("raw"))
 
         def refused(text, command, **arguments):
             try:
