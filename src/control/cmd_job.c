@@ -11,24 +11,32 @@
 #include "control/transfer_args.h"
 #include "schema_dispatch.h"
 
-static int
-find_job(struct control *ctl, const char *id, struct job **ret,
-         struct err *err)
+/* One of an earlier daemon may be about to be there again. */
+static struct job *
+wait_for_job(struct control *ctl, const char *id)
 {
     struct job *job = jobs_find(ctl->jobs, id);
 
     if (!job) {
-        return err_set(err, -ENOENT, "Job not found");
+        jobs_wait_resumed(ctl->jobs);
+        job = jobs_find(ctl->jobs, id);
     }
-    *ret = job;
-    return 0;
+    return job;
+}
+
+static int
+find_job(struct control *ctl, const char *id, struct job **ret,
+         struct err *err)
+{
+    *ret = wait_for_job(ctl, id);
+    return *ret ? 0 : err_set(err, -ENOENT, "Job not found");
 }
 
 static int
 find_block_job(struct control *ctl, const char *id, struct job **ret,
                struct err *err)
 {
-    struct job *job = jobs_find(ctl->jobs, id);
+    struct job *job = wait_for_job(ctl, id);
 
     if (!job || !job->driver->is_block_job) {
         return err_set_class(err, ERR_DEVICE_NOT_ACTIVE, -ENOENT,
@@ -142,6 +150,7 @@ int
 cmd_query_jobs(struct control *ctl, const struct args_query_jobs *args,
                json_t **ret, struct err *err)
 {
+    jobs_wait_resumed(ctl->jobs);
     *ret = json_array();
     list_for_each(it, jobs_list(ctl->jobs))
     {
@@ -183,6 +192,7 @@ cmd_query_block_jobs(struct control *ctl,
                      const struct args_query_block_jobs *args, json_t **ret,
                      struct err *err)
 {
+    jobs_wait_resumed(ctl->jobs);
     *ret = json_array();
     list_for_each(it, jobs_list(ctl->jobs))
     {

@@ -282,6 +282,7 @@ cmd_query_transfers(struct control *ctl,
                     const struct args_query_transfers *args, json_t **ret,
                     struct err *err)
 {
+    jobs_wait_resumed(ctl->jobs);
     *ret = json_array();
     list_for_each(it, jobs_list(ctl->jobs))
     {

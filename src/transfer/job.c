@@ -18,7 +18,7 @@
 #include <errno.h>
 #include <string.h>
 
-enum { RESUME_MS = 1000 };
+enum { RESUME_MS = 5000 };
 
 struct jobs {
     struct loop *loop;

@@ -146,10 +146,11 @@ struct list *jobs_list(struct jobs *jobs); /* of struct job.link */
 struct job *jobs_find(struct jobs *jobs, const char *id);
 
 /*
- * Between the two the jobs of an earlier daemon are started again (resume.h),
- * and who would start another waits, for a second at most since the first of
- * them: it may be the same once more, but a disk that hangs shall not hold up
- * the others.  They nest, and do not yield; jobs_wait_resumed() does.
+ * Between the two the jobs of an earlier daemon are started again (resume.h).
+ * Who would start another, which may be the same once more, or asks about jobs,
+ * waits, but for five seconds at most since the first of them: a disk that
+ * hangs shall not hold up the others.  They nest, and do not yield;
+ * jobs_wait_resumed() does.
  */
 void jobs_resume_begin(struct jobs *jobs);
 void jobs_resume_end(struct jobs *jobs);

@@ -221,13 +221,11 @@ def disks_a_and_b():
             f"file.filename={n}")])
 
 
-def while_a_job_is_resumed(end):
-    """The target of a job of b, which an earlier daemon began, is on a server
-    that accepts and says nothing, ever."""
+def a_mirror_to_a_server_is_cut():
+    """A job of b, of a daemon that is gone, whose target's server is, too."""
     for name in ("a", "b", "t"):
         run("qemu-img", "create", "-q", "-f", "qcow2", name, str(SIZE))
-    server = Process("nbdkit", "-f", "-U", "far.sock", "memory", str(SIZE))
-    server.until(lambda: os.stat("far.sock"), FileNotFoundError)
+    server = far_server()
     daemon = disks_a_and_b()
     qmp = daemon.qmp()
     qmp.cmd("blockdev-add", driver="nbd", node_name="far", open_timeout=3600,
@@ -238,9 +236,34 @@ def while_a_job_is_resumed(end):
     daemon.kill()
     daemon.wait()
     server.end()
+    if os.path.exists("far.sock"):
+        os.unlink("far.sock")
+
+
+def far_server():
+    server = Process("nbdkit", "-f", "-U", "far.sock", "memory", str(SIZE))
+    server.until(lambda: os.stat("far.sock"), FileNotFoundError)
+    return server
+
+
+def who_asks_sees_a_job_that_is_resumed():
+    """A manager that connects at once must not take it for one that ended."""
+    a_mirror_to_a_server_is_cut()
+    daemon = disks_a_and_b()
+    qmp = daemon.qmp()
+    qmp.send("query-block-jobs", {})
+    server = far_server()
+    jobs = qmp.answer()["return"]
+    assert [j["device"] for j in jobs] == ["j"], jobs
+    daemon.stop()
+    server.end()
+
+
+def while_a_job_is_resumed(end):
+    """The target of a job of b, which an earlier daemon began, is on a server
+    that accepts and says nothing, ever."""
+    a_mirror_to_a_server_is_cut()
     with socket.socket(socket.AF_UNIX) as mute:
-        if os.path.exists("far.sock"):
-            os.unlink("far.sock")
         mute.bind("far.sock")
         mute.listen()
         mute.settimeout(DEADLINE)
@@ -314,6 +337,8 @@ if __name__ == "__main__":
                lambda daemon, qmp: qmp.cmd("quit")),
               ("SIGTERM ends the daemon while a command hangs",
                lambda daemon, qmp: daemon.process.terminate())]] +
+         [("who asks sees a job that is about to be resumed",
+           who_asks_sees_a_job_that_is_resumed)] +
          [(name, lambda end=end: while_a_job_is_resumed(end))
           for name, end in [
               ("a job of a starts, and quit ends the daemon, while one of b "
