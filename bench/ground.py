@@ -168,23 +168,38 @@ class Ground:
         """Fresh memory of a virtual machine costs ten times more on first
         touch than later: the host has to find it, and takes back whatever
         lies free in large blocks for two seconds (free page reporting).  So
-        write two MiB for each, and give back every other: what is free between
-        them is never large enough to be taken, and whoever asks for a page
-        gets it from there first, page cache and tmpfs alike.  Lists of single
-        CPUs can hold an eighth of all memory, which others do not get."""
-        total, available = memory()
-        have = free_in_small_blocks() if self.warm_pieces else 0
-        if have >= size + total // 16:
+        fill the small blocks, write two MiB for each that is lacking, and give
+        back every other: what is free between them is never large enough to
+        be taken, and whoever asks for a page gets it from there first, page
+        cache and tmpfs alike.  Lists of single CPUs can hold an eighth of all
+        memory, which others do not get."""
+        total, _ = memory()
+        have = free_in_small_blocks()
+        if self.warm_pieces and have >= size + total // 16:
             return
-        room = min(available // 4, total // 6 - self.warm_pieces * MIB)
-        lacks = max(min(size + total // 8 - have, room), 0)
+        lacks = max(size + total // 8 - have, 0)
+        if self.warm_pieces * MIB + lacks > total // 6:
+            # Images that stay lie in the holes by now.
+            self.remove_warm("held")
+            self.warm_pieces, have = 0, free_in_small_blocks()
+            lacks = max(size + total // 8 - have, 0)
+        room = max(memory()[1] - have - total // 16, 0) // 2
+        lacks = min(lacks, room, total // 6)
+        for i in range(have // MIB):
+            self.write_warm(f"given-{i}")
         for self.warm_pieces in range(self.warm_pieces + 1,
                                       self.warm_pieces + 1 + lacks // MIB):
-            for name in ("given", "held"):
-                with open(f"{self.warm}/{name}{self.warm_pieces}", "wb") as f:
-                    f.write(bytes(MIB))
+            self.write_warm(f"given{self.warm_pieces}")
+            self.write_warm(f"held{self.warm_pieces}")
+        self.remove_warm("given")
+
+    def write_warm(self, name):
+        with open(f"{self.warm}/{name}", "wb") as f:
+            f.write(bytes(MIB))
+
+    def remove_warm(self, start):
         for name in os.listdir(self.warm):
-            if name.startswith("given"):
+            if name.startswith(start):
                 os.unlink(f"{self.warm}/{name}")
 
     def settle(self, fs, *paths):
