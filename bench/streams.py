@@ -196,8 +196,9 @@ def busy_merge(fs, size, bars):
         sh("qemu-img", "convert", "-f", "raw", "-O", "qcow2",
            ground.raw(fs, size), snapshot)
         overlay = ground.overlay(fs, "qcow2", snapshot, "qcow2")
-        sh("qemu-io", "-f", "qcow2", "-c",
-           f"write -P 9 0 {size}", overlay)
+        for at in range(0, size, GIB):  # it takes less than 2 GiB at once
+            sh("qemu-io", "-f", "qcow2", "-c",
+               f"write -P 9 {at} {min(GIB, size - at)}", overlay)
         ground.settle(fs)
         with peer.start(ground.folders["run"], (overlay, "qcow2")) as server:
             ground.load(server, seconds=0.3, **guest)

@@ -31,40 +31,45 @@ resume_chain(struct control *ctl, struct node *top)
     }
 }
 
+struct resumption {
+    struct control *ctl;
+    struct node *top;
+};
+
 static void
 resume_main(void *arg)
 {
-    struct control *ctl = arg;
-    struct node **nodes;
-    size_t n;
+    struct resumption *r = arg;
 
-    graph_hold_all(ctl->graph, &nodes, &n);
-    for (size_t i = 0; i < n; i++) {
-        if (nodes[i]->named && !ctl->quitting) {
-            resume_chain(ctl, nodes[i]);
-        }
-        node_unref(nodes[i]);
+    if (!r->ctl->quitting) {
+        resume_chain(r->ctl, r->top);
     }
-    free(nodes);
-    jobs_resume_end(ctl->jobs);
-    ctl->is_resuming = false;
-    waitq_wake_all(&ctl->resumed);
+    node_unref(r->top);
+    jobs_resume_end(r->ctl->jobs);
+    free(r);
 }
 
+/* Each disk by itself: the target of one may hang. */
 void
 control_resume(struct control *ctl)
 {
-    ctl->resumes = ctl->is_resuming = true;
-    jobs_resume_begin(ctl->jobs);
-    coro_start(ctl->loop, resume_main, ctl);
-}
+    struct node **nodes;
+    size_t n;
 
-bool
-control_end_resume(struct control *ctl, uint64_t deadline_ns)
-{
-    while (ctl->is_resuming && waitq_wait_until(&ctl->resumed, deadline_ns)) {
+    ctl->resumes = true;
+    graph_hold_all(ctl->graph, &nodes, &n);
+    for (size_t i = 0; i < n; i++) {
+        if (nodes[i]->named) {
+            struct resumption *r = xmalloc(sizeof(*r));
+
+            *r = (struct resumption){.ctl = ctl, .top = nodes[i]};
+            jobs_resume_begin(ctl->jobs);
+            coro_start(ctl->loop, resume_main, r);
+        } else {
+            node_unref(nodes[i]);
+        }
     }
-    return !ctl->is_resuming;
+    free(nodes);
 }
 
 int

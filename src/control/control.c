@@ -34,7 +34,6 @@ control_new(struct loop *loop, const struct control_options *options)
     waitq_init(&ctl->monitors_changed);
     waitq_init(&ctl->exports_changed);
     waitq_init(&ctl->quit);
-    waitq_init(&ctl->resumed);
     return ctl;
 }
 
@@ -60,8 +59,8 @@ control_free(struct control *ctl)
               waited_enough);
     monitors_stop(ctl);
     control_stop_nbd(ctl);
-    bool over = control_end_resume(
-        ctl, loop_now(ctl->loop) + CONTROL_LET_GO_MS * NS_PER_MS);
+    bool over = jobs_wait_resumed_until(
+        ctl->jobs, loop_now(ctl->loop) + CONTROL_LET_GO_MS * NS_PER_MS);
 
     over = jobs_end(ctl->jobs, loop_now(ctl->loop) +
                                    CONTROL_LET_GO_MS * NS_PER_MS) &&

@@ -29,8 +29,6 @@ struct control {
     bool nbd_stopping;
     bool held; /* see control_options.hold_clients */
     bool resumes; /* control_resume() was called */
-    bool is_resuming; /* and what was there then is not all started */
-    struct waitq resumed;
     enum resume_mode resume;
     json_t *objects; /* by id */
 };
@@ -100,9 +98,6 @@ void monitors_stop(struct control *ctl);
  * still runs: its client stays.  Yields.
  */
 bool monitors_close(struct control *ctl);
-
-/* Waits for what control_resume() began; false where it hangs.  Yields. */
-bool control_end_resume(struct control *ctl, uint64_t deadline_ns);
 
 /* jobs_new()'s callback. */
 void control_job_event(void *ctl, const struct job_event *ev);

@@ -31,6 +31,7 @@ struct jobs {
     unsigned resuming;
     uint64_t resuming_since;
     struct waitq resumed; /* nobody is any more */
+    struct list looked_at;
 };
 
 #define S(status) (1u << JOB_##status)
@@ -141,6 +142,7 @@ jobs_new(struct loop *loop,
     list_init(&jobs->ids);
     waitq_init(&jobs->changed);
     waitq_init(&jobs->resumed);
+    list_init(&jobs->looked_at);
     return jobs;
 }
 
@@ -186,13 +188,25 @@ jobs_resume_end(struct jobs *jobs)
     }
 }
 
+bool
+jobs_wait_resumed_until(struct jobs *jobs, uint64_t deadline_ns)
+{
+    while (jobs->resuming && waitq_wait_until(&jobs->resumed, deadline_ns)) {
+    }
+    return !jobs->resuming;
+}
+
 void
 jobs_wait_resumed(struct jobs *jobs)
 {
-    while (jobs->resuming &&
-           waitq_wait_until(&jobs->resumed,
-                            jobs->resuming_since + RESUME_MS * NS_PER_MS)) {
-    }
+    jobs_wait_resumed_until(jobs,
+                            jobs->resuming_since + RESUME_MS * NS_PER_MS);
+}
+
+struct list *
+jobs_looked_at(struct jobs *jobs)
+{
+    return &jobs->looked_at;
 }
 
 int

@@ -149,12 +149,15 @@ struct job *jobs_find(struct jobs *jobs, const char *id);
  * Between the two the jobs of an earlier daemon are started again (resume.h).
  * Who would start another, which may be the same once more, or asks about jobs,
  * waits, but for five seconds at most since the first of them: a disk that
- * hangs shall not hold up the others.  They nest, and do not yield;
- * jobs_wait_resumed() does.
+ * hangs shall not hold up the others.  They nest, and do not yield; who waits
+ * does.
  */
 void jobs_resume_begin(struct jobs *jobs);
 void jobs_resume_end(struct jobs *jobs);
 void jobs_wait_resumed(struct jobs *jobs);
+/* False where they are not all there at @deadline_ns. */
+bool jobs_wait_resumed_until(struct jobs *jobs, uint64_t deadline_ns);
+struct list *jobs_looked_at(struct jobs *jobs); /* of resume.c's own */
 
 /*
  * Checks the id (QEMU's rule and text; -EEXIST where it is taken) before

@@ -124,8 +124,9 @@ resume_describe(enum transfer_preset preset, const struct transfer_options *o)
     set_file(note, "base", o->base);
     if (o->target) {
         set_target(note, o);
-    } else if (o->finish == FINISH_STAY) { /* a commit */
-        json_object_set_new(note, "finish", json_integer(FINISH_STAY));
+    } else if (preset == PRESET_COMMIT) {
+        json_object_set_new(note, "finish", json_integer(o->finish));
+        json_object_set_new(note, "copy-mode", json_integer(o->copy_mode));
     }
     bool is_whole = (!o->top || json_object_get(note, "top")) &&
                     (!o->base || json_object_get(note, "base"));
@@ -790,14 +791,36 @@ resume(struct jobs *jobs, struct node *device, json_t *note, bool paused)
     }
 }
 
+/* A node that is looked at: a list that was read may be of yesterday when
+ * another has started what is in it. */
+struct look {
+    struct list link;
+    const struct node *node;
+};
+
+static bool
+is_looked_at(struct jobs *jobs, const struct node *node)
+{
+    list_for_each(it, jobs_looked_at(jobs))
+    {
+        if (container_of(it, struct look, link)->node == node) {
+            return true;
+        }
+    }
+    return false;
+}
+
 void
 resume_jobs(struct jobs *jobs, struct node *node, enum resume_mode mode)
 {
     const struct node *file = node_own_file(node);
+    struct look look = {.node = node};
 
-    if (!file || node->drv->is_protocol || mode == RESUME_NEVER) {
+    if (!file || node->drv->is_protocol || mode == RESUME_NEVER ||
+        is_looked_at(jobs, node)) {
         return;
     }
+    list_push(jobs_looked_at(jobs), &look.link);
     json_t *list = resume_list(graph_journals(node->graph), file->filename);
     json_t *note;
     size_t i;
@@ -809,6 +832,7 @@ resume_jobs(struct jobs *jobs, struct node *node, enum resume_mode mode)
             resume(jobs, node, note, mode == RESUME_ASK);
         }
     }
+    list_remove(&look.link);
     node_unref(node);
     json_decref(list);
 }

@@ -249,11 +249,14 @@ def a_commit_ends_as_it_is_told(finish, disk):
             qmp = d.qmp()
             qmp.events.clear()
             qmp.cmd("block-transfer", preset="commit", job_id="j",
-                    device="top", finish=finish, speed=1)
+                    device="top", finish=finish, speed=1,
+                    copy_mode="background")
             while not qmp.cmd("query-transfers")[0]["bytes-moved"]:
                 time.sleep(0.01)
             d.kill()
             d.wait()
+        with open("top.sluice", "rb") as record:  # told, not left to Sluice
+            assert b'"copy-mode":1' in record.read()
         with daemon() as d:
             qmp = d.qmp()
             assert qmp.cmd("query-block-jobs")[0]["type"] == "commit"

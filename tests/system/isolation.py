@@ -221,8 +221,9 @@ def disks_a_and_b():
             f"file.filename={n}")])
 
 
-def a_mirror_to_a_server_is_cut():
-    """A job of b, of a daemon that is gone, whose target's server is, too."""
+def a_mirror_to_a_server_is_cut(disk="b", other=None):
+    """Job j of @disk, of a daemon that is gone, whose target's server is, too;
+    and job i of the @other disk, which is mirrored to a file."""
     for name in ("a", "b", "t"):
         run("qemu-img", "create", "-q", "-f", "qcow2", name, str(SIZE))
     server = far_server()
@@ -230,14 +231,24 @@ def a_mirror_to_a_server_is_cut():
     qmp = daemon.qmp()
     qmp.cmd("blockdev-add", driver="nbd", node_name="far", open_timeout=3600,
             server={"type": "unix", "path": os.path.abspath("far.sock")})
-    qmp.cmd("blockdev-mirror", job_id="j", device="b", target="far",
+    qmp.cmd("blockdev-mirror", job_id="j", device=disk, target="far",
             sync="full")
-    qmp.wait_event("BLOCK_JOB_READY")
+    qmp.wait_event("BLOCK_JOB_READY", device="j")
+    if other:
+        mirror_to_t(qmp, other)
     daemon.kill()
     daemon.wait()
     server.end()
     if os.path.exists("far.sock"):
         os.unlink("far.sock")
+
+
+def mirror_to_t(qmp, disk):
+    qmp.cmd("blockdev-add", driver="qcow2", node_name="t",
+            file={"driver": "file", "filename": "t"})
+    qmp.cmd("blockdev-mirror", job_id="i", device=disk, target="t",
+            sync="full")
+    qmp.wait_event("BLOCK_JOB_READY", device="i")
 
 
 def far_server():
@@ -259,24 +270,30 @@ def who_asks_sees_a_job_that_is_resumed():
     server.end()
 
 
-def while_a_job_is_resumed(end):
+def while_a_job_is_resumed(act, *disks):
     """The target of a job of b, which an earlier daemon began, is on a server
     that accepts and says nothing, ever."""
-    a_mirror_to_a_server_is_cut()
+    a_mirror_to_a_server_is_cut(*disks)
     with socket.socket(socket.AF_UNIX) as mute:
         mute.bind("far.sock")
         mute.listen()
         mute.settimeout(DEADLINE)
         daemon = disks_a_and_b()
         with mute.accept()[0]:
-            qmp = daemon.qmp()
-            qmp.cmd("blockdev-add", driver="qcow2", node_name="t",
-                    file={"driver": "file", "filename": "t"})
-            qmp.cmd("blockdev-mirror", job_id="i", device="a", target="t",
-                    sync="full")
-            qmp.wait_event("BLOCK_JOB_READY")
-            end(daemon, qmp)
+            act(daemon, daemon.qmp())
             ended(daemon)
+
+
+def another_job_starts(end):
+    def act(daemon, qmp):
+        mirror_to_t(qmp, "a")
+        end(daemon, qmp)
+    return act
+
+
+def another_is_resumed(daemon, qmp):
+    assert [j["id"] for j in qmp.cmd("query-jobs")] == ["i"]
+    qmp.cmd("quit")
 
 
 def beside_a_hanging_path(where, command, **arguments):
@@ -339,12 +356,19 @@ if __name__ == "__main__":
                lambda daemon, qmp: daemon.process.terminate())]] +
          [("who asks sees a job that is about to be resumed",
            who_asks_sees_a_job_that_is_resumed)] +
-         [(name, lambda end=end: while_a_job_is_resumed(end))
-          for name, end in [
+         [(name, lambda act=act, disks=disks:
+           while_a_job_is_resumed(act, *disks))
+          for name, act, *disks in [
               ("a job of a starts, and quit ends the daemon, while one of b "
-               "is resumed", lambda daemon, qmp: qmp.cmd("quit")),
+               "is resumed",
+               another_job_starts(lambda daemon, qmp: qmp.cmd("quit"))),
               ("SIGTERM ends the daemon while a job is resumed",
-               lambda daemon, qmp: daemon.process.terminate())]] +
+               another_job_starts(
+                   lambda daemon, qmp: daemon.process.terminate())),
+              ("the job of b is resumed while the one of a hangs",
+               another_is_resumed, "a", "b"),
+              ("the job of a is resumed while the one of b hangs",
+               another_is_resumed, "b", "a")]] +
          [(f"others go on while {what} is looked for in a folder that hangs",
            lambda how=how, more=more: beside_a_hanging_path(*how, **more))
           for what, *how, more in HANGING_PATHS])
