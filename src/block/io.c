@@ -483,6 +483,7 @@ change_begin(struct change *c, struct range_hold *hold)
     if (!r && !c->quiet && c->hold->mode == RANGE_EXCLUSIVE) {
         c->forwards = forward_begin(c->node, c->op, c->off, c->len, &c->sg);
     }
+    c->node->under_way += !r;
     c->diverter = !r && !c->quiet ? find_diverter(c) : NULL;
     c->below = !r && c->node->n_overlays;
     if (c->below) {
@@ -495,6 +496,7 @@ change_begin(struct change *c, struct range_hold *hold)
 static int
 change_end(struct change *c, int r, unsigned flags)
 {
+    c->node->under_way--;
     c->node->write_gen++;
     if (!c->background) {
         c->node->users_gen = c->node->write_gen;
@@ -933,7 +935,11 @@ flush_layer(struct node *node)
     if (node->failed) {
         return node->failed;
     }
-    if (node->flushed_gen == gen) {
+    /*
+     * Whoever asks the maps sees parts of changes that are under way, and what
+     * he concludes from that needs them to be durable, too.
+     */
+    if (node->flushed_gen == gen && !node->under_way) {
         return 0;
     }
     if (node->drv->flush) {

@@ -79,6 +79,7 @@ struct node {
     struct grace changes; /* the requests that change it and fire taps */
     /* Counts changes: all, those of its users, those that are durable. */
     uint64_t write_gen, users_gen, flushed_gen;
+    unsigned under_way; /* changes, of which the maps may show a part already */
 
     struct graph *graph;
     struct list link; /* graph's nodes */
