@@ -51,9 +51,9 @@ const struct verb cli_verbs[] = {
      "[--manual] [--detach|--wait]",
      "move layers of a daemon's disk into one below them", verb_commit, false},
     {"merge",
-     "merge DISK [--snapshot NODE] [--into snapshot|overlay|auto] [--delete] [--keep-name] "
-     "[--dependents-in DIR] [--exclusive] [--speed RATE] [--job-id ID] "
-     "[--detach]",
+     "merge DISK [--snapshot NODE] [--into snapshot|overlay|auto] [--delete] "
+     "[--keep-name] [--dependents-in DIR] [--exclusive] [--max-extra SIZE] "
+     "[--speed RATE] [--job-id ID] [--detach]",
      "make a daemon's disk and its snapshot one image, in place", verb_merge,
      false},
     {"snapshot", "snapshot DISK FILE | DISK=FILE... [-f FORMAT]",

@@ -14,7 +14,7 @@ struct merge {
     struct qmp_client *client;
     const char *disk, *snapshot, *into, *job_id;
     json_t *folders; /* --dependents-in */
-    uint64_t speed;
+    uint64_t speed, max_extra;
     bool delete, keep_name, exclusive, detach;
     char *node, *id;
 };
@@ -29,6 +29,10 @@ layers(const struct merge *m)
     }
     if (m->into) {
         json_object_set_new(o, "into", json_string(m->into));
+    }
+    if (m->max_extra) {
+        json_object_set_new(o, "max-extra",
+                            json_integer((json_int_t)m->max_extra));
     }
     json_object_set_new(o, "keep-name", json_boolean(m->keep_name));
     return o;
@@ -126,7 +130,7 @@ int
 verb_merge(struct cli *cli)
 {
     struct merge m = {.cli = cli};
-    const char *speed = NULL;
+    const char *speed = NULL, *extra = NULL;
     const struct cli_option options[] = {
         {0, "snapshot", &m.snapshot, NULL, false},
         {0, "into", &m.into, NULL, false},
@@ -134,6 +138,7 @@ verb_merge(struct cli *cli)
         {0, "keep-name", NULL, &m.keep_name, false},
         {0, "dependents-in", NULL, NULL, false, &m.folders},
         {0, "exclusive", NULL, &m.exclusive, false},
+        {0, "max-extra", &extra, NULL, false},
         {0, "speed", &speed, NULL, false},
         {0, "job-id", &m.job_id, NULL, false},
         {'d', "detach", NULL, &m.detach, false},
@@ -144,6 +149,9 @@ verb_merge(struct cli *cli)
 
     if (!r && speed && !cli_parse_size(speed, &m.speed)) {
         r = cli_usage(cli, "'%s' is no rate", speed);
+    }
+    if (!r && extra && !cli_parse_size(extra, &m.max_extra)) {
+        r = cli_usage(cli, "'%s' is no size", extra);
     }
     if (!r && m.into && strcmp(m.into, "snapshot") &&
         strcmp(m.into, "overlay") && strcmp(m.into, "auto")) {

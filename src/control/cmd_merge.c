@@ -119,6 +119,7 @@ cmd_query_merge_plan(struct control *ctl,
     struct transfer_options o = {
         .into = take_merge_into(args->has_into, args->into),
         .release = true,
+        .max_extra = args->max_extra,
         .keep_name = args->keep_name,
     };
     int r = find_layers(ctl, args->device, args->snapshot, &o, err);

@@ -612,6 +612,17 @@ def in_exactly_the_promised_space():
     judge_sunk()
 
 
+def is_said_to_lack_space(qmp):
+    """It is reckoned while the job pauses already."""
+    give_up = time.monotonic() + 10
+    while time.monotonic() < give_up:
+        report = qmp.cmd("query-transfers")[0]
+        if report["space-needed"] > report["space-free"]:
+            return True
+        time.sleep(0.01)
+    return False
+
+
 def take_all_space(qmp):
     """Until the job notices; what it gives back is taken, too."""
     names = []
@@ -639,8 +650,7 @@ def the_rest_of_the_space_goes_away():
         assert e["data"]["action"] == "stop", e
         job = qmp.cmd("query-block-jobs")[0]
         assert job["io-status"] == "nospace" and job["paused"], job
-        report = qmp.cmd("query-transfers")[0]
-        assert report["space-needed"] > report["space-free"], report
+        assert is_said_to_lack_space(qmp), qmp.cmd("query-transfers")
         with Nbd("nbd.sock", "a") as nbd:  # where the disk holds it already
             nbd.write(10 * MIB, nbd.read(10 * MIB, 4096))
             nbd.flush()
@@ -716,8 +726,7 @@ def a_job_that_waits_for_space_is_there_again():
                 time.sleep(0.01)
             assert job and job["paused"], (job, d.errors())
             assert job["io-status"] == "nospace", (job, d.errors())
-            report = qmp.cmd("query-transfers")[0]
-            assert report["space-needed"] > report["space-free"], report
+            assert is_said_to_lack_space(qmp), qmp.cmd("query-transfers")
             if not turn:
                 d.kill()
                 d.wait()
@@ -741,6 +750,10 @@ def the_command_merges():
         control = ["--socket", d.socket]
         out = run(SLUICE, "merge", "e", "--dry-run", *control)[1]
         assert "Would copy 16.0 MiB into the overlay 'top'" in out, out
+        needs = [json.loads(run(SLUICE, "merge", "e", "--dry-run", "--json",
+                                "--max-extra", extra, *control)[1])
+                 ["space-needed"] for extra in ("4M", "10M")]
+        assert needs[1] - needs[0] == 6 * MIB, needs
         out = run(SLUICE, "merge", "e", "--into", "snapshot", "--delete",
                   *control)[1]
         assert "The disk is now node 'base'" in out, out

@@ -226,6 +226,7 @@ sink_measure(const struct transfer_options *o, struct transfer_plan *ret,
     t->shadowed = true;
     t->sync = SYNC_TOP;
     if (o->release) {
+        t->release.max_extra = o->max_extra;
         release_init(t, RELEASE_ABOVE, o->top, o->base);
     }
     int r = transfer_measure(t, mirror_next, ret, err);

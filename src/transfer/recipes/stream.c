@@ -240,6 +240,7 @@ stream_plan(const struct transfer_options *o, struct transfer_plan *ret,
     t->base = o->base;
     t->copy.source = backing ? node_ref(backing->child) : NULL;
     if (o->release && backing) {
+        t->release.max_extra = o->max_extra;
         release_init(t, RELEASE_BELOW, backing->child, o->base);
     }
     r = transfer_measure(t, stream_next, ret, err);
