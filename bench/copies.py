@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 
-from ground import GIB, MIB, must_be_alike, sh
+from ground import GIB, MIB, must_be_alike, remove_journals, sh
 from judge import Bar, Case
 from streams import DAEMONS, ended, nbdkit, plain_copy, run_job
 
@@ -315,6 +315,7 @@ def beside_a_hanging_disk(bars):
                 peer.start(ground.folders["run"]) as server:
             for name in ("a", "b"):
                 path = ground.path("tmpfs", f"{name}.qcow2")
+                remove_journals(path)
                 sh("qemu-img", "create", "-q", "-f", "qcow2", path, "64M")
             server.qmp("blockdev-add", driver="qcow2", node_name="a",
                        file={"driver": "file",

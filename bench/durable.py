@@ -6,7 +6,7 @@ import os
 import time
 
 from copies import add_target, mirror
-from ground import GIB, remove
+from ground import GIB, remove, remove_journals
 from judge import Case
 from peers import SLUICE, Daemon
 
@@ -27,15 +27,15 @@ def shared_log(bars):
     def sample(ground, peer, first):
         base = ground.full("ext4", "raw")
         count = 2000 if ground.quick else 6000
-        figures = {}
-        for key, daemon in (("iops", peer),
-                            ("without", without_memory(peer.program))):
+        figures = {"iops": 0, "without": 0}
+        turns = (("iops", peer), ("without", without_memory(peer.program)))
+        for key, daemon in turns + turns[::-1]:
             overlay = ground.overlay("ext4", "qcow2", base, "raw")
             ground.warm_memory(count * 65536)
             with daemon.start(ground.folders["run"], (overlay, "qcow2"),
                               backing=(base, "raw")) as server:
-                figures[key] = ground.load(server, count=count, seconds=15,
-                                           **WRITES)["iops"]
+                figures[key] += ground.load(server, count=count, seconds=15,
+                                            **WRITES)["iops"] / 2
             os.unlink(overlay)
         return {**figures, "of_without": figures["iops"] / figures["without"]}
     return Case("write 4k that allocates, depth 8, beside the same without the "
@@ -68,8 +68,7 @@ def dirty_log(bars):
                     figures[key + suffix] = ground.load(
                         server, seconds=max(ground.seconds, 1),
                         **WRITES)["iops"]
-            for name in (".sluice", ".sluice-dirty"):
-                remove(source + name)
+            remove_journals(source)
         remove(target)
         ground.drop(source)
         return {"touch_kept": figures["touch"] / figures["touch_without"],

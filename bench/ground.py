@@ -2,6 +2,7 @@
 """Where the files of the bench lie: file systems, images that are made once,
 the load, and what results are compared with."""
 import contextlib
+import glob
 import json
 import os
 import random
@@ -55,6 +56,12 @@ def remove(path):
     if os.path.isdir(path):
         shutil.rmtree(path)
     elif os.path.lexists(path):
+        os.unlink(path)
+
+
+def remove_journals(image):
+    """What a daemon has left beside an image, for the next to go on with."""
+    for path in glob.glob(glob.escape(image) + ".sluice*"):
         os.unlink(path)
 
 
