@@ -93,7 +93,7 @@ format_of(const unsigned char magic[4])
 static bool
 shows(const struct node *node, const struct file *f)
 {
-    const struct node *file = node ? node_own_file(node) : NULL;
+    const struct node *file = node ? node_file_below(node) : NULL;
 
     return file && f->dev == file->file_id.dev && f->ino == file->file_id.ino;
 }
@@ -108,8 +108,10 @@ probe(const struct search *s, const char *path, const char **ret)
     int r = file_open(loop, path, 0, &f);
 
     *ret = NULL;
-    if (r == -EISDIR || r == -ENOTSUP || r == -ENXIO || r == -ENOENT) {
-        return 0; /* a folder; a pipe; a socket; or it has just gone */
+    if (r == -EISDIR || r == -ENOTSUP || r == -ENXIO || r == -ENOENT ||
+        r == -ELOOP) {
+        /* a folder; a pipe; a socket; it has just gone; links in a circle */
+        return 0;
     }
     if (r) {
         return r;
@@ -239,7 +241,8 @@ look_everywhere(struct search *s, struct err *err)
 int
 dependents_check(const struct dependents_search *what, struct err *err)
 {
-    const struct node *file = what->stays || what->may_be_device
+    const struct node *file = what->stays ? node_file_below(what->node)
+                              : what->may_be_device
                                   ? node_own_file(what->node)
                                   : node_local_file(what->node);
     struct search s = {what, file, 0};
@@ -249,7 +252,8 @@ dependents_check(const struct dependents_search *what, struct err *err)
     }
     if (!file) {
         return err_set(err, -ENOTSUP,
-                       "Node '%s' is no regular file that could be deleted",
+                       "Node '%s' is no regular file of its own, which could "
+                       "be deleted",
                        what->node->name);
     }
     if (what->node->read_only && !what->stays && !what->is_opened_to_look) {

@@ -56,6 +56,7 @@ struct node {
     enum detect_zeroes detect_zeroes;
     /* Opened as a backing file; while it is one, the chain index caches. */
     bool is_layer;
+    bool is_part; /* shows a part of its file child only */
     bool incomplete; /* an unfinished target (design rule 5) */
     bool inactive;   /* handed over: no driver's state (block/activate.c) */
     bool resizing;   /* node_resize() of it, or below it, is under way */
@@ -512,10 +513,19 @@ void node_keep_writable(struct node *node);
 int node_set_active(struct node *node, bool active, struct err *err);
 /* -EPERM where it is handed over.  Does not yield. */
 int node_check_active(const struct node *node, struct err *err);
-/* The node of the regular file that @node is in, or NULL.  Does not yield. */
+/*
+ * The node of the regular file that @node is, or NULL: a part of a file is no
+ * file of its own.  Does not yield.
+ */
 const struct node *node_local_file(const struct node *node);
 /* As node_local_file(), of a block device, too. */
 const struct node *node_own_file(const struct node *node);
+/* As node_own_file(), also where @node is only a part of it. */
+const struct node *node_file_below(const struct node *node);
+/* Is it only a part of its file: a raw node with an offset or a size? */
+bool node_is_part(const struct node *node);
+/* -ENOTSUP: no header of an image can name it, since it is a part of a file. */
+int node_check_name(const struct node *node, struct err *err);
 struct switch_intent;
 /*
  * Deletes the source of a switch, durably, where its name still means the file

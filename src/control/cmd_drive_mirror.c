@@ -26,7 +26,7 @@ create(struct control *ctl, const struct args_drive_mirror *args,
        const struct transfer_options *o, const char *format, char **ret_made,
        struct err *err)
 {
-    const struct node *ours = node_local_file(o->device);
+    const struct node *ours = node_file_below(o->device);
 
     *ret_made = NULL;
     if (ours && is_same_file(ctl->loop, args->target, ours->filename)) {

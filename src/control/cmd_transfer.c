@@ -246,7 +246,9 @@ cmd_block_transfer(struct control *ctl,
                    struct err *err)
 {
     /* Both enumerations have one order. */
-    enum transfer_preset preset = (enum transfer_preset)args->preset;
+    enum transfer_preset preset = args->preset == QMP_TRANSFER_PRESET_COPY
+                                      ? PRESET_PRE_COPY
+                                      : (enum transfer_preset)args->preset;
     bool is_merge = preset == PRESET_MERGE;
     struct transfer_options o = {
         .job_id = args->job_id,

@@ -25,15 +25,12 @@ struct named_file {
 static int
 name_of_disk(const struct node *node, struct named_file *ret, struct err *err)
 {
-    const struct node *file;
-    bool window = false;
+    const struct node *file = node;
 
-    for (file = node; file->file; file = file->file->child) {
-        window |= !strcmp(file->drv->name, "raw") &&
-                  (json_object_get(file->options, "offset") ||
-                   json_object_get(file->options, "size"));
+    while (file->file) {
+        file = file->file->child;
     }
-    if (window || !file->filename ||
+    if (node_is_part(node) || !file->filename ||
         (strcmp(file->drv->name, "file") &&
          strcmp(file->drv->name, "host_device"))) {
         int r = err_set(err, -ENOTSUP,

@@ -45,6 +45,7 @@ raw_open(struct node *node, json_t *options, struct err *err)
 
     raw->offset = offset;
     raw->fixed_size = fixed;
+    node->is_part = offset || fixed;
     node->state = raw;
     node->limits.preferred = file->limits.preferred;
     return 0;

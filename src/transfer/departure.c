@@ -102,12 +102,13 @@ check_overlay(struct transfer *t, struct node *overlay, struct err *err)
 {
     int r = 0;
 
-    if (!t->copy.target->filename || !overlay->drv->set_backing) {
+    if (!t->copy.target->filename || node_is_part(t->copy.target) ||
+        !overlay->drv->set_backing) {
         r = err_set(err, -ENOTSUP,
                     "Node '%s' names '%s' as its backing file, and cannot "
                     "name '%s'",
                     overlay->name, t->copy.source->name, t->copy.target->name);
-        err_hint(err, "take a target that has a file; or let the target "
+        err_hint(err, "take a target that is a file; or let the target "
                       "stay a copy (finish: stay; block-job-cancel of a "
                       "mirror)");
     }

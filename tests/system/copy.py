@@ -949,7 +949,38 @@ def what_cannot_be_is_refused():
                 device="top", target="target", sync="bitmap")
         refused("granularity", "blockdev-mirror", device="top",
                 target="target", sync="full", granularity=1000)
+        for sync in "top", "none":
+            refused(f"lacks what 'sync': '{sync}' does not copy",
+                    "block-transfer", preset="copy", device="top",
+                    target="target", sync=sync)
+        with open("odd", "wb") as f:
+            f.truncate(MIB + 777)
+        run("qemu-img", "create", "-q", "-f", "qcow2", "even", "512")
+        for name, driver in ("odd", "raw"), ("even", "qcow2"):
+            qmp.cmd("blockdev-add", driver=driver, node_name=name,
+                    file={"driver": "file", "filename": name})
+        for mode in "pre-copy", "post-copy", "hybrid", "mirror":
+            refused("which no qcow2 image can have", "block-copy",
+                    device="odd", target="even", mode=mode)
         d.stop()
+    info = json.loads(run("qemu-img", "info", "--output=json", "even")[1])
+    assert info["virtual-size"] == 512, info
+
+
+def the_preset_that_says_only_copy():
+    make_disk()
+    with daemon() as d:
+        qmp = d.qmp()
+        add_node(qmp, make_target("qcow2"))
+        guest = Guest()
+        qmp.cmd("block-transfer", job_id="j", preset="copy", device="top",
+                target="target")
+        end = qmp.wait_event("BLOCK_JOB_COMPLETED")
+        assert "error" not in end["data"], end
+        assert qmp.cmd("query-block-exports")[0]["node-name"] == "target"
+        guest.stop()
+        d.stop()
+    judge("qcow2")
 
 
 if __name__ == "__main__":
@@ -978,4 +1009,4 @@ if __name__ == "__main__":
           a_target_of_version_2_becomes_3_where_that_is_allowed,
           a_copy_that_cannot_end_does_not_begin,
           a_full_target_pauses_the_copy_and_not_the_guest,
-          what_cannot_be_is_refused])
+          what_cannot_be_is_refused, the_preset_that_says_only_copy])

@@ -195,6 +195,18 @@ def another_program(q):
     return ["another program"], stop
 
 
+def links_in_a_circle_need_nothing():
+    make()
+    os.symlink("circle", "circle")
+    with daemon() as d:
+        q = d.qmp()
+        start(q)
+        assert not end(q)
+        d.stop()
+    assert not os.path.exists("top")
+    holds_the_data()
+
+
 def a_clone_beside_what_a_link_leads_to(q):
     os.mkdir("pool")
     os.rename("top", "pool/top")
@@ -415,6 +427,7 @@ if __name__ == "__main__":
                   an_image_that_cannot_be_read),
           refused("a clone beside what a link leads to",
                   a_clone_beside_what_a_link_leads_to),
+          links_in_a_circle_need_nothing,
           what_a_link_leads_to_is_deleted,
           what_a_link_leads_to_is_deleted_by_the_next_daemon,
           refused("another overlay here", another_overlay),

@@ -120,7 +120,12 @@ check(const struct transfer_options *o, struct err *err)
                        "'backing-file' specified, but 'top' is the active "
                        "layer");
     }
-    return 0;
+    int r = overlay && !o->backing_file ? node_check_name(o->base, err) : 0;
+
+    if (r) {
+        err_hint(err, "say with 'backing-file' how the header shall name it");
+    }
+    return r;
 }
 
 int

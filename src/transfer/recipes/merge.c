@@ -280,6 +280,10 @@ check_into_snapshot(const struct transfer_options *o, struct err *err)
                        "its backing file",
                        overlay->drv->name, overlay->name);
     }
+    r = overlay ? node_check_name(o->base, err) : 0;
+    if (r) {
+        return r;
+    }
     if (o->base->size != o->device->size && !can_resize(o->base)) {
         return err_set(err, -ENOTSUP,
                        "The snapshot '%s' has %llu bytes and the disk '%s' "

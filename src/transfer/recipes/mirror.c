@@ -187,6 +187,17 @@ match_size(const struct transfer_options *o, struct err *err)
 {
     struct node *source = o->device, *target = o->target;
 
+    if (target->drv->set_backing && source->size % 512) {
+        int r = err_set(err, -EINVAL,
+                        "The disk '%s' has %llu bytes, which no %s image can "
+                        "have",
+                        source->name, (unsigned long long)source->size,
+                        target->drv->name);
+
+        err_hint(err, "its size must be a multiple of 512; take a raw target, "
+                      "or resize the disk");
+        return r;
+    }
     if (target->size < source->size && target->drv->truncate) {
         return node_truncate(target, source->size, err);
     }
@@ -209,6 +220,34 @@ reads_alike(const struct node *top, const struct node *node)
         top = top->file->child;
     }
     return top == node;
+}
+
+/*
+ * A copy that switches by itself leaves guests on the target: what it does not
+ * copy must be below that.
+ */
+static int
+check_rest_is_below(const struct transfer_options *o, struct err *err)
+{
+    const struct node *image = node_skip_filters(o->device);
+    const struct edge *rest = o->sync == SYNC_TOP ? image->backing : NULL;
+    const struct edge *below = o->target->backing;
+
+    if (o->sync == SYNC_FULL || o->finish != FINISH_SWITCH ||
+        o->wait_for_verb || (o->sync == SYNC_TOP && !rest) ||
+        (below && (below->child == o->device ||
+                   (rest && below->child == rest->child)))) {
+        return 0;
+    }
+    int r = err_set(err, -EINVAL,
+                    "The target '%s' lacks what 'sync': '%s' does not copy, "
+                    "and the disk would go on there",
+                    o->target->name, o->sync == SYNC_TOP ? "top" : "none");
+
+    err_hint(err, "give the target '%s' as its backing file, or copy it in "
+                  "full",
+             rest ? rest->child->name : o->device->name);
+    return r;
 }
 
 static int
@@ -245,7 +284,7 @@ check(const struct transfer_options *o, struct err *err)
                        "not lead to an abrupt change of visible data",
                        o->replaces->name, o->device->name);
     }
-    return 0;
+    return check_rest_is_below(o, err);
 }
 
 static int

@@ -98,6 +98,11 @@ check_overlay_target(const struct transfer_options *o, struct err *err)
                     "Node '%s' has no file that a header could name",
                     source->name);
         err_hint(err, "pre-copy can copy it");
+    } else {
+        r = node_check_name(source, err);
+        if (r) {
+            err_hint(err, "pre-copy can copy it");
+        }
     }
     return r;
 }

@@ -117,7 +117,12 @@ check(const struct transfer_options *o, struct err *err)
                        "its backing file",
                        device->drv->name, device->name);
     }
-    return 0;
+    int r = o->base && !o->backing_file ? node_check_name(o->base, err) : 0;
+
+    if (r) {
+        err_hint(err, "say with 'backing-file' how the header shall name it");
+    }
+    return r;
 }
 
 /* They lose what the device hides: nobody else may read them. */
