@@ -12,7 +12,7 @@
 struct commit {
     struct cli *cli;
     struct qmp_client *client;
-    const char *disk, *top, *base, *job_id;
+    const char *disk, *top, *base, *then, *job_id;
     uint64_t speed;
     bool manual, detach, wait;
     char *node, *id;
@@ -62,7 +62,12 @@ start(const struct commit *c, struct err *err)
     if (c->speed) {
         json_object_set_new(args, "speed", json_integer((json_int_t)c->speed));
     }
-    return qmp_client_call(c->client, "block-commit", args, NULL, err);
+    if (!c->then) {
+        return qmp_client_call(c->client, "block-commit", args, NULL, err);
+    }
+    json_object_set_new(args, "preset", json_string("commit"));
+    json_object_set_new(args, "finish", json_string(c->then));
+    return qmp_client_call(c->client, "block-transfer", args, NULL, err);
 }
 
 /* Only a commit of the uppermost layer becomes ready. */
@@ -125,6 +130,7 @@ verb_commit(struct cli *cli)
     const struct cli_option options[] = {
         {0, "top", &c.top, NULL, false},
         {0, "base", &c.base, NULL, false},
+        {0, "then", &c.then, NULL, false},
         {0, "speed", &speed, NULL, false},
         {0, "job-id", &c.job_id, NULL, false},
         {0, "manual", NULL, &c.manual, false},
@@ -135,6 +141,12 @@ verb_commit(struct cli *cli)
 
     if (!r && speed && !cli_parse_size(speed, &c.speed)) {
         r = cli_usage(cli, "'%s' is no rate", speed);
+    }
+    if (!r && c.then && strcmp(c.then, "switch") && strcmp(c.then, "stay")) {
+        r = cli_usage(cli, "--then is switch or stay, not '%s'", c.then);
+    }
+    if (!r && c.then && c.manual) {
+        r = cli_usage(cli, "either --then or --manual");
     }
     if (!r && c.detach && c.wait) {
         r = cli_usage(cli, "either --detach or --wait");

@@ -47,8 +47,8 @@ const struct verb cli_verbs[] = {
      "[--upgrade] [--detach|--wait]",
      "keep a copy of a daemon's disk in step with it", verb_mirror, false},
     {"commit",
-     "commit DISK [--top NODE] [--base NODE] [--speed RATE] [--job-id ID] "
-     "[--manual] [--detach|--wait]",
+     "commit DISK [--top NODE] [--base NODE] [--then switch|stay] "
+     "[--speed RATE] [--job-id ID] [--manual] [--detach|--wait]",
      "move layers of a daemon's disk into one below them", verb_commit, false},
     {"merge",
      "merge DISK [--snapshot NODE] [--into snapshot|overlay|auto] [--delete] "

@@ -12,6 +12,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 
 from harness import (DEADLINE, Daemon, Nbd, Process, defer, main, mount,
                      nbd_server, need, run)
@@ -285,6 +286,8 @@ def usage_errors():
                  ["mirror", "d"], ["mirror", "d", "t", "--then", "stay"],
                  ["commit"], ["commit", "d", "e"],
                  ["commit", "d", "--speed", "x"],
+                 ["commit", "d", "--then", "x"],
+                 ["commit", "d", "--then", "stay", "--manual"],
                  ["snapshot"], ["snapshot", "d"], ["snapshot", "d", "f", "g"],
                  ["snapshot", "d=f", "g"], ["snapshot", "=f"],
                  ["snapshot", "d="]):
@@ -489,6 +492,20 @@ def a_commit_by_hand_waits():
     judge("mid", "qcow2", alone=False)
 
 
+def a_commit_ends_as_it_was_told():
+    with Disk() as d:
+        r = d.verb("commit", "e", "--base", "mid", "--then", "stay")
+        assert r["node"] == "top" and d.node_of_export() == "top", r
+        assert not d.jobs()
+        d.text("commit", "e", "--base", "mid", "--then", "switch", "--detach")
+        give_up = time.monotonic() + 20
+        while d.node_of_export() != "mid" and time.monotonic() < give_up:
+            time.sleep(0.02)
+        assert d.node_of_export() == "mid"
+        d.stop()
+    judge("mid", "qcow2", alone=False)
+
+
 def a_commit_says_where_the_disk_is():
     with Disk() as d:
         text = d.text("commit", "e", "--base", "mid")
@@ -608,7 +625,8 @@ if __name__ == "__main__":
           by_hand("pre-copy"), by_hand("hybrid"), a_detached_copy_goes_on,
           ctrl_c_detaches, cancelled("qcow2", False), cancelled("raw", True),
           the_source_is_deleted, commits_layers_in_the_middle,
-          commits_the_disk_itself, a_commit_by_hand_waits, a_commit_says_where_the_disk_is,
+          commits_the_disk_itself, a_commit_by_hand_waits,
+          a_commit_ends_as_it_was_told, a_commit_says_where_the_disk_is,
           snapshots,
           several_snapshots_are_one, a_full_disk_pauses_the_job,
           a_terminal_gets_a_bar, progress_tells_rates])
