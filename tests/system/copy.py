@@ -211,6 +211,15 @@ def an_unfinished_copy_is_refused():
     run("qemu-img", "compare", "top", "model")  # the disk is still the source
 
 
+def stop(process):
+    """Returns when none of its threads runs any more: a signal takes a moment."""
+    process.send_signal(signal.SIGSTOP)
+    threads = f"/proc/{process.pid}/task"
+    while any(open(f"{threads}/{t}/stat").read().rpartition(") ")[2][0] != "T"
+              for t in os.listdir(threads)):
+        time.sleep(0.001)
+
+
 def a_target_that_stops_does_not_stop_the_guest():
     make_disk()
     server = Process("nbdkit", "-f", "-U", "slow.sock", "memory", str(SIZE))
@@ -224,7 +233,7 @@ def a_target_that_stops_does_not_stop_the_guest():
         qmp.wait_event("BLOCK_JOB_READY")
         with Nbd("nbd.sock", "a") as nbd:
             nbd.write(0, b"a" * 4096)  # to both
-            server.process.send_signal(signal.SIGSTOP)
+            stop(server.process)
             for i in range(200):  # the first one waits for it, a while
                 nbd.write(i * 8192, b"b" * 4096)
             nbd.flush()
@@ -258,7 +267,7 @@ def a_request_that_takes_long_at_the_switch():
             qmp.cmd("blockdev-mirror", job_id="j", device="top",
                     target="target", sync="full")
             qmp.wait_event("BLOCK_JOB_READY")
-            server.process.send_signal(signal.SIGSTOP)
+            stop(server.process)
             nbd.send(Nbd.READ, 0, 4096)
             time.sleep(0.3)  # so that it is on its way to the server
             qmp.cmd("job-complete", id="j")
