@@ -349,6 +349,53 @@ node_set_file(struct node *node, struct file_id id, struct err *err)
     return 0;
 }
 
+/* Whose file, and by what name. */
+
+bool
+node_is_part(const struct node *node)
+{
+    while (node->file && !node->is_part) {
+        node = node->file->child;
+    }
+    return node->is_part;
+}
+
+int
+node_check_name(const struct node *node, struct err *err)
+{
+    return node_is_part(node)
+               ? err_set(err, -ENOTSUP,
+                         "Node '%s' is a part of '%s', and no header of an "
+                         "image can name that",
+                         node->name,
+                         node->filename ? node->filename
+                                        : node->file->child->name)
+               : 0;
+}
+
+const struct node *
+node_file_below(const struct node *node)
+{
+    while (node->file) {
+        node = node->file->child;
+    }
+    return node->filename && node->file_id.ino ? node : NULL;
+}
+
+const struct node *
+node_own_file(const struct node *node)
+{
+    return node_is_part(node) ? NULL : node_file_below(node);
+}
+
+const struct node *
+node_local_file(const struct node *node)
+{
+    const struct node *file = node_own_file(node);
+
+    return file && !file->is_device ? file : NULL;
+}
+
 const char *
 node_image_format(const struct node *node)
 {

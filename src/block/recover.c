@@ -17,49 +17,6 @@
 #include "journal/note.h"
 #include "run/file.h"
 
-bool
-node_is_part(const struct node *node)
-{
-    while (node->file && !node->is_part) {
-        node = node->file->child;
-    }
-    return node->is_part;
-}
-
-int
-node_check_name(const struct node *node, struct err *err)
-{
-    return node_is_part(node)
-               ? err_set(err, -ENOTSUP,
-                         "Node '%s' is a part of '%s', and no header of an "
-                         "image can name that",
-                         node->name, node->filename)
-               : 0;
-}
-
-const struct node *
-node_file_below(const struct node *node)
-{
-    while (node->file) {
-        node = node->file->child;
-    }
-    return node->filename && node->file_id.ino ? node : NULL;
-}
-
-const struct node *
-node_own_file(const struct node *node)
-{
-    return node_is_part(node) ? NULL : node_file_below(node);
-}
-
-const struct node *
-node_local_file(const struct node *node)
-{
-    const struct node *file = node_own_file(node);
-
-    return file && !file->is_device ? file : NULL;
-}
-
 /* Opens it to be looked at: nobody need be able to write it. */
 static int
 look_at(struct graph *graph, const struct intent_file *image, struct node **ret,

@@ -123,3 +123,11 @@ cli_parse(struct cli *cli, const struct cli_option *options,
     }
     return complete ? 0 : cli_usage(cli, "%s needed", needs);
 }
+
+int
+cli_check_then(struct cli *cli, const char *then)
+{
+    return then && strcmp(then, "switch") && strcmp(then, "stay")
+               ? cli_usage(cli, "'%s' is neither 'switch' nor 'stay'", then)
+               : 0;
+}

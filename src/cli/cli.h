@@ -88,6 +88,9 @@ int cli_parse(struct cli *cli, const struct cli_option *options,
 int cli_parse_up_to(struct cli *cli, const struct cli_option *options,
                     const char **positional, int most, int *ret_n);
 
+/* EXIT_USAGE, and says so, where @then (may be NULL) is neither switch nor stay. */
+int cli_check_then(struct cli *cli, const char *then);
+
 /*
  * A size: bytes, or with a suffix K, M, G, T (1024), KiB ..., kB, MB ... (SI).
  * False where it is none.

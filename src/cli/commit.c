@@ -142,9 +142,7 @@ verb_commit(struct cli *cli)
     if (!r && speed && !cli_parse_size(speed, &c.speed)) {
         r = cli_usage(cli, "'%s' is no rate", speed);
     }
-    if (!r && c.then && strcmp(c.then, "switch") && strcmp(c.then, "stay")) {
-        r = cli_usage(cli, "--then is switch or stay, not '%s'", c.then);
-    }
+    r = r ? r : cli_check_then(cli, c.then);
     if (!r && c.then && c.manual) {
         r = cli_usage(cli, "either --then or --manual");
     }

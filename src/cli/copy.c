@@ -355,9 +355,10 @@ check_usage(const struct copy *c)
     if (!known) {
         return cli_usage(c->cli, "there is no mode '%s'", c->mode);
     }
-    if (c->then && strcmp(c->then, "switch") && strcmp(c->then, "stay")) {
-        return cli_usage(c->cli, "'%s' is neither 'switch' nor 'stay'",
-                         c->then);
+    int r = cli_check_then(c->cli, c->then);
+
+    if (r) {
+        return r;
     }
     if (is_overlaid(c) && stays(c)) {
         return cli_usage(c->cli, "%s ends with the disk on the target: it "

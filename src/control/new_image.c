@@ -25,14 +25,9 @@ struct named_file {
 static int
 name_of_disk(const struct node *node, struct named_file *ret, struct err *err)
 {
-    const struct node *file = node;
+    const struct node *file = node_own_file(node);
 
-    while (file->file) {
-        file = file->file->child;
-    }
-    if (node_is_part(node) || !file->filename ||
-        (strcmp(file->drv->name, "file") &&
-         strcmp(file->drv->name, "host_device"))) {
+    if (!file) {
         int r = err_set(err, -ENOTSUP,
                         "Node '%s' is no plain image file that the header of "
                         "an overlay could name",

@@ -7,7 +7,8 @@ import json
 import os
 import sys
 
-from harness import Daemon, Nbd, NbdError, QmpError, main, nbd_server, need, run
+from harness import (Daemon, Nbd, NbdError, QmpError, main, nbd_server, need,
+                     refused, run)
 
 SLUICED = os.path.abspath(sys.argv[1])
 MIB = 1 << 20
@@ -36,15 +37,6 @@ def export(q, node, name=None, **more):
 def unexport(q, node):
     q.cmd("block-export-del", id="e-" + node, mode="hard")
     q.wait_event("BLOCK_EXPORT_DELETED")
-
-
-def refused(q, text, command, /, **arguments):
-    try:
-        q.cmd(command, **arguments)
-    except QmpError as e:
-        assert text in e.desc, e.desc
-    else:
-        raise AssertionError("not refused: " + text)
 
 
 def nodes(q):

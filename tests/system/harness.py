@@ -52,6 +52,16 @@ class QmpError(Exception):
         self.desc = error["desc"]
 
 
+def refused(q, text, command, /, **arguments):
+    """The command must fail, and say @text."""
+    try:
+        q.cmd(command, **arguments)
+    except QmpError as e:
+        assert text in e.desc, e.desc
+    else:
+        raise AssertionError("not refused: " + text)
+
+
 def connect(path):
     s = socket.socket(socket.AF_UNIX)
     s.settimeout(DEADLINE)

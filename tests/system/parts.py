@@ -9,7 +9,7 @@ import os
 import sys
 import time
 
-from harness import Daemon, QmpError, main, nbd_server, need, run
+from harness import Daemon, main, nbd_server, need, refused, run
 
 SLUICED = os.path.abspath(sys.argv[1])
 MIB = 1 << 20
@@ -40,15 +40,6 @@ def make():
     run("qemu-img", "create", "-q", "-f", "qcow2", "target", str(PART))
 
 
-def refused(q, command, text, **arguments):
-    try:
-        q.cmd(command, **arguments)
-    except QmpError as e:
-        assert text in str(e), e
-    else:
-        raise AssertionError(f"{command}: not refused")
-
-
 def only_whole_files_are_deleted():
     """By itself, and as the file of an image."""
     make()
@@ -61,14 +52,14 @@ def only_whole_files_are_deleted():
         q.cmd("blockdev-add", driver="qcow2", node_name="i",
               file=part("middle", PART))
         q.cmd("blockdev-add", **image("target", backing=None))
-        refused(q, "block-copy", "no regular file of its own", job_id="j",
+        refused(q, "no regular file of its own", "block-copy", job_id="j",
                 device="i", target="target", delete_source=True)
         d.stop()
     with Daemon(SLUICED) as d:
         q = d.qmp()
         add_part(q, "s", 0)
         q.cmd("blockdev-add", **image("target", backing=None))
-        refused(q, "block-copy", "no regular file of its own", job_id="j",
+        refused(q, "no regular file of its own", "block-copy", job_id="j",
                 device="s", target="target", delete_source=True)
         q.cmd("block-copy", job_id="j", device="s", target="target")
         end = q.wait_event("BLOCK_JOB_COMPLETED")
@@ -93,14 +84,14 @@ def no_header_names_a_part():
         q.cmd("block-export-add", type="nbd", id="e", node_name="top",
               writable=True)
         text = "no header of an image can name that"
-        refused(q, "block-stream", text, job_id="j", device="top",
+        refused(q, text, "block-stream", job_id="j", device="top",
                 base_node="s")
-        refused(q, "block-commit", text, job_id="j", device="top",
+        refused(q, text, "block-commit", job_id="j", device="top",
                 top_node="middle", base_node="s")
-        refused(q, "block-merge", text, job_id="j", device="middle",
+        refused(q, text, "block-merge", job_id="j", device="middle",
                 into="snapshot")
         for mode in "post-copy", "hybrid":
-            refused(q, "block-copy", text, job_id="j", device="s",
+            refused(q, text, "block-copy", job_id="j", device="s",
                     target="target", mode=mode)
         q.cmd("block-stream", job_id="j", device="top", base_node="s",
               backing_file="elsewhere")

@@ -120,12 +120,7 @@ check(const struct transfer_options *o, struct err *err)
                        "'backing-file' specified, but 'top' is the active "
                        "layer");
     }
-    int r = overlay && !o->backing_file ? node_check_name(o->base, err) : 0;
-
-    if (r) {
-        err_hint(err, "say with 'backing-file' how the header shall name it");
-    }
-    return r;
+    return overlay ? check_base_name(o, err) : 0;
 }
 
 int

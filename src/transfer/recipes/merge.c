@@ -280,7 +280,7 @@ check_into_snapshot(const struct transfer_options *o, struct err *err)
                        "its backing file",
                        overlay->drv->name, overlay->name);
     }
-    r = overlay ? node_check_name(o->base, err) : 0;
+    r = overlay ? check_base_name(o, err) : 0;
     if (r) {
         return r;
     }

@@ -232,11 +232,11 @@ check_rest_is_below(const struct transfer_options *o, struct err *err)
     const struct node *image = node_skip_filters(o->device);
     const struct edge *rest = o->sync == SYNC_TOP ? image->backing : NULL;
     const struct edge *below = o->target->backing;
+    const struct node *under = below ? node_skip_filters(below->child) : NULL;
 
     if (o->sync == SYNC_FULL || o->finish != FINISH_SWITCH ||
-        o->wait_for_verb || (o->sync == SYNC_TOP && !rest) ||
-        (below && (below->child == o->device ||
-                   (rest && below->child == rest->child)))) {
+        o->wait_for_verb || (o->sync == SYNC_TOP && !rest) || under == image ||
+        (rest && under == node_skip_filters(rest->child))) {
         return 0;
     }
     int r = err_set(err, -EINVAL,

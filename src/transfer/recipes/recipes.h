@@ -22,6 +22,11 @@ int mirror_make(struct jobs *jobs, const struct transfer_recipe *recipe,
                 const struct transfer_options *o, struct transfer **ret,
                 struct err *err);
 /*
+ * stream.c: will a header be able to name the base that stays (-ENOTSUP: a part
+ * of a file)?  Does not yield.
+ */
+int check_base_name(const struct transfer_options *o, struct err *err);
+/*
  * Sinking (commit, merge).  Claims the top, the base, and the layers between
  * so that nobody else reads what is neither the old content nor the new.  Does
  * not yield.

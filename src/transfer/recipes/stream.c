@@ -101,6 +101,18 @@ static const struct transfer_recipe recipe = {
     .next = stream_next,
 };
 
+int
+check_base_name(const struct transfer_options *o, struct err *err)
+{
+    int r = o->backing_file ? 0 : node_check_name(o->base, err);
+
+    if (r) {
+        err_hint(err, "block-stream and block-commit write what 'backing-file' "
+                      "says");
+    }
+    return r;
+}
+
 static int
 check(const struct transfer_options *o, struct err *err)
 {
@@ -117,12 +129,7 @@ check(const struct transfer_options *o, struct err *err)
                        "its backing file",
                        device->drv->name, device->name);
     }
-    int r = o->base && !o->backing_file ? node_check_name(o->base, err) : 0;
-
-    if (r) {
-        err_hint(err, "say with 'backing-file' how the header shall name it");
-    }
-    return r;
+    return o->base ? check_base_name(o, err) : 0;
 }
 
 /* They lose what the device hides: nobody else may read them. */
