@@ -497,6 +497,7 @@ const struct driver driver_qed = {
     .flush = qed_flush,
     .free_now = qed_free_now,
     .truncate = qed_truncate,
+    .find_backing = qed_find_backing,
     .set_backing = qed_set_backing,
     .set_incomplete = qed_set_incomplete,
     .check = qed_check,

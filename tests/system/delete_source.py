@@ -172,8 +172,14 @@ def a_clone_in_json(q):
 
 def an_image_that_cannot_be_read(q):
     with open("broken", "wb") as f:
-        f.write(b"QFI\xfb" + bytes(100))
-    return ["cannot be opened", "broken"], nothing
+        f.write(b"QFI\xfb" + struct.pack(">IQI", 3, 1 << 40, 9) + bytes(100))
+    return ["is damaged", "broken"], nothing
+
+
+def a_hard_link_elsewhere(q):
+    os.mkdir("else")
+    os.link("top", "else/top")
+    return ["1 of its 2 names"], nothing
 
 
 def another_overlay(q):
@@ -192,6 +198,40 @@ def another_program(q):
     def stop():
         p.communicate(b"quit\n", timeout=20)
     return ["another program"], stop
+
+
+def hard_links_that_nobody_names_need_nothing():
+    make()
+    os.link("top", "second")
+    with daemon() as d:
+        q = d.qmp()
+        start(q)
+        assert not end(q)
+        d.stop()
+    assert not os.path.exists("top")
+    holds_the_data()
+
+
+def images_that_nobody_here_can_open_need_nothing():
+    """Unless they name it: what else they are does not matter."""
+    make()
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "extended_l2=on",
+        "wide", "4M")
+    run("qemu-img", "create", "-q", "-f", "qcow2", "--object",
+        "secret,id=s,data=x", "-o", "encrypt.format=luks,encrypt.key-secret=s",
+        "secret", "4M")
+    with daemon() as d:
+        q = d.qmp()
+        start(q)
+        assert not end(q)
+        d.stop()
+    assert not os.path.exists("top")
+    holds_the_data()
+
+
+def a_wide_clone(q):
+    qcow2("clone", "-o", "extended_l2=on", "-b", "top", "-F", "qcow2")
+    return ["clone"], nothing
 
 
 def links_in_a_circle_need_nothing():
@@ -458,6 +498,10 @@ if __name__ == "__main__":
           links_in_a_circle_need_nothing,
           what_a_link_leads_to_is_deleted,
           what_a_link_leads_to_is_deleted_by_the_next_daemon,
+          refused("a hard link elsewhere", a_hard_link_elsewhere),
+          refused("a clone that cannot be opened here", a_wide_clone),
+          hard_links_that_nobody_names_need_nothing,
+          images_that_nobody_here_can_open_need_nothing,
           refused("another overlay here", another_overlay),
           refused("another program", another_program),
           what_is_exclusive_asks_nobody,

@@ -486,6 +486,7 @@ const struct driver driver_qcow2 = {
     .flush = qcow2_flush,
     .free_now = qcow2_free_now,
     .truncate = qcow2_truncate,
+    .find_backing = qcow2_find_backing,
     .set_backing = qcow2_set_backing,
     .ensure_mark = qcow2_ensure_mark,
     .set_incomplete = qcow2_set_incomplete,

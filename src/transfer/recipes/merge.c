@@ -32,23 +32,14 @@ int
 check_dependents(struct node *top, struct node *bottom,
                  const struct transfer_options *o, struct err *err)
 {
-    int r = 0;
+    const struct dependents_search how = {
+        .folders = o->dependents_in,
+        .n_folders = o->n_dependents_in,
+        .stays = true,
+        .exclusive = o->exclusive,
+    };
 
-    for (struct node *above = top;
-         above->backing && above->backing->child != bottom && !r;
-         above = above->backing->child) {
-        const struct dependents_search search = {
-            .node = above->backing->child,
-            .except = above,
-            .folders = o->dependents_in,
-            .n_folders = o->n_dependents_in,
-            .stays = true,
-            .exclusive = o->exclusive,
-        };
-
-        r = dependents_check(&search, err);
-    }
-    return r;
+    return dependents_check_below(top, bottom, &how, err);
 }
 
 int
