@@ -428,8 +428,11 @@ meta_log_recover(struct node *image, uint64_t autoclear, struct err *err)
     struct shm *shm;
     uint32_t n = 0;
 
-    /* Who shares it with a writer sees what is in the file, as always. */
-    if (!name ||
+    /*
+     * Who shares it with a writer sees what is in the file, as always; who is
+     * yet to get it opens it anew then.
+     */
+    if (!name || node_begins_inactive(image->options) ||
         opt_bool(image->file->child->options, "force-share", false)) {
         return 0;
     }

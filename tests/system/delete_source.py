@@ -411,7 +411,15 @@ def the_old_image_is_refused_and_says_where_the_disk_is():
             assert "/target'" in str(e), e
         else:
             raise AssertionError("two images of one disk")
-        q.cmd("blockdev-add", **node("top", read_only=True))  # to look at it
+        q.cmd("blockdev-add", **node("top", read_only=True, backing=None))
+        try:  # it may be looked at, but not more
+            q.cmd("blockdev-reopen", options=[{
+                "driver": "qcow2", "node-name": "top", "backing": None,
+                "file": {"driver": "file", "filename": "top"}}])
+        except QmpError as e:
+            assert "The disk in 'top' went on as '/" in str(e), e
+        else:
+            raise AssertionError("two images of one disk")
         q.cmd("blockdev-del", node_name="top")
         q.cmd("blockdev-add", **node("target"))  # which ends the switch
         d.stop()

@@ -149,6 +149,31 @@ def a_name_that_leaves_no_room_for_seven_bytes_more():
     judge("qcow2", long)
 
 
+def goes_on_once_it_can_be_written(name, opened, **then):
+    """What is only looked at, or another program's, is left alone."""
+    def test():
+        make()
+        cut("qcow2", "block-stream")
+        with Daemon(SLUICED) as d:
+            q = d.qmp()
+            q.cmd("blockdev-add", driver="qcow2", node_name="mid",
+                  read_only=True, file={"driver": "file", "filename": "mid"},
+                  **{k: v for k, v in opened.items() if k == "active"})
+            q.cmd("blockdev-add", driver="qcow2", node_name="top",
+                  backing="mid", file={"driver": "file", "filename": "top"},
+                  **opened)
+            assert not job(q)
+            q.cmd(then["command"], **then["arguments"])
+            wait_for(lambda: job(q))
+            assert "goes on" in d.errors(), d.errors()
+            finish(q)
+            d.stop()
+        assert not os.path.exists("top.sluice")
+        judge("qcow2")
+    test.__name__ = name
+    return test
+
+
 def a_damaged_journal_is_said():
     """It may have said that the disk has moved: nobody goes on without it."""
     make()
@@ -572,6 +597,19 @@ if __name__ == "__main__":
                                 os.path.join(".", "top"), "links/top"),
         goes_on_by_another_name("the job of a hard link goes on with another",
                                 "links/top", "top", hard=True),
+        goes_on_once_it_can_be_written(
+            "a job goes on when its disk is made active", {"active": False},
+            command="blockdev-set-active",
+            arguments={"node_name": "top", "active": True}),
+        goes_on_once_it_can_be_written(
+            "a job goes on when all disks are made active", {"active": False},
+            command="blockdev-set-active", arguments={"active": True}),
+        goes_on_once_it_can_be_written(
+            "a job goes on when its disk is reopened to be written",
+            {"read_only": True}, command="blockdev-reopen",
+            arguments={"options": [{
+                "driver": "qcow2", "node-name": "top", "backing": "mid",
+                "file": {"driver": "file", "filename": "top"}}]}),
         a_name_that_leaves_no_room_for_seven_bytes_more, a_damaged_journal_is_said,
         a_job_under_a_filter_goes_on,
         a_daemon_that_ends_leaves_its_jobs_to_the_next,
