@@ -79,6 +79,10 @@ int claim_check_holders(struct node *node, enum claim claim, const char *owner,
  * -ESTALE where it is no longer the disk.  Yields.
  */
 int node_recover(struct node *node, struct err *err);
+/*
+ * Makes what node_begins_inactive() inactive, with what was opened below it,
+ * before anybody has seen it.  It yields.
+ */
 int chain_begin_inactive(struct node *top, struct err *err);
 /* Also true for a node that is being opened or closed. */
 bool graph_name_taken(struct graph *graph, const char *name);

@@ -522,11 +522,7 @@ void node_return(struct node *node);
 /* What was borrowed is writable for good; does not yield. */
 void node_keep_writable(struct node *node);
 
-/*
- * `active: false`.  Such a node was opened without locks, to be looked at only;
- * the second makes it inactive, with what was opened below it, before anybody
- * has seen it.  It yields.
- */
+/* `active: false`: opened without locks, to be looked at.  Does not yield. */
 bool node_begins_inactive(const json_t *options);
 /*
  * Hands the node's file over to another program, or takes it back, with what is
