@@ -234,8 +234,7 @@ static void
 say_under_way(struct cli *cli, const char *path, const struct under_way *u)
 {
     if (!cli->json) {
-        under_way_say_jobs(u, path, false);
-        under_way_say_disk(u, path);
+        under_way_say(u, path, false);
     }
 }
 

@@ -17,7 +17,7 @@ struct status {
     const char *path;
     bool in_use;
     enum log_left left;
-    enum intent_found found;
+    bool switches, foreign; /* there is a record of that; of another file */
     struct switch_intent intent;
     struct under_way under_way;
 };
@@ -37,6 +37,30 @@ open_file(struct cli *cli, const char *path, struct node **ret,
     return r;
 }
 
+/* A number of 0 is of a file that had none. */
+static bool
+is_same(const struct intent_file *file, const struct node *node)
+{
+    return !file->ino ||
+           (file->ino == node->file_id.ino &&
+            (!file->born || !node->file_born || file->born == node->file_born));
+}
+
+static int
+look_at_switch(struct status *s, struct journals *journals,
+               const struct node *file, struct err *err)
+{
+    enum intent_found found;
+    int r = intent_find(journals, s->path, &found, &s->intent, err);
+    bool is_source = found == INTENT_AS_SOURCE;
+
+    s->switches = !r && (is_source || found == INTENT_AS_TARGET);
+    s->foreign =
+        s->switches &&
+        !is_same(is_source ? &s->intent.source : &s->intent.target, file);
+    return r;
+}
+
 static int
 look(struct cli *cli, struct status *s, struct err *err)
 {
@@ -50,7 +74,7 @@ look(struct cli *cli, struct status *s, struct err *err)
     s->in_use = file->drv->check_alone(file) == -EBUSY;
     s->left = meta_log_look(file);
     under_way_look(&s->under_way, cli, s->path);
-    return intent_find(journals, s->path, &s->found, &s->intent, err);
+    return look_at_switch(s, journals, file, err);
 }
 
 /* As text. */
@@ -60,7 +84,11 @@ say_switch(const struct status *s)
 {
     const struct switch_intent *i = &s->intent;
 
-    if (s->found == INTENT_AS_SOURCE || s->found == INTENT_AS_TARGET) {
+    if (s->foreign) {
+        printf("%s: the record of a switch from '%s' to '%s' is of another "
+               "file, which had this name or was copied with its journal\n",
+               s->path, i->source.path, i->target.path);
+    } else if (s->switches) {
         printf("%s: the disk moves from '%s' to '%s'%s\n", s->path,
                i->source.path, i->target.path,
                s->in_use ? ""
@@ -75,16 +103,14 @@ say(const struct status *s)
 
     printf("%s: %s\n", s->path,
            s->in_use ? "a program has it open" : "no program has it open");
-    under_way_say_jobs(u, s->path, s->in_use);
+    under_way_say(u, s->path, s->in_use);
     say_switch(s);
-    under_way_say_disk(u, s->path);
     if (s->left == LOG_LEFT_BEHIND) {
         printf("%s: a daemon that died has left writes in memory: open it with "
                "sluiced, or check it, before the next reboot\n",
                s->path);
     }
-    if (!json_array_size(u->jobs) && !u->disk && s->found != INTENT_AS_SOURCE &&
-        s->found != INTENT_AS_TARGET) {
+    if (!under_way_is(u) && (!s->switches || s->foreign)) {
         printf("%s: nothing is under way\n", s->path);
     }
     return EXIT_OK;
@@ -98,8 +124,9 @@ say_json(const struct status *s)
                           s->left == LOG_LEFT_BEHIND);
 
     under_way_add(&s->under_way, o);
-    if (s->found == INTENT_AS_SOURCE || s->found == INTENT_AS_TARGET) {
-        json_object_set_new(o, "switch",
+    if (s->switches) {
+        json_object_set_new(o,
+                            s->foreign ? "switch-of-another-file" : "switch",
                             json_pack("{s:s, s:s}", "source",
                                       s->intent.source.path, "target",
                                       s->intent.target.path));

@@ -10,7 +10,8 @@ import struct
 import subprocess
 import sys
 
-from harness import Daemon, Nbd, QmpError, main, nbd_server, need, run
+from harness import (Daemon, Nbd, QmpError, journal, main, nbd_server, need,
+                     run)
 
 SLUICED = os.path.abspath(sys.argv[1])
 MIB = 1 << 20
@@ -277,25 +278,6 @@ def a_clone_made_meanwhile_keeps_the_source():
 
 
 # What a daemon that died left: the format as docs/design/intents.md has it.
-
-def crc32c(data):
-    crc = 0xffffffff
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x82f63b78 if crc & 1 else 0)
-    return crc ^ 0xffffffff
-
-
-def journal(name, *records):
-    data = b"SLUICE-J"
-    for kind, payload in records:
-        head = struct.pack("<I", kind) + payload
-        record = struct.pack("<II", len(payload), crc32c(head)) + head
-        data += record + bytes(-len(record) % 8)
-    with open(f"{name}.sluice", "wb") as f:
-        f.write(data + bytes(4096 - len(data)))
-
 
 def leave_switch(delete, *more, session=0, folders=()):
     source, target = os.stat("top"), os.stat("target")

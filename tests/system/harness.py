@@ -386,6 +386,26 @@ class HangingMount:
             self.libc.umount2(self.where, 2)  # MNT_DETACH
 
 
+def crc32c(data):
+    crc = 0xffffffff
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82f63b78 if crc & 1 else 0)
+    return crc ^ 0xffffffff
+
+
+def journal(name, *records):
+    """Beside an image, as docs/design/intents.md has it: (type, payload)s."""
+    data = b"SLUICE-J"
+    for kind, payload in records:
+        head = struct.pack("<I", kind) + payload
+        record = struct.pack("<II", len(payload), crc32c(head)) + head
+        data += record + bytes(-len(record) % 8)
+    with open(f"{name}.sluice", "wb") as f:
+        f.write(data + bytes(4096 - len(data)))
+
+
 def need(*tools):
     """Skips the program where a tool is missing."""
     for tool in tools:
