@@ -3,6 +3,7 @@
  * Arguments of a verb: a table says what its options are and where they go,
  * and everything else is a positional argument.
  */
+#include <ctype.h>
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
@@ -130,4 +131,19 @@ cli_check_then(struct cli *cli, const char *then)
     return then && strcmp(then, "switch") && strcmp(then, "stay")
                ? cli_usage(cli, "'%s' is neither 'switch' nor 'stay'", then)
                : 0;
+}
+
+int
+cli_check_job_id(struct cli *cli, const char *id)
+{
+    bool ok = !id || isalpha((unsigned char)*id);
+
+    for (const char *p = id; p && ok && *p; p++) {
+        ok = isalnum((unsigned char)*p) || strchr("-._", *p);
+    }
+    return ok ? 0
+              : cli_usage(cli,
+                          "'%s' is no job's id: a letter, then letters, "
+                          "digits, '-', '.' and '_'",
+                          id);
 }

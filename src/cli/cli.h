@@ -91,6 +91,9 @@ int cli_parse_up_to(struct cli *cli, const struct cli_option *options,
 /* EXIT_USAGE, and says so, where @then (may be NULL) is neither switch nor stay. */
 int cli_check_then(struct cli *cli, const char *then);
 
+/* EXIT_USAGE, and says so, where @id (may be NULL) cannot be a job's. */
+int cli_check_job_id(struct cli *cli, const char *id);
+
 /*
  * A size: bytes, or with a suffix K, M, G, T (1024), KiB ..., kB, MB ... (SI).
  * False where it is none.

@@ -15,7 +15,7 @@ struct commit {
     const char *disk, *top, *base, *then, *job_id;
     uint64_t speed;
     bool manual, detach, wait;
-    char *node, *id;
+    char *node, *top_node, *base_node, *id;
 };
 
 static json_t *
@@ -24,10 +24,10 @@ layers(const struct commit *c)
     json_t *o = json_pack("{s:s}", "device", c->node);
 
     if (c->top) {
-        json_object_set_new(o, "top-node", json_string(c->top));
+        json_object_set_new(o, "top-node", json_string(c->top_node));
     }
     if (c->base) {
-        json_object_set_new(o, "base-node", json_string(c->base));
+        json_object_set_new(o, "base-node", json_string(c->base_node));
     }
     return o;
 }
@@ -45,7 +45,7 @@ dry_run(const struct commit *c, struct err *err)
                         err)) {
         return cli_error(c->cli, err);
     }
-    int code = plan_say(c->cli, plan, what,
+    int code = plan_say(c->cli, c->client, plan, what,
                         json_pack("{s:s}", "disk", c->disk));
 
     json_decref(plan);
@@ -91,7 +91,7 @@ follow(const struct commit *c)
         follow_job(&f);
     }
     bool done = f.end == FOLLOW_DONE;
-    auto_free char *node = disk_node(c->client, c->disk);
+    auto_free char *node = disk_node(c->client, c->disk, c->node);
     int code = follow_say(&f, json_pack("{s:s, s:s, s:s}", "verb", "commit",
                                         "disk", c->disk, "node", node));
 
@@ -103,6 +103,20 @@ follow(const struct commit *c)
 }
 
 static int
+find_layers(struct commit *c, struct err *err)
+{
+    int r = disk_find(c->client, c->disk, &c->node, err);
+
+    if (!r && c->top) {
+        r = disk_find_layer(c->client, c->node, c->top, &c->top_node, err);
+    }
+    if (!r && c->base) {
+        r = disk_find_layer(c->client, c->node, c->base, &c->base_node, err);
+    }
+    return r;
+}
+
+static int
 run(struct commit *c)
 {
     auto_err err = ERR_INIT;
@@ -110,13 +124,15 @@ run(struct commit *c)
     if (qmp_client_open(c->cli->socket, &c->client, &err)) {
         return cli_error(c->cli, &err);
     }
-    c->node = disk_node(c->client, c->disk);
-    c->id = c->job_id ? xstrdup(c->job_id) : xasprintf("commit-%s", c->disk);
-    int code = c->cli->dry_run    ? dry_run(c, &err)
-               : start(c, &err) ? cli_error(c->cli, &err)
-                                : follow(c);
+    c->id = disk_job_id("commit", c->disk, c->job_id);
+    int code = find_layers(c, &err) ? cli_error(c->cli, &err)
+               : c->cli->dry_run    ? dry_run(c, &err)
+               : start(c, &err)     ? cli_error(c->cli, &err)
+                                    : follow(c);
 
     free(c->node);
+    free(c->top_node);
+    free(c->base_node);
     free(c->id);
     qmp_client_close(c->client);
     return code;
@@ -143,6 +159,7 @@ verb_commit(struct cli *cli)
         r = cli_usage(cli, "'%s' is no rate", speed);
     }
     r = r ? r : cli_check_then(cli, c.then);
+    r = r ? r : cli_check_job_id(cli, c.job_id);
     if (!r && c.then && c.manual) {
         r = cli_usage(cli, "either --then or --manual");
     }

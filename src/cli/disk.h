@@ -7,9 +7,16 @@
 
 /*
  * The node that @disk means, the caller's: an export's id means the node it
- * shows; everything else is a node's name.
+ * shows, then comes a node's name, then the file of an image that is open.
+ * -ENOENT where it is none of these, -EINVAL where it is the file of several.
  */
-char *disk_node(struct qmp_client *c, const char *disk);
+int disk_find(struct qmp_client *c, const char *disk, char **ret,
+              struct err *err);
+/* The same of a layer in the chain of the node @top; it is no export's id. */
+int disk_find_layer(struct qmp_client *c, const char *top, const char *layer,
+                    char **ret, struct err *err);
+/* The node that an export of that id shows, the caller's; else @was. */
+char *disk_node(struct qmp_client *c, const char *disk, const char *was);
 /* Does an export show @node? */
 bool disk_is_exported(struct qmp_client *c, const char *node);
 /*
@@ -23,6 +30,11 @@ int disk_info(struct qmp_client *c, const char *node, json_t **ret,
  * it, or with a number.  The caller's; NULL with @err set.
  */
 char *disk_free_name(struct qmp_client *c, const char *wish, struct err *err);
+/*
+ * What a verb calls its job: @given, or the verb and the disk, with a '-' for
+ * all that a job's id cannot have.  The caller's.
+ */
+char *disk_job_id(const char *verb, const char *disk, const char *given);
 /* The path as the daemon, which runs elsewhere, finds it; the caller's. */
 char *disk_absolute(const char *path);
 /* The same of an array of strings (borrowed). */

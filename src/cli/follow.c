@@ -63,6 +63,7 @@ ended(struct follow *f, const char *error, bool cancelled, json_int_t bytes)
     } else if (*error) {
         err_set(&f->err, qmp_error_code(error), "job '%s' failed: %s", f->id,
                 error);
+        qmp_client_plain(f->client, &f->err);
     }
 }
 

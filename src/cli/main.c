@@ -33,7 +33,7 @@ const struct verb cli_verbs[] = {
     {"serve",
      "serve PATH -f FORMAT [--nbd unix:PATH|HOST:PORT] [--control PATH]",
      "serve a disk over NBD, in the foreground", verb_serve, false},
-    {"stream", "stream DISK|PATH [-f FORMAT] [--base NODE] [--speed RATE] [--detach]",
+    {"stream", "stream DISK|PATH [-f FORMAT] [--base LAYER] [--speed RATE] [--detach]",
      "fill a disk from its backing files and drop them", verb_stream, false},
     {"copy",
      "copy DISK TARGET [--mode pre-copy|post-copy|hybrid|mirror] "
@@ -47,13 +47,13 @@ const struct verb cli_verbs[] = {
      "[--upgrade] [--detach|--wait]",
      "keep a copy of a daemon's disk in step with it", verb_mirror, false},
     {"commit",
-     "commit DISK [--top NODE] [--base NODE] [--then switch|stay] "
+     "commit DISK [--top LAYER] [--base LAYER] [--then switch|stay] "
      "[--speed RATE] [--job-id ID] [--manual] [--detach|--wait]",
      "move layers of a daemon's disk into one below them", verb_commit, false},
     {"merge",
-     "merge DISK [--snapshot NODE] [--into snapshot|overlay|auto] [--delete] "
-     "[--keep-name] [--dependents-in DIR] [--exclusive] [--max-extra SIZE] "
-     "[--speed RATE] [--job-id ID] [--detach]",
+     "merge DISK [--snapshot LAYER] [--into snapshot|overlay|auto] [--delete] "
+     "[--keep-name] [--dependents-in DIR]... [--exclusive] [--upgrade] "
+     "[--max-extra SIZE] [--speed RATE] [--job-id ID] [--detach]",
      "make a daemon's disk and its snapshot one image, in place", verb_merge,
      false},
     {"snapshot", "snapshot DISK FILE | DISK=FILE... [-f FORMAT]",

@@ -15,8 +15,9 @@ struct merge {
     const char *disk, *snapshot, *into, *job_id;
     json_t *folders; /* --dependents-in */
     uint64_t speed, max_extra;
-    bool delete, keep_name, exclusive, detach;
-    char *node, *id;
+    bool delete, keep_name, exclusive, upgrade, detach, has_speed;
+    bool joined, faster; /* it ran already; and has another speed now */
+    char *node, *lower, *id; /* the nodes of disk and snapshot; the job */
 };
 
 static json_t *
@@ -24,8 +25,8 @@ layers(const struct merge *m)
 {
     json_t *o = json_pack("{s:s}", "device", m->node);
 
-    if (m->snapshot) {
-        json_object_set_new(o, "snapshot", json_string(m->snapshot));
+    if (m->lower) {
+        json_object_set_new(o, "snapshot", json_string(m->lower));
     }
     if (m->into) {
         json_object_set_new(o, "into", json_string(m->into));
@@ -38,6 +39,42 @@ layers(const struct merge *m)
     return o;
 }
 
+/* Every layer but the disk's own stops being what it was. */
+static json_t *
+what_is_lost(const struct merge *m, json_t *plan)
+{
+    json_t *list = json_array(), *name;
+    const char *survivor = qmp_text(plan, "survivor");
+    size_t i;
+
+    json_array_foreach(json_object_get(plan, "drops"), i, name)
+    {
+        if (strcmp(json_string_value(name), m->node)) {
+            json_array_append(list, name);
+        }
+    }
+    if (strcmp(survivor, m->node)) {
+        json_array_append_new(list, json_string(survivor));
+    }
+    return list;
+}
+
+static void
+say_what_is_lost(const struct merge *m, json_t *lost)
+{
+    json_t *name;
+    size_t i;
+
+    puts("From the first copy on, nobody can read as they were:");
+    json_array_foreach(lost, i, name)
+    {
+        auto_free char *file =
+            qmp_client_file(m->client, json_string_value(name));
+
+        printf("  %s\n", file);
+    }
+}
+
 static int
 dry_run(const struct merge *m, struct err *err)
 {
@@ -47,18 +84,19 @@ dry_run(const struct merge *m, struct err *err)
                         err)) {
         return cli_error(m->cli, err);
     }
-    bool sinks = !strcmp(qmp_text(plan, "into"), "snapshot");
+    auto_free char *survivor =
+        qmp_client_file(m->client, qmp_text(plan, "survivor"));
     auto_free char *what =
-        xasprintf("into the %s '%s'", qmp_text(plan, "into"),
-                  qmp_text(plan, "survivor"));
-    int code = plan_say(m->cli, plan, what,
-                        json_pack("{s:s}", "disk", m->disk));
+        xasprintf("into the %s '%s'", qmp_text(plan, "into"), survivor);
+    json_t *lost = what_is_lost(m, plan);
+    int code = plan_say(m->cli, m->client, plan, what,
+                        json_pack("{s:s, s:b, s:O}", "disk", m->disk,
+                                  "snapshot-lost", 1, "lost", lost));
 
     if (code == EXIT_OK && !m->cli->json) {
-        printf("From the first copy on, %s cannot be read by %s.\n",
-               sinks ? "the snapshot as it was" : "the layers below",
-               sinks ? "anybody" : "themselves");
+        say_what_is_lost(m, lost);
     }
+    json_decref(lost);
     json_decref(plan);
     return code;
 }
@@ -72,6 +110,7 @@ start(const struct merge *m, struct err *err)
     json_object_set_new(args, "auto-dismiss", json_false());
     json_object_set_new(args, "delete", json_boolean(m->delete));
     json_object_set_new(args, "exclusive", json_boolean(m->exclusive));
+    json_object_set_new(args, "upgrade", json_boolean(m->upgrade));
     if (m->folders) {
         json_object_set_new(args, "dependents-in",
                             disk_absolute_list(m->folders));
@@ -79,7 +118,65 @@ start(const struct merge *m, struct err *err)
     if (m->speed) {
         json_object_set_new(args, "speed", json_integer((json_int_t)m->speed));
     }
-    return qmp_client_call(m->client, "block-merge", args, NULL, err);
+    int r = qmp_client_call(m->client, "block-merge", args, NULL, err);
+
+    if (r && strstr(err->msg, "of version 2")) {
+        err_hint(err, "--upgrade makes it version 3");
+    }
+    return r;
+}
+
+/* The limit that our job has already; false: there is no such job yet. */
+static bool
+find_speed(const struct merge *m, uint64_t *ret)
+{
+    json_t *list = NULL, *job;
+    bool found = false;
+    size_t i;
+
+    qmp_client_call(m->client, "query-block-jobs", NULL, &list, NULL);
+    json_array_foreach(list, i, job)
+    {
+        if (!strcmp(qmp_text(job, "device"), m->id)) {
+            found = true;
+            *ret = (uint64_t)qmp_number(job, "speed");
+        }
+    }
+    json_decref(list);
+    return found;
+}
+
+/*
+ * The same merge once more is taken for the one that runs, whatever its speed:
+ * that is set here.
+ */
+static int
+start_or_join(struct merge *m, struct err *err)
+{
+    uint64_t speed = 0;
+
+    m->joined = find_speed(m, &speed);
+    int r = start(m, err);
+
+    m->faster = !r && m->joined && m->has_speed && speed != m->speed;
+    if (m->faster) {
+        r = qmp_client_call(m->client, "block-job-set-speed",
+                            json_pack("{s:s, s:I}", "device", m->id, "speed",
+                                      (json_int_t)m->speed),
+                            NULL, err);
+    }
+    if (!r && m->joined && !m->cli->json) {
+        auto_free char *rate = cli_format_size(m->speed);
+
+        printf("Job '%s' was under way%s%s%s.\n", m->id,
+               m->faster ? "; its speed is now " : "",
+               !m->faster  ? ""
+               : !m->speed ? "not limited"
+                           : rate,
+               m->faster && m->speed ? "/s" : "");
+        fflush(stdout);
+    }
+    return r;
 }
 
 static int
@@ -95,15 +192,31 @@ follow(const struct merge *m)
         follow_job(&f);
     }
     bool done = f.end == FOLLOW_DONE;
-    auto_free char *node = disk_node(m->client, m->disk);
-    int code = follow_say(&f, json_pack("{s:s, s:s, s:s}", "verb", "merge",
-                                        "disk", m->disk, "node", node));
+    auto_free char *node = disk_node(m->client, m->disk, m->node);
+    json_t *more = json_pack("{s:s, s:s, s:s, s:b}", "verb", "merge", "disk",
+                             m->disk, "node", node, "was-under-way",
+                             (int)m->joined);
+
+    if (m->faster) {
+        json_object_set_new(more, "speed", json_integer((json_int_t)m->speed));
+    }
+    int code = follow_say(&f, more);
 
     if (done && !m->cli->json && strcmp(node, m->node)) {
         printf("The disk is now node '%s'; '%s' is empty and out of use.\n",
                node, m->node);
     }
     return code;
+}
+
+static int
+find_layers(struct merge *m, struct err *err)
+{
+    int r = disk_find(m->client, m->disk, &m->node, err);
+
+    return r || !m->snapshot ? r
+                             : disk_find_layer(m->client, m->node, m->snapshot,
+                                               &m->lower, err);
 }
 
 static int
@@ -114,13 +227,14 @@ run(struct merge *m)
     if (qmp_client_open(m->cli->socket, &m->client, &err)) {
         return cli_error(m->cli, &err);
     }
-    m->node = disk_node(m->client, m->disk);
-    m->id = m->job_id ? xstrdup(m->job_id) : xasprintf("merge-%s", m->disk);
-    int code = m->cli->dry_run  ? dry_run(m, &err)
-               : start(m, &err) ? cli_error(m->cli, &err)
-                                : follow(m);
+    m->id = disk_job_id("merge", m->disk, m->job_id);
+    int code = find_layers(m, &err) ? cli_error(m->cli, &err)
+               : m->cli->dry_run    ? dry_run(m, &err)
+               : start_or_join(m, &err) ? cli_error(m->cli, &err)
+                                    : follow(m);
 
     free(m->node);
+    free(m->lower);
     free(m->id);
     qmp_client_close(m->client);
     return code;
@@ -138,6 +252,7 @@ verb_merge(struct cli *cli)
         {0, "keep-name", NULL, &m.keep_name, false},
         {0, "dependents-in", NULL, NULL, false, &m.folders},
         {0, "exclusive", NULL, &m.exclusive, false},
+        {0, "upgrade", NULL, &m.upgrade, false},
         {0, "max-extra", &extra, NULL, false},
         {0, "speed", &speed, NULL, false},
         {0, "job-id", &m.job_id, NULL, false},
@@ -150,6 +265,7 @@ verb_merge(struct cli *cli)
     if (!r && speed && !cli_parse_size(speed, &m.speed)) {
         r = cli_usage(cli, "'%s' is no rate", speed);
     }
+    m.has_speed = speed != NULL;
     if (!r && extra && !cli_parse_size(extra, &m.max_extra)) {
         r = cli_usage(cli, "'%s' is no size", extra);
     }
@@ -158,6 +274,7 @@ verb_merge(struct cli *cli)
         r = cli_usage(cli, "--into is snapshot, overlay or auto, not '%s'",
                       m.into);
     }
+    r = r ? r : cli_check_job_id(cli, m.job_id);
     r = r ? r : run(&m);
     json_decref(m.folders);
     return r;

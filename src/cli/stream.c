@@ -59,6 +59,51 @@ follow(struct cli *cli, struct qmp_client *c, const char *id, bool detach)
     return follow_say(&f, NULL);
 }
 
+static json_t *
+arguments(const struct cli *cli, const struct stream_args *a, const char *node,
+          const char *base, const char *id)
+{
+    json_t *args = json_pack("{s:s}", "device", node);
+
+    if (base) {
+        json_object_set_new(args, "base-node", json_string(base));
+    }
+    if (!cli->dry_run) {
+        json_object_set_new(args, "job-id", json_string(id));
+        json_object_set_new(args, "auto-dismiss", json_false());
+    }
+    if (a->speed && !cli->dry_run) {
+        json_object_set_new(args, "speed", json_integer((json_int_t)a->speed));
+    }
+    return args;
+}
+
+static int
+stream_connected(struct cli *cli, struct qmp_client *c,
+                 const struct stream_args *a, struct err *err)
+{
+    auto_free char *node = NULL, *base = NULL;
+    json_t *plan = NULL;
+    int r = disk_find(c, a->disk, &node, err);
+
+    if (!r && a->base) {
+        r = disk_find_layer(c, node, a->base, &base, err);
+    }
+    if (r) {
+        return cli_error(cli, err);
+    }
+    auto_free char *id = disk_job_id("stream", node, a->job_id);
+
+    r = qmp_client_call(c, cli->dry_run ? "query-stream-plan" : "block-stream",
+                        arguments(cli, a, node, base, id), &plan, err);
+    int code = r              ? cli_error(cli, err)
+               : cli->dry_run ? print_plan(cli, node, a->base, plan)
+                              : follow(cli, c, id, a->detach);
+
+    json_decref(plan);
+    return code;
+}
+
 static int
 stream_daemon(struct cli *cli, const struct stream_args *a)
 {
@@ -68,30 +113,7 @@ stream_daemon(struct cli *cli, const struct stream_args *a)
     if (qmp_client_open(cli->socket, &c, &err)) {
         return cli_error(cli, &err);
     }
-    auto_free char *node = disk_node(c, a->disk);
-    auto_free char *id =
-        a->job_id ? xstrdup(a->job_id) : xasprintf("stream-%s", node);
-    json_t *args = json_pack("{s:s}", "device", node);
-    json_t *plan = NULL;
-
-    if (a->base) {
-        json_object_set_new(args, "base-node", json_string(a->base));
-    }
-    if (!cli->dry_run) {
-        json_object_set_new(args, "job-id", json_string(id));
-        json_object_set_new(args, "auto-dismiss", json_false());
-    }
-    if (a->speed && !cli->dry_run) {
-        json_object_set_new(args, "speed", json_integer((json_int_t)a->speed));
-    }
-    int r = qmp_client_call(c,
-                            cli->dry_run ? "query-stream-plan" : "block-stream",
-                            args, &plan, &err);
-    int code = r              ? cli_error(cli, &err)
-               : cli->dry_run ? print_plan(cli, node, a->base, plan)
-                              : follow(cli, c, id, a->detach);
-
-    json_decref(plan);
+    int code = stream_connected(cli, c, a, &err);
 
     qmp_client_close(c);
     return code;
@@ -185,8 +207,9 @@ verb_stream(struct cli *cli)
     if (speed && !cli_parse_size(speed, &a.speed)) {
         return cli_usage(cli, "'%s' is no rate", speed);
     }
-    if (!a.format && strchr(a.disk, '/')) {
-        return cli_usage(cli, "an image file needs its format, -f");
+    r = cli_check_job_id(cli, a.job_id);
+    if (r) {
+        return r;
     }
     if (a.format && a.base) {
         return cli_usage(cli, "--base names a node: it needs a daemon's disk");

@@ -88,7 +88,8 @@ def usage_errors_are_2_and_say_how():
                  ["info", "x", "-f", "raw", "--bogus"], ["map", "x"],
                  ["compare", "x", "-f", "raw"], ["convert", "x", "y", "-f",
                                                  "raw"],
-                 ["serve", "x"], ["stream"], ["stream", "/some/path"],
+                 ["serve", "x"], ["stream"],
+                 ["stream", "x", "--job-id", "1 2"],
                  ["stream", "x", "--speed", "fast"],
                  ["stream", "x", "-f", "raw", "--base", "n"], ["job"],
                  ["events", "x"]):

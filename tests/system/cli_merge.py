@@ -1,0 +1,179 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""The command's merge, and how it and its kin find images by their files.
+
+cli_merge.py SLUICED SLUICE
+"""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from harness import Daemon, Process, main, mount, need, run
+
+SLUICED, SLUICE = (os.path.abspath(p) for p in sys.argv[1:3])
+OK, FAILED, USAGE, NOT_FOUND, CONFLICT, NO_SPACE, CANCELLED = 0, 1, 2, 4, 6, 7, 9
+MIB = 1 << 20
+
+need("qemu-img", "qemu-io")
+
+
+def make(where=".", size="32M", *options):
+    """base <- mid <- top; the model is what they read as."""
+    os.makedirs(where, exist_ok=True)
+    for i, name in enumerate(("base", "mid", "top")):
+        path = os.path.join(where, name)
+        link = ["-b", ("base", "mid")[i - 1], "-F", "qcow2"] if i else []
+        run("qemu-img", "create", "-q", "-f", "qcow2", *options, *link, path,
+            size)
+        run("qemu-io", "-f", "qcow2", "-c",
+            f"write -P {i + 1} {4 * i}M {(24, 10, 6)[i]}M", path)
+    run("qemu-img", "convert", "-O", "raw", path, "model")
+
+
+def judge(name):
+    run("qemu-img", "check", "-q", "-f", "qcow2", name)
+    run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", name, "model")
+
+
+class Disk(Daemon):
+    """The chain, of which only the disk has a name of its own."""
+
+    def __init__(self, where=".", cwd=None, path="top"):
+        make(where)
+        super().__init__(SLUICED, "--blockdev", "qcow2,node-name=disk,"
+                         f"file.driver=file,file.filename={path}", folder=cwd)
+        self.q = self.qmp()
+
+    def command(self, *args, ok=(0,)):
+        return run(SLUICE, *args, "--socket", self.socket, ok=ok)[1]
+
+    def result(self, *args):
+        return json.loads(self.command(*args, "--json").splitlines()[-1])
+
+
+def layers_are_found_by_their_files():
+    """Also where the daemon runs elsewhere and has names of its own."""
+    os.mkdir("there")
+    with Disk("vm", cwd=os.path.abspath("there"), path="../vm/top") as d:
+        for disk in ("disk", "vm/top", os.path.abspath("vm/top"), "top",
+                     "../vm/top"):
+            for lower in ("mid", "vm/mid", os.path.abspath("vm/mid")):
+                r = d.result("merge", disk, "--snapshot", lower, "--dry-run",
+                             "--into", "overlay")
+                assert r["survivor"] == "disk" and len(r["drops"]) == 1, r
+        r = d.result("stream", "vm/top", "--base", "vm/base", "--dry-run")
+        assert r["bytes"] == 4 * MIB, r
+        r = d.result("commit", "vm/top", "--top", "vm/mid", "--base", "base",
+                     "--dry-run")
+        assert r["bytes"] == 10 * MIB, r
+        r = d.result("copy", "vm/top", "./new", "--dry-run")
+        assert r["disk"] == "vm/top", r
+        r = d.result("snapshot", "vm/top", "./new", "--dry-run")
+        assert r["disks"][0]["backing-node"] == "disk", r
+        # A file that is here is that one, whatever the daemon's is called.
+        open("top", "w").close()
+        assert "no disk, node or image file 'top'" in d.command(
+            "merge", "top", "--dry-run", ok=(NOT_FOUND,))
+        d.command("merge", "disk", "--snapshot", "nope", "--dry-run",
+                  ok=(NOT_FOUND,))
+        out = d.command("merge", "vm/top", "--snapshot", "vm/mid", "--into",
+                        "snapshot")
+        assert "Job 'merge-top' is done" in out, out
+        d.stop()
+    judge("vm/mid")
+
+
+def one_file_of_two_nodes_is_refused():
+    with Disk() as d:
+        d.q.cmd("blockdev-add", driver="raw", node_name="other",
+                read_only=True, file={"driver": "file", "filename": "model"})
+        d.q.cmd("blockdev-add", driver="raw", node_name="another",
+                read_only=True, file={"driver": "file", "filename": "model"})
+        out = d.command("stream", "./model", "--dry-run", ok=(FAILED,))
+        assert "both show './model'" in out, out
+        d.stop()
+
+
+def version_2_needs_upgrade():
+    with Disk() as d:
+        d.stop()
+    run("qemu-img", "amend", "-f", "qcow2", "-o", "compat=0.10", "mid")
+    with Daemon(SLUICED, "--blockdev", "qcow2,node-name=disk,"
+                "file.driver=file,file.filename=top") as d:
+        d.qmp()
+        at = ["--socket", d.socket]
+        out = run(SLUICE, "merge", "disk", *at, ok=(FAILED,))[1]
+        assert "--upgrade makes it version 3" in out, out
+        run(SLUICE, "merge", "disk", "--into", "snapshot", "--upgrade", *at)
+        d.stop()
+    judge("mid")
+
+
+def the_same_merge_with_another_speed_sets_that():
+    with Disk() as d:
+        merge = ["merge", "disk", "--into", "snapshot"]
+        r = d.result(*merge, "--speed", "1M", "--detach")
+        assert r["was-under-way"] is False, r
+        out = d.command(*merge, "--speed", "2M", "--detach")
+        assert "was under way; its speed is now 2.0 MiB/s" in out, out
+        assert d.q.cmd("query-block-jobs")[0]["speed"] == 2 * MIB
+        r = d.result(*merge, "--detach")  # says nothing of the speed
+        assert r["was-under-way"] is True and "speed" not in r, r
+        assert d.q.cmd("query-block-jobs")[0]["speed"] == 2 * MIB
+        r = d.result(*merge, "--speed", "0")
+        assert r["was-under-way"] is True and r["speed"] == 0, r
+        d.stop()
+    judge("mid")
+
+
+def a_dry_run_says_what_is_lost():
+    """And calls images by their files where their nodes have no name."""
+    with Disk() as d:
+        for into in "snapshot", "overlay":
+            merge = ["merge", "disk", "--snapshot", "base", "--into", into,
+                     "--dry-run"]
+            r = d.result(*merge)
+            assert r["snapshot-lost"] is True and len(r["lost"]) == 2, r
+            out = d.command(*merge)
+            assert "as they were:\n  mid\n  base\n" in out.replace("./", ""), \
+                out
+            assert "#block" not in out, out
+        d.stop()
+
+
+def an_error_has_no_names_of_nodes_that_have_none():
+    with Disk() as d:
+        d.q.cmd("block-stream", job_id="j", device="disk", speed=1)
+        out = d.command("commit", "disk", "--top", "mid", ok=(CONFLICT,))
+        assert "#block" not in out and "mid" in out, out
+        d.stop()
+
+
+def too_little_space_is_told_in_sizes():
+    mount("tmpfs", "small", "-o", "size=60M")
+    with Disk("small", path="small/top") as d:
+        with open("small/fill", "wb") as f:
+            try:
+                while True:
+                    f.write(bytes(1 << 20))
+                    f.flush()
+            except OSError:
+                pass
+        out = d.command("merge", "disk", "--dry-run", ok=(NO_SPACE,))
+        assert "needs 4." in out and "MiB more" in out, out
+        assert "make room there" in out and "another target" not in out, out
+        out = d.command("merge", "disk", ok=(NO_SPACE,))
+        assert "MiB more" in out and "0 B left" in out, out
+        d.stop()
+
+
+if __name__ == "__main__":
+    main([layers_are_found_by_their_files, one_file_of_two_nodes_is_refused,
+          version_2_needs_upgrade,
+          the_same_merge_with_another_speed_sets_that,
+          a_dry_run_says_what_is_lost,
+          an_error_has_no_names_of_nodes_that_have_none,
+          too_little_space_is_told_in_sizes])
