@@ -187,6 +187,75 @@ chain_of(json_t *nodes, const char *top)
     return chain;
 }
 
+/* The n-th image of the chain, or the last; the caller's, or NULL. */
+static char *
+nth_of_chain(struct qmp_client *c, const char *top, size_t n)
+{
+    json_t *nodes = NULL, *chain, *node;
+    char *name = NULL;
+    size_t i, k = 0;
+
+    list_nodes(c, &nodes, NULL);
+    chain = chain_of(nodes, top);
+    json_array_foreach(chain, i, node)
+    {
+        if (is_image(node) && k++ && k - 1 <= n) {
+            free(name);
+            name = xstrdup(qmp_text(node, "node-name"));
+        }
+    }
+    json_decref(chain);
+    json_decref(nodes);
+    return name;
+}
+
+char *
+disk_below(struct qmp_client *c, const char *node)
+{
+    return nth_of_chain(c, node, 1);
+}
+
+char *
+disk_lowest(struct qmp_client *c, const char *node)
+{
+    return nth_of_chain(c, node, SIZE_MAX);
+}
+
+bool
+disk_is_below(struct qmp_client *c, const char *top, const char *layer)
+{
+    json_t *nodes = NULL, *chain;
+
+    list_nodes(c, &nodes, NULL);
+    chain = chain_of(nodes, top);
+    bool is = layer && find_node(chain, layer);
+
+    json_decref(chain);
+    json_decref(nodes);
+    return is;
+}
+
+char *
+disk_file(struct qmp_client *c, const char *node)
+{
+    json_t *info = NULL;
+    char *file = NULL;
+
+    if (node && !disk_info(c, node, &info, NULL)) {
+        file = xstrdup(qmp_text(info, "file"));
+    }
+    json_decref(info);
+    return file;
+}
+
+void
+disk_say_file(const struct cli *cli, const char *disk, const char *file)
+{
+    if (cli->own && !cli->json && file && strcmp(file, disk)) {
+        printf("The disk is in '%s' now; '%s' is out of use.\n", file, disk);
+    }
+}
+
 int
 disk_find_layer(struct qmp_client *c, const char *top, const char *layer,
                 char **ret, struct err *err)

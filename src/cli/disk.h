@@ -3,6 +3,7 @@
 #ifndef SLUICE_CLI_DISK_H
 #define SLUICE_CLI_DISK_H
 
+#include "cli/cli.h"
 #include "cli/qmp_client.h"
 
 /*
@@ -17,6 +18,18 @@ int disk_find_layer(struct qmp_client *c, const char *top, const char *layer,
                     char **ret, struct err *err);
 /* The node that an export of that id shows, the caller's; else @was. */
 char *disk_node(struct qmp_client *c, const char *disk, const char *was);
+/* The image right below, and the lowest; the caller's, NULL: there is none. */
+char *disk_below(struct qmp_client *c, const char *node);
+char *disk_lowest(struct qmp_client *c, const char *node);
+/* Is @layer (may be NULL) in the chain below @top? */
+bool disk_is_below(struct qmp_client *c, const char *top, const char *layer);
+/* The file of a node, the caller's; NULL where there is none. */
+char *disk_file(struct qmp_client *c, const char *node);
+/*
+ * The disk that was in the file @disk is in @file by now (NULL: the same):
+ * says so, of a daemon of our own, whose nodes are gone with it.
+ */
+void disk_say_file(const struct cli *cli, const char *disk, const char *file);
 /* Does an export show @node? */
 bool disk_is_exported(struct qmp_client *c, const char *node);
 /*

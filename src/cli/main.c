@@ -33,7 +33,8 @@ const struct verb cli_verbs[] = {
     {"serve",
      "serve PATH -f FORMAT [--nbd unix:PATH|HOST:PORT] [--control PATH]",
      "serve a disk over NBD, in the foreground", verb_serve, false},
-    {"stream", "stream DISK|PATH [-f FORMAT] [--base LAYER] [--speed RATE] [--detach]",
+    {"stream", "stream DISK | PATH -f FORMAT [--base LAYER] [--speed RATE] [--job-id ID] "
+     "[--detach]",
      "fill a disk from its backing files and drop them", verb_stream, false},
     {"copy",
      "copy DISK TARGET [--mode pre-copy|post-copy|hybrid|mirror] "
@@ -47,14 +48,14 @@ const struct verb cli_verbs[] = {
      "[--upgrade] [--detach|--wait]",
      "keep a copy of a daemon's disk in step with it", verb_mirror, false},
     {"commit",
-     "commit DISK [--top LAYER] [--base LAYER] [--then switch|stay] "
+     "commit DISK | PATH -f FORMAT [--top LAYER] [--base LAYER] [--then switch|stay] "
      "[--speed RATE] [--job-id ID] [--manual] [--detach|--wait]",
-     "move layers of a daemon's disk into one below them", verb_commit, false},
+     "move layers of a disk into one below them", verb_commit, false},
     {"merge",
-     "merge DISK [--snapshot LAYER] [--into snapshot|overlay|auto] [--delete] "
+     "merge DISK | PATH -f FORMAT [--snapshot LAYER] [--into snapshot|overlay|auto] [--delete] "
      "[--keep-name] [--dependents-in DIR]... [--exclusive] [--upgrade] "
      "[--max-extra SIZE] [--speed RATE] [--job-id ID] [--detach]",
-     "make a daemon's disk and its snapshot one image, in place", verb_merge,
+     "make a disk and its snapshot one image, in place", verb_merge,
      false},
     {"snapshot", "snapshot DISK FILE | DISK=FILE... [-f FORMAT]",
      "put new overlays on a daemon's disks, all at one instant", verb_snapshot,

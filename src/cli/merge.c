@@ -5,6 +5,7 @@
 
 #include "base/mem.h"
 #include "cli/cli.h"
+#include "cli/connect.h"
 #include "cli/disk.h"
 #include "cli/follow.h"
 #include "cli/plan.h"
@@ -12,7 +13,7 @@
 struct merge {
     struct cli *cli;
     struct qmp_client *client;
-    const char *disk, *snapshot, *into, *job_id;
+    const char *disk, *format, *snapshot, *into, *job_id;
     json_t *folders; /* --dependents-in */
     uint64_t speed, max_extra;
     bool delete, keep_name, exclusive, upgrade, detach, has_speed;
@@ -25,7 +26,7 @@ layers(const struct merge *m)
 {
     json_t *o = json_pack("{s:s}", "device", m->node);
 
-    if (m->lower) {
+    if (m->snapshot) {
         json_object_set_new(o, "snapshot", json_string(m->lower));
     }
     if (m->into) {
@@ -84,10 +85,11 @@ dry_run(const struct merge *m, struct err *err)
                         err)) {
         return cli_error(m->cli, err);
     }
-    auto_free char *survivor =
-        qmp_client_file(m->client, qmp_text(plan, "survivor"));
-    auto_free char *what =
-        xasprintf("into the %s '%s'", qmp_text(plan, "into"), survivor);
+    const char *stays = qmp_text(plan, "survivor");
+    auto_free char *file = qmp_client_file(m->client, stays);
+    bool is_disk = m->cli->own && !strcmp(stays, m->node);
+    auto_free char *what = xasprintf("into the %s '%s'", qmp_text(plan, "into"),
+                                     is_disk ? m->disk : file);
     json_t *lost = what_is_lost(m, plan);
     int code = plan_say(m->cli, m->client, plan, what,
                         json_pack("{s:s, s:b, s:O}", "disk", m->disk,
@@ -179,6 +181,13 @@ start_or_join(struct merge *m, struct err *err)
     return r;
 }
 
+/* Into the snapshot: that is still below the disk. */
+static const char *
+survivor(const struct merge *m)
+{
+    return disk_is_below(m->client, m->node, m->lower) ? m->lower : m->node;
+}
+
 static int
 follow(const struct merge *m)
 {
@@ -193,15 +202,20 @@ follow(const struct merge *m)
     }
     bool done = f.end == FOLLOW_DONE;
     auto_free char *node = disk_node(m->client, m->disk, m->node);
+    auto_free char *file = done ? disk_file(m->client, survivor(m)) : NULL;
     json_t *more = json_pack("{s:s, s:s, s:s, s:b}", "verb", "merge", "disk",
                              m->disk, "node", node, "was-under-way",
                              (int)m->joined);
 
+    if (file) {
+        json_object_set_new(more, "file", json_string(file));
+    }
     if (m->faster) {
         json_object_set_new(more, "speed", json_integer((json_int_t)m->speed));
     }
     int code = follow_say(&f, more);
 
+    disk_say_file(m->cli, m->disk, file);
     if (done && !m->cli->json && strcmp(node, m->node)) {
         printf("The disk is now node '%s'; '%s' is empty and out of use.\n",
                node, m->node);
@@ -214,9 +228,24 @@ find_layers(struct merge *m, struct err *err)
 {
     int r = disk_find(m->client, m->disk, &m->node, err);
 
-    return r || !m->snapshot ? r
-                             : disk_find_layer(m->client, m->node, m->snapshot,
-                                               &m->lower, err);
+    if (!r && m->snapshot) {
+        r = disk_find_layer(m->client, m->node, m->snapshot, &m->lower, err);
+    } else if (!r) {
+        m->lower = disk_below(m->client, m->node);
+    }
+    return r;
+}
+
+static int
+merge(struct merge *m, struct err *err)
+{
+    char *went_on = cli_went_on(m->cli, m->client);
+
+    m->id = went_on ? went_on : disk_job_id("merge", m->disk, m->job_id);
+    return find_layers(m, err) ? cli_error(m->cli, err)
+           : m->cli->dry_run   ? dry_run(m, err)
+           : !went_on && start_or_join(m, err) ? cli_error(m->cli, err)
+                                               : follow(m);
 }
 
 static int
@@ -224,19 +253,15 @@ run(struct merge *m)
 {
     auto_err err = ERR_INIT;
 
-    if (qmp_client_open(m->cli->socket, &m->client, &err)) {
+    if (cli_connect(m->cli, m->disk, m->format, &m->client, &err)) {
         return cli_error(m->cli, &err);
     }
-    m->id = disk_job_id("merge", m->disk, m->job_id);
-    int code = find_layers(m, &err) ? cli_error(m->cli, &err)
-               : m->cli->dry_run    ? dry_run(m, &err)
-               : start_or_join(m, &err) ? cli_error(m->cli, &err)
-                                    : follow(m);
+    int code = merge(m, &err);
 
     free(m->node);
     free(m->lower);
     free(m->id);
-    qmp_client_close(m->client);
+    cli_disconnect(m->cli, m->client);
     return code;
 }
 
@@ -246,6 +271,7 @@ verb_merge(struct cli *cli)
     struct merge m = {.cli = cli};
     const char *speed = NULL, *extra = NULL;
     const struct cli_option options[] = {
+        {'f', NULL, &m.format, NULL, false},
         {0, "snapshot", &m.snapshot, NULL, false},
         {0, "into", &m.into, NULL, false},
         {0, "delete", NULL, &m.delete, false},
@@ -275,6 +301,7 @@ verb_merge(struct cli *cli)
                       m.into);
     }
     r = r ? r : cli_check_job_id(cli, m.job_id);
+    r = r ? r : cli_check_own(cli, m.format, m.detach);
     r = r ? r : run(&m);
     json_decref(m.folders);
     return r;

@@ -97,19 +97,17 @@ connect_to(const char *path, struct err *err)
 }
 
 int
-qmp_client_open(const char *path, struct qmp_client **ret, struct err *err)
+qmp_client_take(int fd, struct qmp_client **ret, struct err *err)
 {
-    const char *env = getenv("SLUICE_SOCKET");
-    auto_free char *usual = control_default_socket();
     struct qmp_client *c = xzalloc(sizeof(*c));
     json_t *greeting = NULL;
-    int r;
 
     c->events = json_array();
     c->cap = 131072;
     c->buf = xmalloc(c->cap);
-    c->fd = connect_to(path ? path : env ? env : usual, err);
-    r = c->fd < 0 ? c->fd : next_value(c, -1, &greeting, err);
+    c->fd = fd;
+    int r = next_value(c, -1, &greeting, err);
+
     json_decref(greeting);
     if (!r) {
         r = qmp_client_call(c, "qmp_capabilities", NULL, NULL, err);
@@ -122,12 +120,20 @@ qmp_client_open(const char *path, struct qmp_client **ret, struct err *err)
     return 0;
 }
 
+int
+qmp_client_open(const char *path, struct qmp_client **ret, struct err *err)
+{
+    const char *env = getenv("SLUICE_SOCKET");
+    auto_free char *usual = control_default_socket();
+    int fd = connect_to(path ? path : env ? env : usual, err);
+
+    return fd < 0 ? fd : qmp_client_take(fd, ret, err);
+}
+
 void
 qmp_client_close(struct qmp_client *c)
 {
-    if (c->fd >= 0) {
-        close(c->fd);
-    }
+    close(c->fd);
     json_decref(c->events);
     free(c->buf);
     free(c);
@@ -175,7 +181,10 @@ qmp_error_code(const char *text)
     if (strstr(text, "its file system has")) {
         return -ENOSPC;
     }
-    return strstr(text, "in use") || strstr(text, "is busy") ? -EBUSY : -EIO;
+    return strstr(text, "in use") || strstr(text, "is busy") ||
+                   strstr(text, "\" lock on '")
+               ? -EBUSY
+               : -EIO;
 }
 
 /* A class says more than a text, where there is one. */
@@ -300,7 +309,8 @@ bytes_len(const char *text, uint64_t *ret)
 {
     size_t n = strspn(text, "0123456789");
     bool is = n && n <= 18 &&
-              (!strncmp(text + n, " bytes", 6) || !strncmp(text + n, " left", 5));
+              (!strncmp(text + n, " bytes", 6) ||
+               !strncmp(text + n, " left", 5));
 
     *ret = is ? strtoull(text, NULL, 10) : 0;
     return !is ? 0 : text[n + 1] == 'b' ? n + 6 : n;

@@ -14,6 +14,8 @@ struct qmp_client;
  * -ECONNREFUSED, with a hint, where there is no daemon.
  */
 int qmp_client_open(const char *path, struct qmp_client **ret, struct err *err);
+/* The same over a socket that is connected, which is taken over. */
+int qmp_client_take(int fd, struct qmp_client **ret, struct err *err);
 void qmp_client_close(struct qmp_client *c);
 /*
  * Runs a command; takes @args (NULL: none).  *ret (may be NULL) is the

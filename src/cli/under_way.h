@@ -20,7 +20,8 @@ struct under_way {
     json_t *jobs;
     json_t *foreign; /* the same, of another file */
     json_t *deletions; /* {"job", "file"}: what is still there */
-    json_t *layer_of; /* {"job", "disk", "state"}, maybe "disk-now" and "note" */
+    /* {"job", "disk", "state"}, maybe "disk-now" and "note", the job's own. */
+    json_t *layer_of;
 };
 
 /* Reads it; changes nothing.  Yields. */

@@ -91,7 +91,7 @@ def usage_errors_are_2_and_say_how():
                  ["serve", "x"], ["stream"],
                  ["stream", "x", "--job-id", "1 2"],
                  ["stream", "x", "--speed", "fast"],
-                 ["stream", "x", "-f", "raw", "--base", "n"], ["job"],
+                 ["stream", "x", "-f", "raw", "--detach"], ["job"],
                  ["events", "x"]):
         text = sluice(*args, code=USAGE)
         assert f"sluice {args[0]}" in text, text
@@ -287,7 +287,7 @@ def a_bar_is_drawn_on_a_terminal_only():
     defer(os.close, ours)
     p = Process(*argv, stdout=subprocess.PIPE)  # stderr: a file
     out = p.process.stdout.read()
-    assert p.wait() == 0 and b"Moved" in out, out
+    assert p.wait() == 0 and b"moved" in out, out
     assert "\r" not in p.errors() and "[" not in p.errors(), p.errors()
     run("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", "big", "-F", "raw",
         "top")

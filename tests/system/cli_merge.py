@@ -170,10 +170,163 @@ def too_little_space_is_told_in_sizes():
         d.stop()
 
 
+# Images that no daemon holds.
+
+def offline(verb, survivor, left, *options):
+    def test():
+        make()
+        before = open("model", "rb").read()
+        assert len(before) == 32 * MIB
+        r = offline_result(verb, "top", *options)
+        assert r["file"] == survivor and r["verb"] == verb, r
+        assert left_behind() == sorted(left), left_behind()
+        judge(survivor)
+    return f"{verb} of a path, {' '.join(options)}", test
+
+
+def left_behind():
+    return sorted(n for n in os.listdir(".") if n != "model")
+
+
+def offline_result(verb, *args, ok=(0,)):
+    return json.loads(run(SLUICE, verb, *args, "-f", "qcow2", "--json",
+                          ok=ok)[1].splitlines()[-1])
+
+
+def a_stream_of_a_path_stops_at_a_layer():
+    make()
+    r = offline_result("stream", "top", "--base", "base")
+    assert r["bytes-moved"] == 4 * MIB, r
+    info = json.loads(run("qemu-img", "info", "--output=json", "top")[1])
+    assert info["backing-filename"] == "base", info
+    judge("top")
+
+
+def a_dry_run_of_a_path_changes_nothing():
+    make()
+    before = {n: open(n, "rb").read() for n in left_behind()}
+    out = run(SLUICE, "merge", "top", "-f", "qcow2", "-n")[1]
+    assert "into the overlay 'top'" in out and "  mid\n" in out, out
+    run(SLUICE, "commit", "top", "-f", "qcow2", "-n")
+    assert before == {n: open(n, "rb").read() for n in left_behind()}
+
+
+def begin(verb, *options):
+    """A slow job of a path, once it has moved something."""
+    p = Process(SLUICE, verb, "top", "-f", "qcow2", "--json", *options,
+                stdout=subprocess.PIPE)
+    while not json.loads(p.process.stdout.readline())["done"]:
+        pass
+    return p
+
+
+def wait_until_free(image):
+    for _ in range(1000):
+        if not json.loads(run(SLUICE, "--json", "status", image)[1])["in-use"]:
+            return
+        time.sleep(0.01)
+    raise AssertionError("it is still open")
+
+
+def ctrl_c_leaves_an_ordinary_chain():
+    make()
+    p = begin("merge", "--into", "snapshot", "--speed", "2M")
+    p.process.send_signal(signal.SIGINT)
+    assert p.wait() == CANCELLED, p.errors()
+    assert "the same command continues it" in p.errors(), p.errors()
+    assert left_behind() == ["base", "mid", "top"], left_behind()
+    judge("top")
+    offline_result("merge", "top", "--into", "snapshot")
+    judge("mid")
+
+
+def what_was_killed_goes_on_with_the_same_command():
+    """The daemon of its own ends with it."""
+    make()
+    p = begin("merge", "--into", "snapshot", "--speed", "2M",
+              "--job-id", "mine")
+    p.kill()
+    p.process.wait()
+    wait_until_free("top")
+    assert "'mine'" in run(SLUICE, "status", "top")[1]
+    run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", "top", "model")
+    q = Process(SLUICE, "merge", "top", "-f", "qcow2", "--into", "snapshot",
+                stdout=subprocess.PIPE)
+    line = q.process.stdout.readline().decode()
+    assert "Job 'mine', which was cut off, goes on" in line, line
+    assert q.wait() == OK, q.errors()
+    assert left_behind() == ["base", "mid", "top"], left_behind()
+    judge("mid")
+
+
+def a_path_that_is_in_use_is_refused():
+    with Disk() as d:
+        for verb in "merge", "commit", "stream":
+            out = run(SLUICE, verb, "top", "-f", "qcow2", ok=(CONFLICT,))[1]
+            assert "leave out -f" in out, out
+        d.stop()
+    judge("top")
+
+
+def dependants_are_looked_for():
+    make()
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "mid", "-F", "qcow2",
+        "clone")
+    out = run(SLUICE, "merge", "top", "-f", "qcow2", ok=(FAILED, CONFLICT))[1]
+    assert "clone" in out, out
+    run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", "top", "model")
+
+
+def without_space_it_ends_and_goes_on_later():
+    mount("tmpfs", "small", "-o", "size=120M")
+    make("small")
+    model = os.path.abspath("model")
+    os.chdir("small")
+    p = begin("stream", "--speed", "2M")
+    with open("fill", "wb") as f:
+        try:
+            while True:
+                f.write(bytes(65536))
+                f.flush()
+        except OSError:
+            pass
+    assert p.wait() == NO_SPACE, p.errors()
+    assert "make room" in p.errors(), p.errors()
+    os.unlink("fill")
+    out = run(SLUICE, "stream", "top", "-f", "qcow2")[1]
+    assert "'stream-top', which was cut off, goes on" in out, out
+    assert left_behind() == ["base", "mid", "top"], left_behind()
+    run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", "top", model)
+    os.chdir("..")
+
+
+def a_path_without_its_format_is_a_daemons():
+    make()
+    out = run(SLUICE, "merge", "./top", "--socket", "none", ok=(10,))[1]
+    assert "-f FORMAT" in out, out
+
+
 if __name__ == "__main__":
     main([layers_are_found_by_their_files, one_file_of_two_nodes_is_refused,
           version_2_needs_upgrade,
           the_same_merge_with_another_speed_sets_that,
           a_dry_run_says_what_is_lost,
           an_error_has_no_names_of_nodes_that_have_none,
-          too_little_space_is_told_in_sizes])
+          too_little_space_is_told_in_sizes,
+          offline("merge", "mid", ["base", "mid", "top"], "--into",
+                  "snapshot"),
+          offline("merge", "top", ["top"], "--snapshot", "base", "--into",
+                  "overlay", "--delete"),
+          offline("merge", "top", ["top"], "--snapshot", "base", "--into",
+                  "snapshot", "--delete", "--keep-name"),
+          offline("commit", "base", ["base", "mid", "top"]),
+          offline("commit", "top", ["base", "mid", "top"], "--then", "stay"),
+          offline("commit", "top", ["base", "mid", "top"], "--top", "mid",
+                  "--base", "base"),
+          a_stream_of_a_path_stops_at_a_layer,
+          a_dry_run_of_a_path_changes_nothing,
+          ctrl_c_leaves_an_ordinary_chain,
+          what_was_killed_goes_on_with_the_same_command,
+          a_path_that_is_in_use_is_refused, dependants_are_looked_for,
+          without_space_it_ends_and_goes_on_later,
+          a_path_without_its_format_is_a_daemons])
