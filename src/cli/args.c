@@ -85,7 +85,9 @@ cli_parse_up_to(struct cli *cli, const struct cli_option *options,
     while ((c = getopt_long(cli->argc, cli->argv, shorts, longs, NULL)) != -1) {
         const struct cli_option *o = found(options, c);
 
-        if (c == 1 && n < most) {
+        if (c == 1 && !*optarg) {
+            return cli_usage(cli, "a name is empty");
+        } else if (c == 1 && n < most) {
             positional[n++] = optarg;
         } else if (c == 1) {
             return cli_usage(cli, "'%s' is one argument too many", optarg);
@@ -93,6 +95,8 @@ cli_parse_up_to(struct cli *cli, const struct cli_option *options,
             return cli_usage(cli, c == ':' ? "the option '%s' needs a value"
                                            : "there is no option '%s'",
                              cli->argv[optind - 1]);
+        } else if (!o->flag && !*optarg && !o->may_be_empty) {
+            return cli_usage(cli, "the value of an option is empty");
         } else if (!take_value(o, optarg)) {
             return cli_usage(cli, "'%s' is not valid UTF-8", optarg);
         }

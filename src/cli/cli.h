@@ -78,6 +78,7 @@ struct cli_option {
     bool *flag;
     bool needed;
     json_t **values; /* may come again: an array that takes all values */
+    bool may_be_empty;
 };
 
 /*

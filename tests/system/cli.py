@@ -97,6 +97,17 @@ def usage_errors_are_2_and_say_how():
         assert f"sluice {args[0]}" in text, text
         assert result(*args, code=USAGE)["hint"].startswith("sluice ")
     assert "no verb" in sluice("frobnicate", code=USAGE)
+    for args in (["stream", ""], ["merge", "x", "--snapshot", ""],
+                 ["copy", "", "./y"], ["snapshot", "", "x"]):
+        assert "empty" in sluice(*args, code=USAGE)
+    sluice("help")
+    sluice("help", "frobnicate", code=USAGE)
+    for verb in ("create", "clone", "check", "convert", "serve", "stream",
+                 "copy", "mirror", "commit", "merge", "snapshot", "job"):
+        assert "[--dry-run]" in sluice("help", verb), verb
+        assert sluice("help", verb) == sluice(verb, "--help")
+    for verb in "info", "map", "compare", "status", "events":
+        assert "--dry-run" not in sluice("help", verb), verb
     sluice("check", "x", code=FAILED)  # 2 would mean: corrupt
     sluice("check", "x", "-f", "qcow2", "--repair", "some", code=FAILED)
     assert not os.path.exists("x")
