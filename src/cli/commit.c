@@ -142,10 +142,13 @@ commit(struct commit *c, struct err *err)
     char *went_on = cli_went_on(c->cli, c->client);
 
     c->id = went_on ? went_on : disk_job_id("commit", c->disk, c->job_id);
-    return find_layers(c, err) ? cli_error(c->cli, err)
-           : c->cli->dry_run   ? dry_run(c, err)
-           : !went_on && start(c, err) ? cli_error(c->cli, err)
-                                       : follow(c);
+    if (find_layers(c, err)) {
+        return cli_error(c->cli, err);
+    }
+    if (c->cli->dry_run) {
+        return dry_run(c, err);
+    }
+    return !went_on && start(c, err) ? cli_error(c->cli, err) : follow(c);
 }
 
 static int

@@ -242,10 +242,14 @@ merge(struct merge *m, struct err *err)
     char *went_on = cli_went_on(m->cli, m->client);
 
     m->id = went_on ? went_on : disk_job_id("merge", m->disk, m->job_id);
-    return find_layers(m, err) ? cli_error(m->cli, err)
-           : m->cli->dry_run   ? dry_run(m, err)
-           : !went_on && start_or_join(m, err) ? cli_error(m->cli, err)
-                                               : follow(m);
+    if (find_layers(m, err)) {
+        return cli_error(m->cli, err);
+    }
+    if (m->cli->dry_run) {
+        return dry_run(m, err);
+    }
+    return !went_on && start_or_join(m, err) ? cli_error(m->cli, err)
+                                             : follow(m);
 }
 
 static int
