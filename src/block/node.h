@@ -546,6 +546,12 @@ bool node_is_part(const struct node *node);
 int node_check_name(const struct node *node, struct err *err);
 struct switch_intent;
 /*
+ * Is the target of a switch marked as unfinished, so that the disk is still the
+ * source?  -errno where it cannot be opened.  Yields.
+ */
+int switch_ask_target(struct graph *graph, const struct switch_intent *intent,
+                      bool *ret_unfinished, struct err *err);
+/*
  * Deletes the source of a switch, durably, where its name still means the file
  * that was opened; a link goes with the file that it leads to.  Yields.
  */

@@ -37,9 +37,8 @@ look_at(struct graph *graph, const struct intent_file *image, struct node **ret,
     return r;
 }
 
-/* Is the target unfinished? */
-static int
-ask_target(struct graph *graph, const struct switch_intent *i, bool *ret,
+int
+switch_ask_target(struct graph *graph, const struct switch_intent *i, bool *ret,
            struct err *err)
 {
     struct node *target;
@@ -133,7 +132,7 @@ leave_source(struct node *node, const struct node *file,
         remove_journal(node->graph, file->filename);
         return 0;
     }
-    r = ask_target(node->graph, i, &unfinished, &inner);
+    r = switch_ask_target(node->graph, i, &unfinished, &inner);
     if (!r && unfinished) {
         NODE_SAY(node, info,
                  "The switch of '%s' to '%s' was cut off; the disk is still "

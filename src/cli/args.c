@@ -3,6 +3,7 @@
  * Arguments of a verb: a table says what its options are and where they go,
  * and everything else is a positional argument.
  */
+#include <ctype.h>
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
@@ -84,7 +85,9 @@ cli_parse_up_to(struct cli *cli, const struct cli_option *options,
     while ((c = getopt_long(cli->argc, cli->argv, shorts, longs, NULL)) != -1) {
         const struct cli_option *o = found(options, c);
 
-        if (c == 1 && n < most) {
+        if (c == 1 && !*optarg) {
+            return cli_usage(cli, "a name is empty");
+        } else if (c == 1 && n < most) {
             positional[n++] = optarg;
         } else if (c == 1) {
             return cli_usage(cli, "'%s' is one argument too many", optarg);
@@ -92,6 +95,8 @@ cli_parse_up_to(struct cli *cli, const struct cli_option *options,
             return cli_usage(cli, c == ':' ? "the option '%s' needs a value"
                                            : "there is no option '%s'",
                              cli->argv[optind - 1]);
+        } else if (!o->flag && !*optarg && !o->may_be_empty) {
+            return cli_usage(cli, "the value of an option is empty");
         } else if (!take_value(o, optarg)) {
             return cli_usage(cli, "'%s' is not valid UTF-8", optarg);
         }
@@ -130,4 +135,19 @@ cli_check_then(struct cli *cli, const char *then)
     return then && strcmp(then, "switch") && strcmp(then, "stay")
                ? cli_usage(cli, "'%s' is neither 'switch' nor 'stay'", then)
                : 0;
+}
+
+int
+cli_check_job_id(struct cli *cli, const char *id)
+{
+    bool ok = !id || isalpha((unsigned char)*id);
+
+    for (const char *p = id; p && ok && *p; p++) {
+        ok = isalnum((unsigned char)*p) || strchr("-._", *p);
+    }
+    return ok ? 0
+              : cli_usage(cli,
+                          "'%s' is no job's id: a letter, then letters, "
+                          "digits, '-', '.' and '_'",
+                          id);
 }

@@ -4,7 +4,8 @@
  *
  * A verb that names a disk of a daemon speaks QMP to it (qmp_client.h); a verb
  * that names a file works on it in this process, with the same graph and the
- * same engine.
+ * same engine; stream, commit and merge in a child with the control layer
+ * (connect.h).
  */
 #ifndef SLUICE_CLI_H
 #define SLUICE_CLI_H
@@ -13,6 +14,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <sys/types.h>
 
 #include "base/err.h"
 
@@ -41,6 +43,7 @@ struct cli {
     char **argv;
     bool json, dry_run;
     const char *socket; /* --socket */
+    pid_t own; /* of a daemon that is ours alone (connect.h); 0: none */
 
     struct loop *loop; /* for verbs that work in this process */
     struct graph *graph;
@@ -75,6 +78,7 @@ struct cli_option {
     bool *flag;
     bool needed;
     json_t **values; /* may come again: an array that takes all values */
+    bool may_be_empty;
 };
 
 /*
@@ -88,8 +92,11 @@ int cli_parse(struct cli *cli, const struct cli_option *options,
 int cli_parse_up_to(struct cli *cli, const struct cli_option *options,
                     const char **positional, int most, int *ret_n);
 
-/* EXIT_USAGE, and says so, where @then (may be NULL) is neither switch nor stay. */
+/* EXIT_USAGE, and says so, where @then (may be NULL) is no way to end. */
 int cli_check_then(struct cli *cli, const char *then);
+
+/* EXIT_USAGE, and says so, where @id (may be NULL) cannot be a job's. */
+int cli_check_job_id(struct cli *cli, const char *id);
 
 /*
  * A size: bytes, or with a suffix K, M, G, T (1024), KiB ..., kB, MB ... (SI).
@@ -136,6 +143,8 @@ uint64_t cli_now_ns(void);
 /* From the first on, Ctrl-C only makes the second true. */
 void cli_catch_interrupt(void);
 bool cli_interrupted(void);
+/* As if it had not come. */
+void cli_forget_interrupt(void);
 /* Puts Ctrl-C off, for steps that are not to be left half done. */
 void cli_hold_interrupt(bool hold);
 

@@ -5,6 +5,7 @@
 
 #include "base/mem.h"
 #include "cli/cli.h"
+#include "cli/connect.h"
 #include "cli/disk.h"
 #include "cli/follow.h"
 #include "cli/plan.h"
@@ -12,10 +13,10 @@
 struct commit {
     struct cli *cli;
     struct qmp_client *client;
-    const char *disk, *top, *base, *then, *job_id;
+    const char *disk, *format, *top, *base, *then, *job_id;
     uint64_t speed;
     bool manual, detach, wait;
-    char *node, *id;
+    char *node, *top_node, *base_node, *id;
 };
 
 static json_t *
@@ -24,10 +25,10 @@ layers(const struct commit *c)
     json_t *o = json_pack("{s:s}", "device", c->node);
 
     if (c->top) {
-        json_object_set_new(o, "top-node", json_string(c->top));
+        json_object_set_new(o, "top-node", json_string(c->top_node));
     }
     if (c->base) {
-        json_object_set_new(o, "base-node", json_string(c->base));
+        json_object_set_new(o, "base-node", json_string(c->base_node));
     }
     return o;
 }
@@ -45,7 +46,7 @@ dry_run(const struct commit *c, struct err *err)
                         err)) {
         return cli_error(c->cli, err);
     }
-    int code = plan_say(c->cli, plan, what,
+    int code = plan_say(c->cli, c->client, plan, what,
                         json_pack("{s:s}", "disk", c->disk));
 
     json_decref(plan);
@@ -70,6 +71,14 @@ start(const struct commit *c, struct err *err)
     return qmp_client_call(c->client, "block-transfer", args, NULL, err);
 }
 
+/* The disk leaves its own layer. */
+static bool
+switches(const struct commit *c)
+{
+    return (!c->top || !strcmp(c->top_node, c->node)) &&
+           (!c->then || !strcmp(c->then, "switch"));
+}
+
 /* Only a commit of the uppermost layer becomes ready. */
 static int
 follow(const struct commit *c)
@@ -91,10 +100,19 @@ follow(const struct commit *c)
         follow_job(&f);
     }
     bool done = f.end == FOLLOW_DONE;
-    auto_free char *node = disk_node(c->client, c->disk);
-    int code = follow_say(&f, json_pack("{s:s, s:s, s:s}", "verb", "commit",
-                                        "disk", c->disk, "node", node));
+    auto_free char *node = disk_node(c->client, c->disk, c->node);
+    auto_free char *file =
+        done ? disk_file(c->client, switches(c) ? c->base_node : c->node)
+             : NULL;
+    json_t *more = json_pack("{s:s, s:s, s:s}", "verb", "commit", "disk",
+                             c->disk, "node", node);
 
+    if (file) {
+        json_object_set_new(more, "file", json_string(file));
+    }
+    int code = follow_say(&f, more);
+
+    disk_say_file(c->cli, c->disk, file);
     if (done && !c->cli->json && strcmp(node, c->node)) {
         printf("The disk is now node '%s'; '%s' is out of use.\n", node,
                c->node);
@@ -103,22 +121,51 @@ follow(const struct commit *c)
 }
 
 static int
+find_layers(struct commit *c, struct err *err)
+{
+    int r = disk_find(c->client, c->disk, &c->node, err);
+
+    if (!r && c->top) {
+        r = disk_find_layer(c->client, c->node, c->top, &c->top_node, err);
+    }
+    if (!r && c->base) {
+        r = disk_find_layer(c->client, c->node, c->base, &c->base_node, err);
+    } else if (!r) {
+        c->base_node = disk_lowest(c->client, c->node);
+    }
+    return r;
+}
+
+static int
+commit(struct commit *c, struct err *err)
+{
+    char *went_on = cli_went_on(c->cli, c->client);
+
+    c->id = went_on ? went_on : disk_job_id("commit", c->disk, c->job_id);
+    if (find_layers(c, err)) {
+        return cli_error(c->cli, err);
+    }
+    if (c->cli->dry_run) {
+        return dry_run(c, err);
+    }
+    return !went_on && start(c, err) ? cli_error(c->cli, err) : follow(c);
+}
+
+static int
 run(struct commit *c)
 {
     auto_err err = ERR_INIT;
 
-    if (qmp_client_open(c->cli->socket, &c->client, &err)) {
+    if (cli_connect(c->cli, c->disk, c->format, &c->client, &err)) {
         return cli_error(c->cli, &err);
     }
-    c->node = disk_node(c->client, c->disk);
-    c->id = c->job_id ? xstrdup(c->job_id) : xasprintf("commit-%s", c->disk);
-    int code = c->cli->dry_run    ? dry_run(c, &err)
-               : start(c, &err) ? cli_error(c->cli, &err)
-                                : follow(c);
+    int code = commit(c, &err);
 
     free(c->node);
+    free(c->top_node);
+    free(c->base_node);
     free(c->id);
-    qmp_client_close(c->client);
+    cli_disconnect(c->cli, c->client);
     return code;
 }
 
@@ -128,6 +175,7 @@ verb_commit(struct cli *cli)
     struct commit c = {.cli = cli};
     const char *speed = NULL;
     const struct cli_option options[] = {
+        {'f', NULL, &c.format, NULL, false},
         {0, "top", &c.top, NULL, false},
         {0, "base", &c.base, NULL, false},
         {0, "then", &c.then, NULL, false},
@@ -143,11 +191,13 @@ verb_commit(struct cli *cli)
         r = cli_usage(cli, "'%s' is no rate", speed);
     }
     r = r ? r : cli_check_then(cli, c.then);
+    r = r ? r : cli_check_job_id(cli, c.job_id);
     if (!r && c.then && c.manual) {
         r = cli_usage(cli, "either --then or --manual");
     }
     if (!r && c.detach && c.wait) {
         r = cli_usage(cli, "either --detach or --wait");
     }
+    r = r ? r : cli_check_own(cli, c.format, c.detach || c.manual);
     return r ? r : run(&c);
 }

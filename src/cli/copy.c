@@ -251,7 +251,7 @@ say_plan(struct copy *c, json_t *plan)
     if (t->format) {
         json_object_set_new(more, "format", json_string(t->format));
     }
-    return plan_say(c->cli, plan, what, more);
+    return plan_say(c->cli, c->client, plan, what, more);
 }
 
 static int
@@ -291,13 +291,12 @@ look_at_both(struct copy *c, struct err *err)
 {
     json_t *source = NULL;
 
-    c->node = disk_node(c->client, c->disk);
-    c->id = c->job_id ? xstrdup(c->job_id)
-                      : xasprintf("%s-%s", c->cli->verb, c->disk);
+    c->id = disk_job_id(c->cli->verb, c->disk, c->job_id);
     c->target = (struct target){
         .client = c->client, .job_id = c->id, .reuse = c->reuse};
-    int r = disk_info(c->client, c->node, &source, err);
+    int r = disk_find(c->client, c->disk, &c->node, err);
 
+    r = r ? r : disk_info(c->client, c->node, &source, err);
     if (!r) {
         r = target_init(&c->target, c->where, c->format, source, err);
     }
@@ -357,6 +356,7 @@ check_usage(const struct copy *c)
     }
     int r = cli_check_then(c->cli, c->then);
 
+    r = r ? r : cli_check_job_id(c->cli, c->job_id);
     if (r) {
         return r;
     }

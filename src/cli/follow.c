@@ -60,9 +60,14 @@ ended(struct follow *f, const char *error, bool cancelled, json_int_t bytes)
     f->bytes = bytes;
     if (cancelled || !strcmp(error, err_text(ECANCELED))) {
         err_set(&f->err, -ECANCELED, "job '%s' was cancelled", f->id);
+        if (f->cli->own) {
+            err_hint(&f->err, "the images read as before; the same command "
+                              "continues it");
+        }
     } else if (*error) {
         err_set(&f->err, qmp_error_code(error), "job '%s' failed: %s", f->id,
                 error);
+        qmp_client_plain(f->client, &f->err);
     }
 }
 
@@ -146,6 +151,21 @@ how_to_resume(const struct follow *f)
                : xasprintf("paused; 'sluice job resume %s' goes on.", f->id);
 }
 
+/* Nobody could resume it: our own daemon leaves it in the journal. */
+static void
+own_is_paused(struct follow *f)
+{
+    auto_free char *need =
+        cli_format_size((uint64_t)qmp_number(f->report, "space-needed"));
+    auto_free char *have =
+        cli_format_size((uint64_t)qmp_number(f->report, "space-free"));
+
+    f->end = FOLLOW_FAILED;
+    err_set(&f->err, -ENOSPC,
+            "job '%s' needs %s of space, and there were %s", f->id, need, have);
+    err_hint(&f->err, "make room; the same command goes on with it");
+}
+
 static void
 show_progress(struct follow *f, struct progress *p, const json_t *job)
 {
@@ -211,6 +231,7 @@ look(struct follow *f, struct progress *p, struct ending *ending,
     } else {
         show_progress(f, p, job);
 
+        bool paused = !strcmp(status, "paused");
         bool ready = !strcmp(status, "ready");
         auto_free char *how = how_to_resume(f);
         auto_free char *end =
@@ -219,12 +240,48 @@ look(struct follow *f, struct progress *p, struct ending *ending,
                                  "ends it.",
                                  f->id);
 
-        note(f, p, !strcmp(status, "paused"), said_paused, how);
+        if (f->cli->own && paused) {
+            own_is_paused(f);
+            json_decref(job);
+            return true;
+        }
+        note(f, p, paused, said_paused, how);
         note(f, p, ready && f->at_ready == READY_WAIT, said_ready, end);
         last = ready && is_ready(f, job);
     }
     json_decref(job);
     return last;
+}
+
+/* A daemon that is ours alone ends with us, and so does its job. */
+static void
+cancel_own(struct follow *f)
+{
+    cli_forget_interrupt();
+    qmp_client_call(f->client, "job-cancel", json_pack("{s:s}", "id", f->id),
+                    NULL, NULL);
+}
+
+/* Ctrl-C breaks off what waits; answers of our own daemon must all be read. */
+static void
+wait_for_event(struct follow *f, struct ending *ending)
+{
+    json_t *event = NULL;
+
+    if (f->cli->own) {
+        cli_hold_interrupt(false);
+    }
+    qmp_client_event(f->client, FOLLOW_MS, &event, NULL);
+    if (f->cli->own) {
+        cli_hold_interrupt(true);
+    }
+    if (event) {
+        take_event(ending, f->id, event);
+    }
+    json_decref(event);
+    if (f->cli->own && cli_interrupted()) {
+        cancel_own(f);
+    }
 }
 
 void
@@ -235,18 +292,14 @@ follow_job(struct follow *f)
     bool said_paused = false, said_ready = false;
 
     cli_catch_interrupt();
+    cli_hold_interrupt(f->cli->own);
     f->end = FOLLOW_DETACHED;
     while (!cli_interrupted() &&
            !look(f, &p, &ending, &said_paused, &said_ready)) {
-        json_t *event = NULL;
-
-        qmp_client_event(f->client, FOLLOW_MS, &event, NULL);
-        if (event) {
-            take_event(&ending, f->id, event);
-        }
-        json_decref(event);
+        wait_for_event(f, &ending);
     }
     progress_end(&p);
+    cli_hold_interrupt(false);
     json_decref(ending.data);
 }
 
@@ -314,6 +367,7 @@ result_object(const struct follow *f, json_t *more)
     }
     json_object_update_missing(o, more);
     if (f->end != FOLLOW_DETACHED && f->report) {
+        json_object_set(o, "rate", json_object_get(f->report, "rate-bps"));
         json_object_del(f->report, "id");
         json_object_del(f->report, "type");
         json_object_update_missing(o, f->report);

@@ -234,8 +234,7 @@ static void
 say_under_way(struct cli *cli, const char *path, const struct under_way *u)
 {
     if (!cli->json) {
-        under_way_say_jobs(u, path, false);
-        under_way_say_disk(u, path);
+        under_way_say(u, path, false);
     }
 }
 
@@ -270,6 +269,7 @@ verb_check(struct cli *cli)
         {'f', NULL, &format, NULL, true},
         {'r', "repair", &repair, NULL, false},
         {0}};
+    auto_err err = ERR_INIT;
     struct under_way u;
     unsigned fix = 0;
     int r = cli_parse(cli, options, &path, 1, "a path and its format, -f, are");
@@ -283,8 +283,9 @@ verb_check(struct cli *cli)
     if (repair && !cli->dry_run) {
         fix = CHECK_FIX_LEAKS | (strcmp(repair, "all") ? 0 : CHECK_FIX_ERRORS);
     }
-    under_way_look(&u, cli, path);
-    r = check_image(cli, path, format, fix, &u);
+    r = under_way_look(&u, cli, path, &err)
+            ? cli_error(cli, &err)
+            : check_image(cli, path, format, fix, &u);
     under_way_fini(&u);
     return r;
 }

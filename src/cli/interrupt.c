@@ -27,6 +27,12 @@ cli_interrupted(void)
 }
 
 void
+cli_forget_interrupt(void)
+{
+    interrupted = 0;
+}
+
+void
 cli_hold_interrupt(bool hold)
 {
     sigset_t set;

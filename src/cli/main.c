@@ -14,13 +14,16 @@
 #include "transfer/job.h"
 
 const struct verb cli_verbs[] = {
-    {"create", "create PATH SIZE -f FORMAT [-o NAME=VALUE,...] [-b BACKING -F FORMAT]",
+    {"create",
+     "create PATH SIZE -f FORMAT [-o NAME=VALUE,...] [-b BACKING -F FORMAT] "
+     "[--dry-run]",
      "make an empty image", verb_create, true},
-    {"clone", "clone TEMPLATE PATH -F FORMAT [-f FORMAT] [--size SIZE]",
+    {"clone",
+     "clone TEMPLATE PATH -F FORMAT [-f FORMAT] [--size SIZE] [--dry-run]",
      "make a disk on top of a template", verb_clone, true},
     {"info", "info PATH -f FORMAT", "describe an image and its chain", verb_info,
      true},
-    {"check", "check PATH -f FORMAT [--repair leaks|all]",
+    {"check", "check PATH -f FORMAT [--repair leaks|all] [--dry-run]",
      "check an image's consistency", verb_check, true, 1},
     {"status", "status PATH", "show what is under way on an image, or was cut off",
      verb_status, true},
@@ -28,38 +31,45 @@ const struct verb cli_verbs[] = {
      verb_map, true},
     {"compare", "compare PATH PATH -f FORMAT [-F FORMAT]",
      "compare what two images read as", verb_compare, true},
-    {"convert", "convert PATH PATH -f FORMAT -O FORMAT [-o NAME=VALUE,...]",
+    {"convert",
+     "convert PATH PATH -f FORMAT -O FORMAT [-o NAME=VALUE,...] [--dry-run]",
      "copy a disk into a new image", verb_convert, true},
     {"serve",
-     "serve PATH -f FORMAT [--nbd unix:PATH|HOST:PORT] [--control PATH]",
+     "serve PATH -f FORMAT [--nbd unix:PATH|HOST:PORT] [--control PATH] "
+     "[--name NAME] [--read-only] [--dry-run]",
      "serve a disk over NBD, in the foreground", verb_serve, false},
-    {"stream", "stream DISK|PATH [-f FORMAT] [--base NODE] [--speed RATE] [--detach]",
+    {"stream",
+     "stream DISK | PATH -f FORMAT [--base LAYER] [--speed RATE] "
+     "[--job-id ID] [--detach] [--dry-run]",
      "fill a disk from its backing files and drop them", verb_stream, false},
     {"copy",
      "copy DISK TARGET [--mode pre-copy|post-copy|hybrid|mirror] "
      "[--then switch|stay] [-f FORMAT] [--reuse] [--speed RATE] [--job-id ID] "
      "[--manual] [--delete-source] [--dependents-in DIR]... [--exclusive] "
-     "[--upgrade] [--detach|--wait]",
+     "[--upgrade] [--detach|--wait] [--dry-run]",
      "move a daemon's disk to another image while it is used", verb_copy,
      false},
     {"mirror",
      "mirror DISK TARGET [-f FORMAT] [--reuse] [--speed RATE] [--job-id ID] "
-     "[--upgrade] [--detach|--wait]",
+     "[--upgrade] [--detach|--wait] [--dry-run]",
      "keep a copy of a daemon's disk in step with it", verb_mirror, false},
     {"commit",
-     "commit DISK [--top NODE] [--base NODE] [--then switch|stay] "
-     "[--speed RATE] [--job-id ID] [--manual] [--detach|--wait]",
-     "move layers of a daemon's disk into one below them", verb_commit, false},
+     "commit DISK | PATH -f FORMAT [--top LAYER] [--base LAYER] "
+     "[--then switch|stay] [--speed RATE] [--job-id ID] [--manual] "
+     "[--detach|--wait] [--dry-run]",
+     "move layers of a disk into one below them", verb_commit, false},
     {"merge",
-     "merge DISK [--snapshot NODE] [--into snapshot|overlay|auto] [--delete] "
-     "[--keep-name] [--dependents-in DIR] [--exclusive] [--max-extra SIZE] "
-     "[--speed RATE] [--job-id ID] [--detach]",
-     "make a daemon's disk and its snapshot one image, in place", verb_merge,
-     false},
-    {"snapshot", "snapshot DISK FILE | DISK=FILE... [-f FORMAT]",
+     "merge DISK | PATH -f FORMAT [--snapshot LAYER] "
+     "[--into snapshot|overlay|auto] [--delete] [--keep-name] "
+     "[--dependents-in DIR]... [--exclusive] [--upgrade] [--max-extra SIZE] "
+     "[--speed RATE] [--job-id ID] [--detach] [--dry-run]",
+     "make a disk and its snapshot one image, in place", verb_merge, false},
+    {"snapshot", "snapshot DISK FILE | DISK=FILE... [-f FORMAT] [--dry-run]",
      "put new overlays on a daemon's disks, all at one instant", verb_snapshot,
      false},
-    {"job", "job list|show|wait|pause|resume|complete|stop|cancel|finalize|dismiss [ID]",
+    {"job",
+     "job list|show|wait|pause|resume|complete|stop|cancel|finalize|dismiss "
+     "[ID] [--dry-run]",
      "look after the jobs of a daemon", verb_job, false},
     {"events", "events", "print a daemon's events as they come", verb_events,
      false},
@@ -143,6 +153,30 @@ find_verb(const char *name)
     return NULL;
 }
 
+static int
+no_such_verb(const char *name)
+{
+    fprintf(stderr, "sluice: no verb '%s'\n", name);
+    print_help(stderr);
+    return EXIT_USAGE;
+}
+
+/* Of a verb, or of that @name; of all of them where there is neither. */
+static int
+say_help(const struct verb *verb, const char *name)
+{
+    verb = verb || !name ? verb : find_verb(name);
+    if (!verb && name) {
+        return no_such_verb(name);
+    }
+    if (!verb) {
+        print_help(stdout);
+        return EXIT_OK;
+    }
+    printf("Usage: sluice %s\n%s\n", verb->usage, verb->summary);
+    return EXIT_OK;
+}
+
 int
 main(int argc, char **argv)
 {
@@ -158,15 +192,10 @@ main(int argc, char **argv)
         if (take_common(&cli, &i, argc, argv)) {
             continue;
         }
-        if (help && !verb) {
-            print_help(stdout);
+        if (help || (!verb && !strcmp(argv[i], "help"))) {
+            code = say_help(verb, help ? NULL : argv[i + 1]);
             free(rest);
-            return EXIT_OK;
-        }
-        if (help) {
-            printf("Usage: sluice %s\n%s\n", verb->usage, verb->summary);
-            free(rest);
-            return EXIT_OK;
+            return code;
         }
         if (!verb && !strcmp(argv[i], "--version")) {
             printf("sluice %s\n", SLUICE_VERSION);
@@ -176,10 +205,8 @@ main(int argc, char **argv)
         if (!verb) {
             verb = find_verb(argv[i]);
             if (!verb) {
-                fprintf(stderr, "sluice: no verb '%s'\n", argv[i]);
-                print_help(stderr);
                 free(rest);
-                return EXIT_USAGE;
+                return no_such_verb(argv[i]);
             }
             cli.verb = verb->name;
         }

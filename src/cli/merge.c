@@ -5,6 +5,7 @@
 
 #include "base/mem.h"
 #include "cli/cli.h"
+#include "cli/connect.h"
 #include "cli/disk.h"
 #include "cli/follow.h"
 #include "cli/plan.h"
@@ -12,11 +13,12 @@
 struct merge {
     struct cli *cli;
     struct qmp_client *client;
-    const char *disk, *snapshot, *into, *job_id;
+    const char *disk, *format, *snapshot, *into, *job_id;
     json_t *folders; /* --dependents-in */
     uint64_t speed, max_extra;
-    bool delete, keep_name, exclusive, detach;
-    char *node, *id;
+    bool delete, keep_name, exclusive, upgrade, detach, has_speed;
+    bool joined, faster; /* it ran already; and has another speed now */
+    char *node, *lower, *id; /* the nodes of disk and snapshot; the job */
 };
 
 static json_t *
@@ -25,7 +27,7 @@ layers(const struct merge *m)
     json_t *o = json_pack("{s:s}", "device", m->node);
 
     if (m->snapshot) {
-        json_object_set_new(o, "snapshot", json_string(m->snapshot));
+        json_object_set_new(o, "snapshot", json_string(m->lower));
     }
     if (m->into) {
         json_object_set_new(o, "into", json_string(m->into));
@@ -38,6 +40,42 @@ layers(const struct merge *m)
     return o;
 }
 
+/* Every layer but the disk's own stops being what it was. */
+static json_t *
+what_is_lost(const struct merge *m, json_t *plan)
+{
+    json_t *list = json_array(), *name;
+    const char *survivor = qmp_text(plan, "survivor");
+    size_t i;
+
+    json_array_foreach(json_object_get(plan, "drops"), i, name)
+    {
+        if (strcmp(json_string_value(name), m->node)) {
+            json_array_append(list, name);
+        }
+    }
+    if (strcmp(survivor, m->node)) {
+        json_array_append_new(list, json_string(survivor));
+    }
+    return list;
+}
+
+static void
+say_what_is_lost(const struct merge *m, json_t *lost)
+{
+    json_t *name;
+    size_t i;
+
+    puts("From the first copy on, nobody can read as they were:");
+    json_array_foreach(lost, i, name)
+    {
+        auto_free char *file =
+            qmp_client_file(m->client, json_string_value(name));
+
+        printf("  %s\n", file);
+    }
+}
+
 static int
 dry_run(const struct merge *m, struct err *err)
 {
@@ -47,18 +85,20 @@ dry_run(const struct merge *m, struct err *err)
                         err)) {
         return cli_error(m->cli, err);
     }
-    bool sinks = !strcmp(qmp_text(plan, "into"), "snapshot");
-    auto_free char *what =
-        xasprintf("into the %s '%s'", qmp_text(plan, "into"),
-                  qmp_text(plan, "survivor"));
-    int code = plan_say(m->cli, plan, what,
-                        json_pack("{s:s}", "disk", m->disk));
+    const char *stays = qmp_text(plan, "survivor");
+    auto_free char *file = qmp_client_file(m->client, stays);
+    bool is_disk = m->cli->own && !strcmp(stays, m->node);
+    auto_free char *what = xasprintf("into the %s '%s'", qmp_text(plan, "into"),
+                                     is_disk ? m->disk : file);
+    json_t *lost = what_is_lost(m, plan);
+    int code = plan_say(m->cli, m->client, plan, what,
+                        json_pack("{s:s, s:b, s:O}", "disk", m->disk,
+                                  "snapshot-lost", 1, "lost", lost));
 
     if (code == EXIT_OK && !m->cli->json) {
-        printf("From the first copy on, %s cannot be read by %s.\n",
-               sinks ? "the snapshot as it was" : "the layers below",
-               sinks ? "anybody" : "themselves");
+        say_what_is_lost(m, lost);
     }
+    json_decref(lost);
     json_decref(plan);
     return code;
 }
@@ -72,6 +112,7 @@ start(const struct merge *m, struct err *err)
     json_object_set_new(args, "auto-dismiss", json_false());
     json_object_set_new(args, "delete", json_boolean(m->delete));
     json_object_set_new(args, "exclusive", json_boolean(m->exclusive));
+    json_object_set_new(args, "upgrade", json_boolean(m->upgrade));
     if (m->folders) {
         json_object_set_new(args, "dependents-in",
                             disk_absolute_list(m->folders));
@@ -79,7 +120,72 @@ start(const struct merge *m, struct err *err)
     if (m->speed) {
         json_object_set_new(args, "speed", json_integer((json_int_t)m->speed));
     }
-    return qmp_client_call(m->client, "block-merge", args, NULL, err);
+    int r = qmp_client_call(m->client, "block-merge", args, NULL, err);
+
+    if (r && strstr(err->msg, "of version 2")) {
+        err_hint(err, "--upgrade makes it version 3");
+    }
+    return r;
+}
+
+/* The limit that our job has already; false: there is no such job yet. */
+static bool
+find_speed(const struct merge *m, uint64_t *ret)
+{
+    json_t *list = NULL, *job;
+    bool found = false;
+    size_t i;
+
+    qmp_client_call(m->client, "query-block-jobs", NULL, &list, NULL);
+    json_array_foreach(list, i, job)
+    {
+        if (!strcmp(qmp_text(job, "device"), m->id)) {
+            found = true;
+            *ret = (uint64_t)qmp_number(job, "speed");
+        }
+    }
+    json_decref(list);
+    return found;
+}
+
+/*
+ * The same merge once more is taken for the one that runs, whatever its speed:
+ * that is set here.
+ */
+static int
+start_or_join(struct merge *m, struct err *err)
+{
+    uint64_t speed = 0;
+
+    m->joined = find_speed(m, &speed);
+    int r = start(m, err);
+
+    m->faster = !r && m->joined && m->has_speed && speed != m->speed;
+    if (m->faster) {
+        r = qmp_client_call(m->client, "block-job-set-speed",
+                            json_pack("{s:s, s:I}", "device", m->id, "speed",
+                                      (json_int_t)m->speed),
+                            NULL, err);
+    }
+    if (!r && m->joined && !m->cli->json) {
+        auto_free char *rate = cli_format_size(m->speed);
+
+        printf("Job '%s' was under way%s%s%s.\n", m->id,
+               m->faster ? "; its speed is now " : "",
+               !m->faster  ? ""
+               : !m->speed ? "not limited"
+                           : rate,
+               m->faster && m->speed ? "/s" : "");
+        fflush(stdout);
+    }
+    return r;
+}
+
+/* Into the snapshot: that is still below the disk. */
+static const char *
+survivor(const struct merge *m)
+{
+    return disk_is_below(m->client, m->node, m->lower) ? m->lower : m->node;
 }
 
 static int
@@ -95,10 +201,21 @@ follow(const struct merge *m)
         follow_job(&f);
     }
     bool done = f.end == FOLLOW_DONE;
-    auto_free char *node = disk_node(m->client, m->disk);
-    int code = follow_say(&f, json_pack("{s:s, s:s, s:s}", "verb", "merge",
-                                        "disk", m->disk, "node", node));
+    auto_free char *node = disk_node(m->client, m->disk, m->node);
+    auto_free char *file = done ? disk_file(m->client, survivor(m)) : NULL;
+    json_t *more = json_pack("{s:s, s:s, s:s, s:b}", "verb", "merge", "disk",
+                             m->disk, "node", node, "was-under-way",
+                             (int)m->joined);
 
+    if (file) {
+        json_object_set_new(more, "file", json_string(file));
+    }
+    if (m->faster) {
+        json_object_set_new(more, "speed", json_integer((json_int_t)m->speed));
+    }
+    int code = follow_say(&f, more);
+
+    disk_say_file(m->cli, m->disk, file);
     if (done && !m->cli->json && strcmp(node, m->node)) {
         printf("The disk is now node '%s'; '%s' is empty and out of use.\n",
                node, m->node);
@@ -107,22 +224,48 @@ follow(const struct merge *m)
 }
 
 static int
+find_layers(struct merge *m, struct err *err)
+{
+    int r = disk_find(m->client, m->disk, &m->node, err);
+
+    if (!r && m->snapshot) {
+        r = disk_find_layer(m->client, m->node, m->snapshot, &m->lower, err);
+    } else if (!r) {
+        m->lower = disk_below(m->client, m->node);
+    }
+    return r;
+}
+
+static int
+merge(struct merge *m, struct err *err)
+{
+    char *went_on = cli_went_on(m->cli, m->client);
+
+    m->id = went_on ? went_on : disk_job_id("merge", m->disk, m->job_id);
+    if (find_layers(m, err)) {
+        return cli_error(m->cli, err);
+    }
+    if (m->cli->dry_run) {
+        return dry_run(m, err);
+    }
+    return !went_on && start_or_join(m, err) ? cli_error(m->cli, err)
+                                             : follow(m);
+}
+
+static int
 run(struct merge *m)
 {
     auto_err err = ERR_INIT;
 
-    if (qmp_client_open(m->cli->socket, &m->client, &err)) {
+    if (cli_connect(m->cli, m->disk, m->format, &m->client, &err)) {
         return cli_error(m->cli, &err);
     }
-    m->node = disk_node(m->client, m->disk);
-    m->id = m->job_id ? xstrdup(m->job_id) : xasprintf("merge-%s", m->disk);
-    int code = m->cli->dry_run  ? dry_run(m, &err)
-               : start(m, &err) ? cli_error(m->cli, &err)
-                                : follow(m);
+    int code = merge(m, &err);
 
     free(m->node);
+    free(m->lower);
     free(m->id);
-    qmp_client_close(m->client);
+    cli_disconnect(m->cli, m->client);
     return code;
 }
 
@@ -132,12 +275,14 @@ verb_merge(struct cli *cli)
     struct merge m = {.cli = cli};
     const char *speed = NULL, *extra = NULL;
     const struct cli_option options[] = {
+        {'f', NULL, &m.format, NULL, false},
         {0, "snapshot", &m.snapshot, NULL, false},
         {0, "into", &m.into, NULL, false},
         {0, "delete", NULL, &m.delete, false},
         {0, "keep-name", NULL, &m.keep_name, false},
         {0, "dependents-in", NULL, NULL, false, &m.folders},
         {0, "exclusive", NULL, &m.exclusive, false},
+        {0, "upgrade", NULL, &m.upgrade, false},
         {0, "max-extra", &extra, NULL, false},
         {0, "speed", &speed, NULL, false},
         {0, "job-id", &m.job_id, NULL, false},
@@ -150,6 +295,7 @@ verb_merge(struct cli *cli)
     if (!r && speed && !cli_parse_size(speed, &m.speed)) {
         r = cli_usage(cli, "'%s' is no rate", speed);
     }
+    m.has_speed = speed != NULL;
     if (!r && extra && !cli_parse_size(extra, &m.max_extra)) {
         r = cli_usage(cli, "'%s' is no size", extra);
     }
@@ -158,6 +304,8 @@ verb_merge(struct cli *cli)
         r = cli_usage(cli, "--into is snapshot, overlay or auto, not '%s'",
                       m.into);
     }
+    r = r ? r : cli_check_job_id(cli, m.job_id);
+    r = r ? r : cli_check_own(cli, m.format, m.detach);
     r = r ? r : run(&m);
     json_decref(m.folders);
     return r;

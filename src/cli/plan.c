@@ -3,12 +3,13 @@
 #include "cli/plan.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "base/mem.h"
-#include "cli/qmp_client.h"
 
 static void
-say_text(const json_t *plan, const char *what, bool space_is_known)
+say_text(struct qmp_client *client, const json_t *plan, const char *what,
+         bool space_is_known)
 {
     auto_free char *copy =
         cli_format_size((uint64_t)qmp_number(plan, "bytes-to-copy"));
@@ -31,28 +32,42 @@ say_text(const json_t *plan, const char *what, bool space_is_known)
     }
     json_array_foreach(drops, i, name)
     {
-        printf("  leaves        %s\n", json_string_value(name));
+        auto_free char *file =
+            qmp_client_file(client, json_string_value(name));
+
+        printf("  leaves        %s\n", file);
     }
 }
 
+static int
+no_space(const struct cli *cli, uint64_t need, uint64_t have)
+{
+    auto_free char *n = cli_format_size(need);
+    auto_free char *h = cli_format_size(have);
+    auto_free char *more = cli_format_size(need - have);
+    bool may_move = !strcmp(cli->verb, "copy") || !strcmp(cli->verb, "mirror");
+    auto_err err = ERR_INIT;
+
+    err_set(&err, -ENOSPC,
+            "It needs %s of space at most, and the file system has %s left: "
+            "%s more",
+            n, h, more);
+    err_hint(&err, "nothing was done; make room%s",
+             may_move ? ", or take another target" : " there");
+    return cli_error(cli, &err);
+}
+
 int
-plan_say(const struct cli *cli, json_t *plan, const char *what,
-         json_t *more)
+plan_say(const struct cli *cli, struct qmp_client *client, json_t *plan,
+         const char *what, json_t *more)
 {
     json_int_t need = qmp_number(plan, "space-needed");
     json_int_t have = qmp_number(plan, "space-free");
     bool known = json_object_get(plan, "space-free") != NULL;
 
     if (known && need > have) {
-        auto_err err = ERR_INIT;
-
         json_decref(more);
-        err_set(&err, -ENOSPC,
-                "It needs %lld bytes of space at most, and the target's file "
-                "system has %lld",
-                (long long)need, (long long)have);
-        err_hint(&err, "nothing was done; make room, or take another target");
-        return cli_error(cli, &err);
+        return no_space(cli, (uint64_t)need, (uint64_t)have);
     }
     if (cli->json) {
         json_t *o = json_pack("{s:s, s:s, s:b, s:I}", "type", "result", "verb",
@@ -63,7 +78,7 @@ plan_say(const struct cli *cli, json_t *plan, const char *what,
         json_object_update_missing(o, plan);
         cli_print_json(o);
     } else {
-        say_text(plan, what, known);
+        say_text(client, plan, what, known);
     }
     json_decref(more);
     return EXIT_OK;

@@ -6,13 +6,14 @@
 #include <jansson.h>
 
 #include "cli/cli.h"
+#include "cli/qmp_client.h"
 
 /*
  * Prints a plan: "Would copy 9.0 MiB @what".  Takes @more, the members of the
  * JSON beside the plan's own.  An exit code: EXIT_NO_SPACE, with the figures,
  * where there is less than it needs.
  */
-int plan_say(const struct cli *cli, json_t *plan, const char *what,
-             json_t *more);
+int plan_say(const struct cli *cli, struct qmp_client *client, json_t *plan,
+             const char *what, json_t *more);
 
 #endif

@@ -6,6 +6,7 @@
 #include "cli/qmp_client.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +15,7 @@
 #include <unistd.h>
 
 #include "base/mem.h"
+#include "cli/cli.h"
 #include "control/control.h"
 
 enum { BUFFER_MAX = 64 << 20 };
@@ -95,19 +97,17 @@ connect_to(const char *path, struct err *err)
 }
 
 int
-qmp_client_open(const char *path, struct qmp_client **ret, struct err *err)
+qmp_client_take(int fd, struct qmp_client **ret, struct err *err)
 {
-    const char *env = getenv("SLUICE_SOCKET");
-    auto_free char *usual = control_default_socket();
     struct qmp_client *c = xzalloc(sizeof(*c));
     json_t *greeting = NULL;
-    int r;
 
     c->events = json_array();
     c->cap = 131072;
     c->buf = xmalloc(c->cap);
-    c->fd = connect_to(path ? path : env ? env : usual, err);
-    r = c->fd < 0 ? c->fd : next_value(c, -1, &greeting, err);
+    c->fd = fd;
+    int r = next_value(c, -1, &greeting, err);
+
     json_decref(greeting);
     if (!r) {
         r = qmp_client_call(c, "qmp_capabilities", NULL, NULL, err);
@@ -120,12 +120,20 @@ qmp_client_open(const char *path, struct qmp_client **ret, struct err *err)
     return 0;
 }
 
+int
+qmp_client_open(const char *path, struct qmp_client **ret, struct err *err)
+{
+    const char *env = getenv("SLUICE_SOCKET");
+    auto_free char *usual = control_default_socket();
+    int fd = connect_to(path ? path : env ? env : usual, err);
+
+    return fd < 0 ? fd : qmp_client_take(fd, ret, err);
+}
+
 void
 qmp_client_close(struct qmp_client *c)
 {
-    if (c->fd >= 0) {
-        close(c->fd);
-    }
+    close(c->fd);
     json_decref(c->events);
     free(c->buf);
     free(c);
@@ -173,7 +181,10 @@ qmp_error_code(const char *text)
     if (strstr(text, "its file system has")) {
         return -ENOSPC;
     }
-    return strstr(text, "in use") || strstr(text, "is busy") ? -EBUSY : -EIO;
+    return strstr(text, "in use") || strstr(text, "is busy") ||
+                   strstr(text, "\" lock on '")
+               ? -EBUSY
+               : -EIO;
 }
 
 /* A class says more than a text, where there is one. */
@@ -234,7 +245,120 @@ qmp_client_call(struct qmp_client *c, const char *command, json_t *args,
     int r = take_answer(value, ret, err);
 
     json_decref(value);
+    if (r) {
+        qmp_client_plain(c, err);
+    }
     return r;
+}
+
+char *
+qmp_client_path(struct qmp_client *c, const char *path)
+{
+    struct ucred peer;
+    socklen_t len = sizeof(peer);
+
+    if (path[0] == '/') {
+        return xstrdup(path);
+    }
+    if (getsockopt(c->fd, SOL_SOCKET, SO_PEERCRED, &peer, &len)) {
+        return NULL;
+    }
+    auto_free char *link = xasprintf("/proc/%d/cwd", (int)peer.pid);
+    auto_free char *folder = realpath(link, NULL);
+
+    return folder ? xasprintf("%s/%s", folder, path) : NULL;
+}
+
+/* Names that the daemon has given. */
+static size_t
+own_name_len(const char *text)
+{
+    size_t n = strlen("#block");
+
+    if (strncmp(text, "#block", n)) {
+        return 0;
+    }
+    return n + strspn(text + n, "0123456789");
+}
+
+char *
+qmp_client_file(struct qmp_client *c, const char *name)
+{
+    json_t *list = NULL, *node;
+    char *file = NULL;
+    size_t i;
+
+    if (own_name_len(name)) {
+        qmp_client_call(c, "query-named-block-nodes",
+                        json_pack("{s:b}", "flat", 1), &list, NULL);
+    }
+    json_array_foreach(list, i, node)
+    {
+        if (!strcmp(qmp_text(node, "node-name"), name) &&
+            *qmp_text(node, "file")) {
+            file = xstrdup(qmp_text(node, "file"));
+        }
+    }
+    json_decref(list);
+    return file ? file : xstrdup(name);
+}
+
+/* How long the number of bytes is that begins here; 0: none does. */
+static size_t
+bytes_len(const char *text, uint64_t *ret)
+{
+    size_t n = strspn(text, "0123456789");
+    bool is = n && n <= 18 &&
+              (!strncmp(text + n, " bytes", 6) ||
+               !strncmp(text + n, " left", 5));
+
+    *ret = is ? strtoull(text, NULL, 10) : 0;
+    return !is ? 0 : text[n + 1] == 'b' ? n + 6 : n;
+}
+
+/* What stands for the first @len bytes; they themselves where it is NULL. */
+static char *
+plain_word(struct qmp_client *c, const char *text, bool is_about_space,
+           size_t *len)
+{
+    uint64_t bytes;
+
+    *len = own_name_len(text);
+    if (*len) {
+        auto_free char *name = xstrndup(text, *len);
+
+        return qmp_client_file(c, name);
+    }
+    *len = is_about_space ? bytes_len(text, &bytes) : 0;
+    if (*len) {
+        return cli_format_size(bytes);
+    }
+    *len = strspn(text, "0123456789");
+    *len += !*len;
+    return NULL;
+}
+
+void
+qmp_client_plain(struct qmp_client *c, struct err *err)
+{
+    char *plain = NULL;
+    size_t n = 0, len;
+
+    if (!err || !err->msg) {
+        return;
+    }
+    FILE *f = open_memstream(&plain, &n);
+    /* Elsewhere it may be the single bytes that matter. */
+    bool is_about_space = strstr(err->msg, "file system has") != NULL;
+
+    for (const char *p = err->msg; *p; p += len) {
+        auto_free char *word = plain_word(c, p, is_about_space, &len);
+
+        fprintf(f, "%.*s", word ? INT_MAX : (int)len, word ? word : p);
+    }
+    fclose(f);
+    free(err->msg);
+    err->msg = plain;
 }
 
 int

@@ -14,6 +14,8 @@ struct qmp_client;
  * -ECONNREFUSED, with a hint, where there is no daemon.
  */
 int qmp_client_open(const char *path, struct qmp_client **ret, struct err *err);
+/* The same over a socket that is connected, which is taken over. */
+int qmp_client_take(int fd, struct qmp_client **ret, struct err *err);
 void qmp_client_close(struct qmp_client *c);
 /*
  * Runs a command; takes @args (NULL: none).  *ret (may be NULL) is the
@@ -28,6 +30,20 @@ int qmp_client_call(struct qmp_client *c, const char *command, json_t *args,
  */
 int qmp_client_event(struct qmp_client *c, int timeout_ms, json_t **ret,
                      struct err *err);
+
+/*
+ * A path of the daemon's, as it is found here: absolute.  The caller's; NULL
+ * where it is relative, and nobody tells which folder the daemon is in.
+ */
+char *qmp_client_path(struct qmp_client *c, const char *path);
+
+/*
+ * What users know a node by: its name, or the file of one that has none of
+ * their own ("#block012").  The caller's.
+ */
+char *qmp_client_file(struct qmp_client *c, const char *node);
+/* Puts files in the place of such names in a message, and sizes for bytes. */
+void qmp_client_plain(struct qmp_client *c, struct err *err);
 
 /* A member of an object; "" and 0 where it is not there. */
 const char *qmp_text(const json_t *object, const char *key);

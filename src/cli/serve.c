@@ -203,7 +203,7 @@ verb_serve(struct cli *cli)
         {'f', NULL, &s.format, NULL, true},
         {0, "nbd", &s.nbd, NULL, false},
         {0, "control", &s.control, NULL, false},
-        {0, "name", &s.name, NULL, false},
+        {0, "name", &s.name, NULL, false, NULL, true},
         {'r', "read-only", NULL, &s.read_only, false},
         {0}};
     int r = cli_parse(cli, options, &s.path, 1,

@@ -54,14 +54,12 @@ check_file(const struct snapshot *s, const struct overlay *o, struct err *err)
 static int
 prepare(const struct snapshot *s, struct overlay *o, struct err *err)
 {
-    auto_free char *wish = xasprintf("overlay-%s", o->disk);
+    auto_free char *wish = disk_job_id("overlay", o->disk, NULL);
     json_t *node = NULL;
     int r = check_file(s, o, err);
 
-    o->node = disk_node(s->client, o->disk);
-    if (!r) {
-        r = disk_info(s->client, o->node, &node, err);
-    }
+    r = r ? r : disk_find(s->client, o->disk, &o->node, err);
+    r = r ? r : disk_info(s->client, o->node, &node, err);
     json_decref(node);
     if (!r) {
         o->name = disk_free_name(s->client, wish, err);

@@ -11,14 +11,11 @@
 #include "cli/cli.h"
 #include "cli/under_way.h"
 #include "drivers/meta_log.h"
-#include "journal/intent.h"
 
 struct status {
     const char *path;
     bool in_use;
     enum log_left left;
-    enum intent_found found;
-    struct switch_intent intent;
     struct under_way under_way;
 };
 
@@ -40,7 +37,6 @@ open_file(struct cli *cli, const char *path, struct node **ret,
 static int
 look(struct cli *cli, struct status *s, struct err *err)
 {
-    struct journals *journals = graph_journals(cli->graph);
     struct node *file;
     int r = open_file(cli, s->path, &file, err);
 
@@ -49,24 +45,10 @@ look(struct cli *cli, struct status *s, struct err *err)
     }
     s->in_use = file->drv->check_alone(file) == -EBUSY;
     s->left = meta_log_look(file);
-    under_way_look(&s->under_way, cli, s->path);
-    return intent_find(journals, s->path, &s->found, &s->intent, err);
+    return under_way_look(&s->under_way, cli, s->path, err);
 }
 
 /* As text. */
-
-static void
-say_switch(const struct status *s)
-{
-    const struct switch_intent *i = &s->intent;
-
-    if (s->found == INTENT_AS_SOURCE || s->found == INTENT_AS_TARGET) {
-        printf("%s: the disk moves from '%s' to '%s'%s\n", s->path,
-               i->source.path, i->target.path,
-               s->in_use ? ""
-                         : ", which was cut off: opening the latter ends it");
-    }
-}
 
 static int
 say(const struct status *s)
@@ -75,16 +57,13 @@ say(const struct status *s)
 
     printf("%s: %s\n", s->path,
            s->in_use ? "a program has it open" : "no program has it open");
-    under_way_say_jobs(u, s->path, s->in_use);
-    say_switch(s);
-    under_way_say_disk(u, s->path);
+    under_way_say(u, s->path, s->in_use);
     if (s->left == LOG_LEFT_BEHIND) {
         printf("%s: a daemon that died has left writes in memory: open it with "
                "sluiced, or check it, before the next reboot\n",
                s->path);
     }
-    if (!json_array_size(u->jobs) && !u->disk && s->found != INTENT_AS_SOURCE &&
-        s->found != INTENT_AS_TARGET) {
+    if (!under_way_is(u)) {
         printf("%s: nothing is under way\n", s->path);
     }
     return EXIT_OK;
@@ -98,12 +77,6 @@ say_json(const struct status *s)
                           s->left == LOG_LEFT_BEHIND);
 
     under_way_add(&s->under_way, o);
-    if (s->found == INTENT_AS_SOURCE || s->found == INTENT_AS_TARGET) {
-        json_object_set_new(o, "switch",
-                            json_pack("{s:s, s:s}", "source",
-                                      s->intent.source.path, "target",
-                                      s->intent.target.path));
-    }
     cli_print_json(o);
     return EXIT_OK;
 }
@@ -123,6 +96,5 @@ verb_status(struct cli *cli)
            : cli->json         ? say_json(&s)
                                : say(&s);
     under_way_fini(&s.under_way);
-    switch_intent_fini(&s.intent);
     return code;
 }

@@ -29,7 +29,7 @@ struct journal {
     struct loop *loop;
     struct file *file;
     char *path;
-    char *image;   /* the name that counts (place.h) */
+    char *image, *shown; /* its names (place.h) */
     uint32_t size; /* of the file */
     uint32_t end;  /* of the last record; behind it all is 0 here */
     uint32_t torn; /* in the file there may be something up to here */
@@ -91,8 +91,8 @@ char *
 journal_path(const struct journal *j, const char *name)
 {
     return name[0] == '/' ? xstrdup(name)
-                          : xasprintf("%.*s%s", (int)folder_len(j->image),
-                                      j->image, name);
+                          : xasprintf("%.*s%s", (int)folder_len(j->shown),
+                                      j->shown, name);
 }
 
 const char *
@@ -235,14 +235,15 @@ journal_word(const struct journal *j, struct journal_record *ret)
 /* Opening. */
 
 static struct journal *
-journal_new(struct loop *loop, const char *path, const char *image,
-            uint32_t size)
+journal_new(struct loop *loop, const char *path,
+            const struct journal_places *places, uint32_t size)
 {
     struct journal *j = xzalloc(sizeof(*j));
 
     j->loop = loop;
     j->path = xstrdup(path);
-    j->image = xstrdup(image);
+    j->image = xstrdup(places->image);
+    j->shown = xstrdup(places->shown);
     j->size = size;
     j->end = FIRST;
     j->bytes = xzalloc(size);
@@ -304,8 +305,8 @@ read_whole(struct journal *j)
 }
 
 static int
-open_at(struct loop *loop, const char *path, const char *image,
-        struct journal **ret)
+open_at(struct loop *loop, const char *path,
+        const struct journal_places *places, struct journal **ret)
 {
     struct file *file;
     uint64_t size;
@@ -322,7 +323,7 @@ open_at(struct loop *loop, const char *path, const char *image,
         file_close(file);
         return r;
     }
-    struct journal *j = journal_new(loop, path, image, (uint32_t)size);
+    struct journal *j = journal_new(loop, path, places, (uint32_t)size);
 
     j->file = file;
     r = read_whole(j);
@@ -340,7 +341,7 @@ open_any(struct loop *loop, const struct journal_places *places,
     int r = -ENOENT;
 
     for (unsigned i = 0; i < places->n && journal_place_has_none(r); i++) {
-        r = open_at(loop, places->paths[i], places->image, ret);
+        r = open_at(loop, places->paths[i], places, ret);
     }
     return journal_place_has_none(r) ? -ENOENT : r;
 }
@@ -447,10 +448,10 @@ new_uuid(struct loop *loop, unsigned char *uuid)
 }
 
 static int
-make_at(const struct journals *js, const char *path, const char *image,
-        struct journal **ret)
+make_at(const struct journals *js, const char *path,
+        const struct journal_places *places, struct journal **ret)
 {
-    struct journal *j = journal_new(js->loop, path, image, JOURNAL_SIZE);
+    struct journal *j = journal_new(js->loop, path, places, JOURNAL_SIZE);
 
     new_uuid(js->loop, j->uuid);
     write_head(j);
@@ -486,7 +487,7 @@ make(const struct journals *js, const struct journal_places *places,
     int r = -EROFS, first = 0;
 
     for (unsigned i = 0; i < places->n && is_unfit(r); i++) {
-        r = make_at(js, places->paths[i], places->image, ret);
+        r = make_at(js, places->paths[i], places, ret);
         first = first ? first : r;
     }
     return is_unfit(r) && first ? first : r;
@@ -771,6 +772,7 @@ journal_close(struct journal *j)
     }
     free(j->path);
     free(j->image);
+    free(j->shown);
     free(j->bytes);
     free(j);
 }

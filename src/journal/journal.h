@@ -110,7 +110,8 @@ bool journal_next(const struct journal *journal, uint32_t *pos,
 /*
  * How it calls the file @path: by its name alone where that lies in the folder
  * of the image and the journal, which can be moved then.  Yields.  And back,
- * which does not.  The caller frees either.
+ * relative to the image's folder as it was given; that does not yield.  The
+ * caller frees either.
  */
 char *journal_name(const struct journal *journal, const char *path);
 char *journal_path(const struct journal *journal, const char *name);

@@ -132,6 +132,7 @@ journal_places_find(const struct journals *js, const char *image,
         .image = at.path && !at.is_block_device
                      ? xstrdup(at.path)
                      : file_own_path(js->loop, copy)};
+    ret->shown = xstrdup(at.by_link ? ret->image : copy);
     list_places(js, &at, ret);
     file_location_fini(&at);
     return 0;
@@ -144,6 +145,7 @@ journal_places_fini(struct journal_places *p)
         free(p->paths[--p->n]);
     }
     free(take_ptr(p->image));
+    free(take_ptr(p->shown));
 }
 
 bool

@@ -23,7 +23,8 @@
 enum { PLACES_MAX = 4 };
 
 struct journal_places {
-    char *image;             /* the name that counts, to which others are named */
+    char *image; /* the name that counts: without links */
+    char *shown; /* the one that was used, where only its folder has links */
     char *paths[PLACES_MAX]; /* where it may lie; the first is to be tried first */
     unsigned n;
 };

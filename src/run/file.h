@@ -209,6 +209,7 @@ struct file_location {
     uint64_t born;     /* as of one that is open */
     uint64_t n_links;
     bool is_block_device;
+    bool by_link; /* the path that was given is itself a link */
 };
 
 /* -ENOENT where it leads nowhere.  file_location_fini() for what it gives. */

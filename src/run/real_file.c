@@ -799,9 +799,9 @@ locate_in_worker(void *arg)
 {
     struct name_call *c = arg;
     auto_free char *path = realpath(c->from, NULL);
-    struct stat st;
+    struct stat st, own;
 
-    if (!path || stat(path, &st)) {
+    if (!path || stat(path, &st) || lstat(c->from, &own)) {
         c->result = -errno;
         return;
     }
@@ -813,7 +813,8 @@ locate_in_worker(void *arg)
         .ino = st.st_ino,
         .born = is_device ? 0 : birth_of(AT_FDCWD, c->from),
         .n_links = st.st_nlink,
-        .is_block_device = is_device};
+        .is_block_device = is_device,
+        .by_link = S_ISLNK(own.st_mode)};
 }
 
 /* The folder that holds @path; the caller frees it. */

@@ -13,6 +13,7 @@
 
 #include "base/log.h"
 #include "journal/journal.h"
+#include "journal/layer.h"
 #include "journal/note.h"
 #include "transfer/engine.h"
 
@@ -228,47 +229,6 @@ add_record(struct transfer *t, struct journal *j, enum journal_type type)
         sessions(t->copy.source, t->copy.target, false));
 
     return note_add(j, type, t->job.id, note);
-}
-
-/* Whose a layer is: the job's id, a zero, the UUID of the disk's journal, and
- * the disk. */
-struct layer_record {
-    const char *id;
-    const unsigned char *uuid;
-    char *disk; /* the caller's */
-};
-
-static int
-layer_record_add(struct journal *j, const char *id, const struct journal *disk)
-{
-    auto_free char *name = journal_name(j, journal_image(disk));
-    size_t n = strlen(id) + 1, len = n + JOURNAL_UUID + strlen(name) + 1;
-    auto_free char *payload = xmalloc(len);
-
-    memcpy(payload, id, n);
-    memcpy(payload + n, journal_uuid(disk), JOURNAL_UUID);
-    memcpy(payload + n + JOURNAL_UUID, name, strlen(name) + 1);
-    return len > JOURNAL_PAYLOAD_MAX
-               ? -ENAMETOOLONG
-               : journal_add(j, JOURNAL_LAYER, payload, (uint32_t)len);
-}
-
-/* False where it is none. */
-static bool
-layer_record_read(const struct journal *j, const struct journal_record *record,
-                  struct layer_record *ret)
-{
-    const char *id = (const char *)record->payload;
-    size_t n = strnlen(id, record->len) + 1, at = n + JOURNAL_UUID;
-
-    if (record->type != JOURNAL_LAYER || at >= record->len) {
-        return false;
-    }
-    auto_free char *name = xasprintf("%.*s", (int)(record->len - at), id + at);
-
-    *ret = (struct layer_record){id, record->payload + n,
-                                 journal_path(j, name)};
-    return true;
 }
 
 /* Whoever finds a layer by itself is told whose it is. */

@@ -88,14 +88,26 @@ def usage_errors_are_2_and_say_how():
                  ["info", "x", "-f", "raw", "--bogus"], ["map", "x"],
                  ["compare", "x", "-f", "raw"], ["convert", "x", "y", "-f",
                                                  "raw"],
-                 ["serve", "x"], ["stream"], ["stream", "/some/path"],
+                 ["serve", "x"], ["stream"],
+                 ["stream", "x", "--job-id", "1 2"],
                  ["stream", "x", "--speed", "fast"],
-                 ["stream", "x", "-f", "raw", "--base", "n"], ["job"],
+                 ["stream", "x", "-f", "raw", "--detach"], ["job"],
                  ["events", "x"]):
         text = sluice(*args, code=USAGE)
         assert f"sluice {args[0]}" in text, text
         assert result(*args, code=USAGE)["hint"].startswith("sluice ")
     assert "no verb" in sluice("frobnicate", code=USAGE)
+    for args in (["stream", ""], ["merge", "x", "--snapshot", ""],
+                 ["copy", "", "./y"], ["snapshot", "", "x"]):
+        assert "empty" in sluice(*args, code=USAGE)
+    sluice("help")
+    sluice("help", "frobnicate", code=USAGE)
+    for verb in ("create", "clone", "check", "convert", "serve", "stream",
+                 "copy", "mirror", "commit", "merge", "snapshot", "job"):
+        assert "[--dry-run]" in sluice("help", verb), verb
+        assert sluice("help", verb) == sluice(verb, "--help")
+    for verb in "info", "map", "compare", "status", "events":
+        assert "--dry-run" not in sluice("help", verb), verb
     sluice("check", "x", code=FAILED)  # 2 would mean: corrupt
     sluice("check", "x", "-f", "qcow2", "--repair", "some", code=FAILED)
     assert not os.path.exists("x")
@@ -286,7 +298,7 @@ def a_bar_is_drawn_on_a_terminal_only():
     defer(os.close, ours)
     p = Process(*argv, stdout=subprocess.PIPE)  # stderr: a file
     out = p.process.stdout.read()
-    assert p.wait() == 0 and b"Moved" in out, out
+    assert p.wait() == 0 and b"moved" in out, out
     assert "\r" not in p.errors() and "[" not in p.errors(), p.errors()
     run("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", "big", "-F", "raw",
         "top")

@@ -226,7 +226,7 @@ def dry_runs_say_bytes_and_space():
         assert "keep it in step" in text, text
         mount("tmpfs", "small", "-o", "size=1M")
         r = d.verb("copy", "e", "small/x", "--dry-run", code=NO_SPACE)
-        assert "1048576" in r["message"], r
+        assert "1.0 MiB left" in r["message"], r
         assert not os.listdir("small")
         r = d.verb("commit", "e", "--dry-run")
         assert r["bytes"] == 5 * MIB - MIB and r["drops"] == ["top", "mid"], r
@@ -252,7 +252,7 @@ def what_fails_is_taken_away():
             assert "--mode pre-copy" in r["hint"], r
             refused(FAILED, "cannot name a backing file", "copy", "e",
                     "./x", "-f", "raw", "--mode", mode, "--dry-run")
-        refused(FAILED, "Invalid job ID", "copy", "e", "./x", "--job-id", "1")
+        refused(USAGE, "no job's id", "copy", "e", "./x", "--job-id", "1")
         refused(NOT_FOUND, "nope", "copy", "nope", "./x")
         refused(NOT_FOUND, "./targt", "copy", "e", "targt")
         refused(NOT_FOUND, "No such file", "copy", "e", "no/where")

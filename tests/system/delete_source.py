@@ -10,9 +10,10 @@ import struct
 import subprocess
 import sys
 
-from harness import Daemon, Nbd, QmpError, main, nbd_server, need, run
+from harness import (Daemon, Nbd, QmpError, journal, main, nbd_server, need,
+                     run)
 
-SLUICED = os.path.abspath(sys.argv[1])
+SLUICED, SLUICE = (os.path.abspath(p) for p in sys.argv[1:3])
 MIB = 1 << 20
 SIZE = 4 * MIB
 
@@ -317,31 +318,13 @@ def a_clone_made_meanwhile_keeps_the_source():
 
 # What a daemon that died left: the format as docs/design/intents.md has it.
 
-def crc32c(data):
-    crc = 0xffffffff
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x82f63b78 if crc & 1 else 0)
-    return crc ^ 0xffffffff
-
-
-def journal(name, *records, uuid=b"of the test file"):
-    data = b"SLUICE-J" + uuid + struct.pack("<I", 16384)
-    data += struct.pack("<I", crc32c(data))
-    for kind, payload in records:
-        head = struct.pack("<I", kind) + payload
-        record = struct.pack("<II", len(payload), crc32c(head)) + head
-        data += record + bytes(-len(record) % 8)
-    with open(f"{name}.sluice", "wb") as f:
-        f.write(data + bytes(16384 - len(data)))
-
-
 def leave_switch(delete, *more, session=0, folders=()):
     source, target = os.stat("top"), os.stat("target")
     what = struct.pack("<QQQQQI", source.st_ino, 0, target.st_ino, 0, session,
                        int(delete))
-    names = "".join(f"{os.path.abspath(f)}\0" for f in ("target", "top"))
+    near = [f if not os.path.islink("top") else os.path.abspath(f)
+            for f in ("target", "top")]
+    names = "".join(f + "\0" for f in near)
     names += "".join(f + "\0" for f in folders)
     real = os.path.realpath("top")
     journal(real, (1, what + b"qcow2\0qcow2\0" + names.encode()), *more)
@@ -407,8 +390,7 @@ def the_old_image_is_refused_and_says_where_the_disk_is():
         try:
             q.cmd("blockdev-add", **node("top"))
         except QmpError as e:
-            assert "The disk in 'top' went on as '/" in str(e), e
-            assert "/target'" in str(e), e
+            assert "The disk in 'top' went on as 'target'" in str(e), e
         else:
             raise AssertionError("two images of one disk")
         q.cmd("blockdev-add", **node("top", read_only=True, backing=None))
@@ -417,7 +399,7 @@ def the_old_image_is_refused_and_says_where_the_disk_is():
                 "driver": "qcow2", "node-name": "top", "backing": None,
                 "file": {"driver": "file", "filename": "top"}}])
         except QmpError as e:
-            assert "The disk in 'top' went on as '/" in str(e), e
+            assert "The disk in 'top' went on as 'target'" in str(e), e
         else:
             raise AssertionError("two images of one disk")
         q.cmd("blockdev-del", node_name="top")
@@ -449,6 +431,34 @@ def the_old_image_is_refused_by_any_of_its_names():
         assert is_old(name), name
     os.unlink("top.sluice")
     assert not is_old("far")
+
+
+def status_and_check_tell_it_and_repair_ends_it():
+    make()
+    leave_switch(True)
+    for name in "top", "target":
+        for argv in ("status", name), ("check", name, "-f", "qcow2"):
+            out = run(SLUICE, *argv)[1]
+            assert "moves from 'top' to 'target', which was cut off" in out, out
+    assert {"top", "top.sluice", "target.sluice"} < set(files())
+    out = run(SLUICE, "check", "target", "-f", "qcow2", "-r", "all")[1]
+    assert "it is finished, and the old image is deleted" in out, out
+    assert files() == ["base", "target"], files()
+    make()  # a target that is marked is not the disk
+    leave_switch(True)
+    with daemon() as d:
+        q = d.qmp()
+        os.rename("top.sluice", "away")
+        q.cmd("blockdev-add", **node("top"))
+        q.cmd("blockdev-add", **node("target", backing=None))
+        q.cmd("block-copy", job_id="j", device="top", target="target",
+              auto_complete=False)
+        q.wait_event("BLOCK_JOB_READY")
+        d.kill()
+        d.wait()
+    leave_switch(True)
+    out = run(SLUICE, "status", "top")[1]
+    assert "not finished: it is still the former" in out, out
 
 
 def a_switch_that_was_withdrawn_leaves_the_disk():
@@ -516,6 +526,7 @@ if __name__ == "__main__":
           a_clone_made_meanwhile_keeps_the_source,
           the_old_image_is_refused_and_says_where_the_disk_is,
           the_old_image_is_refused_by_any_of_its_names,
+          status_and_check_tell_it_and_repair_ends_it,
           a_clone_made_before_the_next_daemon_keeps_the_source,
           a_source_that_was_written_since_stays,
           a_target_that_reads_through_keeps_the_source,

@@ -395,6 +395,30 @@ class HangingMount:
             self.libc.umount2(self.where, 2)  # MNT_DETACH
 
 
+def crc32c(data):
+    crc = 0xffffffff
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82f63b78 if crc & 1 else 0)
+    return crc ^ 0xffffffff
+
+
+JOURNAL_UUID = b"of the test file"
+
+
+def journal(name, *records):
+    """Beside an image, as src/journal/journal.h has it: (type, payload)s."""
+    data = b"SLUICE-J" + JOURNAL_UUID + struct.pack("<I", 16384)
+    data += struct.pack("<I", crc32c(data))
+    for kind, payload in records:
+        head = struct.pack("<I", kind) + payload
+        record = struct.pack("<II", len(payload), crc32c(head)) + head
+        data += record + bytes(-len(record) % 8)
+    with open(f"{name}.sluice", "wb") as f:
+        f.write(data + bytes(16384 - len(data)))
+
+
 def need(*tools):
     """Skips the program where a tool is missing."""
     for tool in tools:
