@@ -360,15 +360,23 @@ find_hidden(struct transfer *t, uint64_t off, uint64_t end, struct runs *ret)
     return 0;
 }
 
+void
+release_whole(const struct node *layer, uint64_t *off, uint64_t *end)
+{
+    uint64_t unit = max_u64(layer->cluster_size, layer->limits.min_align);
+
+    *off = align_up(*off, unit);
+    *end = *end >= layer->size ? layer->size : align_down(*end, unit);
+}
+
 /* Of a layer below: its clusters in a run that the target hides. */
 static int
 release_layer_below(struct transfer *t, struct node *layer,
                     const struct run *run, bool *ret_changed)
 {
-    uint64_t unit = max_u64(layer->cluster_size, layer->limits.min_align);
-    uint64_t off = align_up(run->off, unit), end = run->off + run->len;
+    uint64_t off = run->off, end = run->off + run->len;
 
-    end = end >= layer->size ? layer->size : align_down(end, unit);
+    release_whole(layer, &off, &end);
     while (off < end) {
         struct extent ext;
         int r = node_status(layer, off, end - off, true, &ext);

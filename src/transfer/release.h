@@ -52,6 +52,11 @@ void release_begin(struct transfer *t);
  * is given back is of no use to the target: another file system.  No yield.
  */
 uint64_t release_extra(const struct transfer *t);
+/*
+ * What a layer gives back of a run that is hidden, or has landed: the clusters
+ * of its own that lie in it as a whole.  Does not yield.
+ */
+void release_whole(const struct node *layer, uint64_t *off, uint64_t *end);
 void release_fini(struct release *release);
 /* May another piece be handed out?  Else an epoch is to end first; no yield. */
 bool release_has_room(const struct transfer *t);
