@@ -151,6 +151,7 @@ copy_and_count(struct worker *w, uint64_t off, uint64_t len, bool *ret_is_read)
     t->report.bytes_zeroed += res.zeroed;
     t->report.bytes_skipped += res.skipped;
     t->epoch_bytes += res.copied + res.cloned;
+    release_grown(t);
     *ret_is_read = res.read_failed;
     return r;
 }

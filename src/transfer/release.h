@@ -32,7 +32,8 @@ struct release {
     uint64_t unit;         /* the largest of their clusters, a dirty block */
     uint64_t upto;         /* what lies before has been given back */
     uint64_t handed_out;   /* bytes, since the last epoch closed */
-    uint64_t at_start; /* bytes that all images took */
+    uint64_t at_start;     /* bytes that all images took */
+    uint64_t seen_at;      /* bytes moved when that was looked at last */
     uint64_t own_seen;     /* tap.own_begun when nothing was held any more */
 };
 
@@ -58,6 +59,11 @@ uint64_t release_extra(const struct transfer *t);
  */
 void release_whole(const struct node *layer, uint64_t *off, uint64_t *end);
 void release_fini(struct release *release);
+/*
+ * A piece was written: after a part of max-extra, looks at what the images take
+ * by now.  Yields.
+ */
+void release_grown(struct transfer *t);
 /* May another piece be handed out?  Else an epoch is to end first; no yield. */
 bool release_has_room(const struct transfer *t);
 /* Would an epoch that ends at @passed be worth it?  Does not yield. */
