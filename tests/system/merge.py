@@ -374,6 +374,136 @@ def what_others_need_is_refused():
     judge("top", "qcow2")
 
 
+def state(qmp):
+    """All that a dry run could change: the folder, and who may write."""
+    files = {}
+    for name in sorted(os.listdir(".")):
+        if os.path.isfile(name):
+            with open(name, "rb") as f:
+                files[name] = (f.read(), os.stat(name).st_mtime_ns)
+    return files, [(n["node-name"], n["ro"])
+                   for n in qmp.cmd("query-named-block-nodes")]
+
+
+def answer(qmp, command, **arguments):
+    """What it says, or what it refuses."""
+    try:
+        return qmp.cmd(command, device="top", **arguments)
+    except QmpError as e:
+        return e.desc
+
+
+def other_over(name, folder=""):
+    os.makedirs(folder or ".", exist_ok=True)
+    create("qcow2", os.path.join(folder, "other"),
+           (os.path.abspath(name), "qcow2"))
+
+
+def of_version_2(name):
+    run("qemu-img", "amend", "-f", "qcow2", "-o", "compat=0.10", name)
+
+
+# What is in the way, for whom, and how it is called.
+REFUSED = [
+    (lambda: other_over("base"), {}, "may not lose what it holds"),
+    (lambda: other_over("base", "far"), {"dependents_in": ["far"]},
+     "may not lose what it holds"),
+    (lambda: of_version_2("base"), {}, "is of version 2"),
+    (lambda: os.rename("base", "file"), {}, "is read-only"),
+    (lambda: other_over("top"), {"delete": True, "into": "snapshot"},
+     "'top' may not be deleted"),
+    (lambda: other_over("top"), {"keep_name": True, "into": "snapshot"},
+     "'top' may not be deleted"),
+    (lambda: os.link("base", "pool"), {"delete": True, "release": False},
+     "'delete' needs 'release'"),
+]
+ALLOWED = [
+    (lambda: other_over("base"), {"exclusive": True}),
+    (lambda: other_over("base", "far"), {}),
+    (lambda: of_version_2("base"), {"upgrade": True}),
+    (lambda: other_over("top"), {"delete": True, "into": "auto"}),
+    (lambda: other_over("top"), {"delete": True, "into": "snapshot",
+                                 "exclusive": True}),
+    (lambda: None, {"delete": True, "keep_name": True, "into": "snapshot"}),
+    (lambda: None, {"release": False}),
+]
+
+
+def chain_of(name):
+    """As daemon(); where the base has another name, its file is a node that
+    nobody may write to."""
+    if os.path.exists("base"):
+        return daemon()
+    return Daemon(SLUICED, "--blockdev", "driver=file,node-name=f,"
+                  f"filename={name},read-only=on", "--blockdev",
+                  "driver=qcow2,node-name=base,file=f,read-only=on",
+                  "--blockdev", "driver=qcow2,node-name=top,backing=base,"
+                  "file.driver=file,file.filename=top")
+
+
+def a_plan_refuses_what_the_merge_would():
+    """In the same words; and neither changes anything."""
+    for hinder, arguments, text in REFUSED:
+        make()
+        hinder()
+        with chain_of("file") as d:
+            qmp = d.qmp()
+            before = state(qmp)
+            plan = answer(qmp, "query-merge-plan", **arguments)
+            assert text in plan, (plan, text)
+            assert state(qmp) == before, arguments
+            merged = answer(qmp, "block-merge", job_id="j", **arguments)
+            assert merged == plan, (merged, plan)
+            d.stop()
+        for name in os.listdir("."):
+            shutil.rmtree(name) if os.path.isdir(name) else os.unlink(name)
+
+
+def a_plan_changes_nothing():
+    for prepare, arguments in ALLOWED:
+        make()
+        prepare()
+        with daemon() as d:
+            qmp = d.qmp()
+            before = state(qmp)
+            plan = answer(qmp, "query-merge-plan", **arguments)
+            assert plan["drops"], (plan, arguments)
+            assert state(qmp) == before, arguments
+            assert answer(qmp, "block-merge", job_id="j", **arguments) == {}
+            d.stop()
+        for name in os.listdir("."):
+            shutil.rmtree(name) if os.path.isdir(name) else os.unlink(name)
+
+
+def plans_of_stream_and_commit_refuse_as_well():
+    make()
+    other_over("base", "far")
+    with daemon() as d:
+        qmp = d.qmp()
+        before = state(qmp)
+        for what in ("stream", "commit"):
+            more = {"release": True, "dependents_in": ["far"]}
+            plan = answer(qmp, f"query-{what}-plan", **more)
+            assert "far/other" in plan, plan
+            assert answer(qmp, f"block-{what}", job_id="j", **more) == plan
+            plan = answer(qmp, f"query-{what}-plan", release=True)
+            assert plan["space-needed"] < 6 * MIB, plan
+        assert state(qmp) == before
+        d.stop()
+    of_version_2("base")
+    with daemon() as d:
+        for what in ("stream", "commit"):
+            plan = answer(d.qmp(), f"query-{what}-plan", release=True)
+            assert "is of version 2" in plan, plan
+        d.stop()
+    os.rename("base", "file")
+    with chain_of("file") as d:
+        plan = answer(d.qmp(), "query-commit-plan")
+        assert "is read-only" in plan, plan
+        assert answer(d.qmp(), "block-commit", job_id="j") == plan
+        d.stop()
+
+
 def compressed(method):
     """Compressed clusters move as they are: the survivor stays small."""
     def test():
@@ -851,6 +981,8 @@ if __name__ == "__main__":
           an_overlay_beside_what_a_link_leads_to_is_found,
           what_others_need_is_refused,
           without_release_others_are_asked_for_as_well,
+          a_plan_refuses_what_the_merge_would, a_plan_changes_nothing,
+          plans_of_stream_and_commit_refuse_as_well,
           compressed("zlib"), compressed("zstd"),
           small_clusters_over_large_ones_are_reckoned,
           large_clusters_below_small_ones_are_given_back,

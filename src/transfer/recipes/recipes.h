@@ -33,8 +33,6 @@ int check_base_name(const struct transfer_options *o, struct err *err);
  */
 int sink_claim(struct transfer *t, const struct transfer_options *o,
                struct err *err);
-/* The base holds all that the top reads as, and shows nothing new by that. */
-int sink_match_size(const struct transfer_options *o, struct err *err);
 /*
  * merge_delete.c: what a merge that is over is to delete and to rename, durably
  * beside @heir, which goes on without it; then that.
@@ -53,25 +51,40 @@ int sink_measure(const struct transfer_options *o, struct transfer_plan *ret,
 /* The base is durable; now the layer above the top is to name it. */
 int sink_drop_layers(struct job *job, struct err *err);
 /*
- * Of each image from @top down to @bottom (NULL: the last): is it of a version
- * whose header can say who wrote to it, or may become one?  They can be
- * written.  Yields.
+ * layers.c: from @top down to, with, @last.  What they hold comes together in
+ * the last one, or else in the uppermost; @overlay lies over that, or is NULL.
  */
-int check_versions(struct node *top, struct node *bottom, bool may_upgrade,
-                   struct err *err);
-/*
- * dependents_check() of every layer below @top down to, without, @bottom: each
- * is to lose data that the one above it hides or holds.  Yields.
- */
-int check_dependents(struct node *top, struct node *bottom,
+struct layers {
+    struct node *top, *last;
+    const struct node *overlay;
+    bool sinks;
+};
+
+/* dependents_check() of every layer but the uppermost: each loses data. */
+int check_dependents(const struct layers *layers,
                      const struct transfer_options *o, struct err *err);
+/*
+ * May they change, and go, as a job with `release` wants it: does anybody else
+ * need one, can they be written, and say who wrote to them?  Nothing is changed.
+ * Yields.
+ */
+int check_layers(const struct layers *layers, const struct transfer_options *o,
+                 struct err *err);
+/* Then they can be written, and are of such a version.  Yields. */
+int open_layers(struct transfer *t, const struct layers *layers,
+                const struct transfer_options *o, struct err *err);
 /*
  * Stream: checks the options, claims the device; the job is not launched.  With
  * `release` the layers below are claimed, too, and give back what is hidden.
+ * @only_look: for a plan; all is checked, and nothing changed or kept claimed.
  */
-int stream_make(struct jobs *jobs, const struct transfer_recipe *recipe,
-                const struct transfer_options *o, struct transfer **ret,
-                struct err *err);
+int stream_make(const struct transfer_recipe *recipe,
+                const struct transfer_options *o, bool only_look,
+                struct transfer **ret, struct err *err);
+/* What stream_make() was asked to look at.  Yields. */
+int stream_measure(const struct transfer_recipe *recipe,
+                   const struct transfer_options *o, struct transfer_plan *ret,
+                   struct err *err);
 /*
  * Post-copy: checks a target that is to get the source as its backing file,
  * all but that it is empty.
