@@ -17,10 +17,23 @@ int mirror_next(struct transfer *t, uint64_t off, uint64_t limit,
 int mark_target(struct transfer *t, struct err *err);
 /* How it ends: as the verb says that ended it, else as its @finish. */
 enum finish finish_of(const struct transfer *t);
-/* Checks the options of a mirror, claims both nodes; the job is not launched. */
-int mirror_make(struct jobs *jobs, const struct transfer_recipe *recipe,
-                const struct transfer_options *o, struct transfer **ret,
-                struct err *err);
+/*
+ * Claims what is copied, and where to; a target that a plan has opened to be
+ * read, to look at it, would be opened to write.  Does not yield.
+ */
+int copy_claim(struct transfer *t, const struct transfer_options *o,
+               bool only_look, struct err *err);
+/*
+ * Checks the options of a mirror, claims both nodes; the job is not launched.
+ * @only_look: as of stream_make().
+ */
+int mirror_make(const struct transfer_recipe *recipe,
+                const struct transfer_options *o, bool only_look,
+                struct transfer **ret, struct err *err);
+/* What mirror_make() was asked to look at.  Yields. */
+int mirror_measure(const struct transfer_recipe *recipe,
+                   const struct transfer_options *o, struct transfer_plan *ret,
+                   struct err *err);
 /*
  * stream.c: will a header be able to name the base that stays (-ENOTSUP: a part
  * of a file)?  Does not yield.
@@ -111,6 +124,7 @@ int put_on_top(struct transfer *t, uint64_t deadline_ns,
  */
 int check_other_jobs(struct node *node, enum claim claim, struct err *err);
 /* Grows the target to the source's size; -EINVAL where that cannot be. */
+int check_target_size(const struct transfer_options *o, struct err *err);
 int match_size(const struct transfer_options *o, struct err *err);
 
 #endif
