@@ -1,21 +1,30 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /*
- * See dependents.h.  Images are opened by their drivers, each alone and without
- * locks, for what their headers name; what has no image's magic is not looked
- * at further.
+ * See dependents.h.  Of the images that lie there only the headers are read, and
+ * of these only what they name: nobody need be able to open them.
  */
 #include "block/dependents.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "block/graph_internal.h"
 #include "run/file.h"
 
+/* An image that is to go, or to change. */
+struct target {
+    struct node *node, *except; /* except: NULL, or who may need it */
+    const struct node *file;
+    uint64_t n_links, n_names; /* names that it has, and that were found */
+};
+
 struct search {
     const struct dependents_search *what;
-    const struct node *file; /* the image's */
-    unsigned looked_at;      /* files, for the message */
+    struct graph *graph;
+    struct target *targets;
+    size_t n_targets;
+    unsigned looked_at; /* files, for the message */
 };
 
 static const char *
@@ -27,15 +36,16 @@ base_name(const char *path)
 }
 
 static int
-refuse(const struct search *s, const char *why, const char *who,
-       struct err *err)
+refuse(const struct search *s, const struct target *t, const char *why,
+       const char *who, struct err *err)
 {
-    int r = err_set(err, -EBUSY, "'%s' may not %s: %s%s", s->file->filename,
+    int r = err_set(err, -EBUSY, "'%s' may not %s: %s%s", t->file->filename,
                     s->what->stays ? "lose what it holds" : "be deleted", why,
                     who);
 
-    err_hint(err, "looked at %u files in its folder and %zu others; with "
-                  "'exclusive' nobody else is looked for",
+    err_hint(err, "looked at %u files, in its folder, those of the images over "
+                  "it, and %zu others; with 'exclusive' nobody else is looked "
+                  "for",
              s->looked_at, s->what->n_folders);
     return r;
 }
@@ -52,28 +62,26 @@ belongs_to(const struct node *node, const struct node *file)
 }
 
 static int
-check_nodes(const struct search *s, struct err *err)
+check_nodes(const struct search *s, const struct target *t, struct err *err)
 {
-    struct node *node = s->what->node;
-
-    list_for_each(it, &node->parents)
+    list_for_each(it, &t->node->parents)
     {
         const struct edge *e = container_of(it, struct edge, link);
 
-        if (e->role == EDGE_BACKING && e->parent != s->what->except) {
-            return refuse(s, "it is the backing file of node ",
+        if (e->role == EDGE_BACKING && e->parent != t->except) {
+            return refuse(s, t, "it is the backing file of node ",
                           e->parent->name, err);
         }
     }
-    list_for_each(it, &node->graph->nodes)
+    list_for_each(it, &s->graph->nodes)
     {
         const struct node *n = container_of(it, struct node, link);
 
-        if (n->drv && n->drv->is_protocol && n != s->file &&
-            n->file_id.ino == s->file->file_id.ino &&
-            n->file_id.dev == s->file->file_id.dev &&
-            !belongs_to(n, s->file)) {
-            return refuse(s, "it is open a second time, as node ", n->name,
+        if (n->drv && n->drv->is_protocol && n != t->file &&
+            n->file_id.ino == t->file->file_id.ino &&
+            n->file_id.dev == t->file->file_id.dev &&
+            !belongs_to(n, t->file)) {
+            return refuse(s, t, "it is open a second time, as node ", n->name,
                           err);
         }
     }
@@ -81,14 +89,6 @@ check_nodes(const struct search *s, struct err *err)
 }
 
 /* In the folders. */
-
-static const char *
-format_of(const unsigned char magic[4])
-{
-    return !memcmp(magic, "QFI\xfb", 4)  ? "qcow2"
-           : !memcmp(magic, "QED\0", 4) ? "qed"
-                                        : NULL;
-}
 
 static bool
 shows(const struct node *node, const struct file *f)
@@ -98,107 +98,150 @@ shows(const struct node *node, const struct file *f)
     return file && f->dev == file->file_id.dev && f->ino == file->file_id.ino;
 }
 
-/* *ret NULL: no image that could name another, or one that does not count. */
-static int
-probe(const struct search *s, const char *path, const char **ret)
+static struct target *
+find_target(const struct search *s, const struct file *f)
 {
-    struct loop *loop = s->what->node->graph->loop;
-    unsigned char magic[4];
-    struct file *f;
-    int r = file_open(loop, path, 0, &f);
+    for (size_t i = 0; i < s->n_targets; i++) {
+        if (shows(s->targets[i].file, f)) {
+            return &s->targets[i];
+        }
+    }
+    return NULL;
+}
+
+/* @path leads to it: is it a name of its own, or a link? */
+static void
+count_name(const struct search *s, struct target *t, const char *path)
+{
+    auto_free char *own = file_own_path(s->graph->loop, path);
+    struct file_location at;
+
+    if (!file_locate(s->graph->loop, path, &at)) {
+        t->n_links = at.n_links;
+        t->n_names += !strcmp(own, at.path);
+        file_location_fini(&at);
+    }
+}
+
+/*
+ * The name of the backing file in the header that the file has, to be freed;
+ * NULL: it has none, or is no image.  -EUCLEAN where it can be no name.
+ */
+static int
+read_backing(const struct search *s, struct file *f, char **ret)
+{
+    enum { NAME_LIMIT = 4096 }; /* of QED; of qcow2 it is 1023 */
+    unsigned char head[HEADER_PEEK];
+    uint64_t off = 0, size;
+    uint32_t len = 0;
+    bool is_image = false;
+    int r = file_read_buf(f, 0, head, sizeof(head));
 
     *ret = NULL;
+    for (const struct driver *const *d = s->graph->drivers; *d && !r; d++) {
+        is_image |= (*d)->find_backing && (*d)->find_backing(head, &off, &len);
+    }
+    r = r ? r : file_size(f, &size);
+    if (r || !is_image || !off || !len) {
+        return r;
+    }
+    if (len > NAME_LIMIT || off > size || len > size - off) {
+        return -EUCLEAN;
+    }
+    auto_free char *name = xzalloc(len + 1);
+
+    r = file_read_buf(f, off, name, len);
+    *ret = r ? NULL : take_ptr(name);
+    return r;
+}
+
+/* The one whose name it could be, where it is no path. */
+static struct target *
+find_by_text(const struct search *s, const char *name)
+{
+    for (size_t i = 0; i < s->n_targets; i++) {
+        if (strstr(name, base_name(s->targets[i].file->filename))) {
+            return &s->targets[i];
+        }
+    }
+    return NULL;
+}
+
+/* Which of ours is the backing file @name of the image @path?  NULL: none. */
+static struct target *
+find_named(const struct search *s, const char *path, const char *name)
+{
+    if (!backing_is_path(name)) {
+        return find_by_text(s, name);
+    }
+    auto_free char *backing = backing_path_from(path, name);
+    struct target *t = NULL;
+    struct file *f;
+
+    if (!file_open(s->graph->loop, backing, 0, &f)) {
+        t = find_target(s, f);
+        file_close(f);
+    }
+    return t;
+}
+
+static int
+look_into(struct search *s, struct file *f, const char *path, struct err *err)
+{
+    struct target *t = find_target(s, f);
+    auto_free char *name = NULL;
+
+    if (t) {
+        count_name(s, t, path);
+    }
+    int r = read_backing(s, f, &name);
+
+    if (r) {
+        /* Of what is open it is known what it stands on. */
+        return t ? 0
+                 : refuse(s, &s->targets[0], "the header of this image is "
+                                             "damaged, and could name it: ",
+                          path, err);
+    }
+    t = name ? find_named(s, path, name) : NULL;
+    return t && !shows(t->except, f) && !shows(t->file, f)
+               ? refuse(s, t, "it is the backing file of ", path, err)
+               : 0;
+}
+
+static int
+look_at(struct search *s, const char *path, struct err *err)
+{
+    struct file *f;
+    int r = file_open(s->graph->loop, path, 0, &f);
+
+    s->looked_at++;
     if (r == -EISDIR || r == -ENOTSUP || r == -ENXIO || r == -ENOENT ||
         r == -ELOOP) {
         /* a folder; a pipe; a socket; it has just gone; links in a circle */
         return 0;
     }
     if (r) {
-        return r;
+        return refuse(s, &s->targets[0],
+                      "this file cannot be read, and could need it: ", path,
+                      err);
     }
-    if (!shows(s->file, f) && !shows(s->what->except, f)) {
-        r = file_read_buf(f, 0, magic, sizeof(magic));
-        *ret = r ? NULL : format_of(magic);
-    }
+    r = look_into(s, f, path, err);
     file_close(f);
     return r;
 }
 
-static bool
-is_file(struct loop *loop, const char *path, const struct node *ours)
-{
-    struct file *f;
-    bool same = false;
-
-    if (!file_open(loop, path, 0, &f)) {
-        same = shows(ours, f);
-        file_close(f);
-    }
-    return same;
-}
-
-/* Does the header of @image lead to our file? */
-static bool
-names_ours(const struct search *s, struct node *image)
-{
-    const char *name = image->header_backing.filename;
-    auto_free char *path = NULL;
-
-    if (!name) {
-        return false;
-    }
-    if (node_backing_path(image, &path, NULL)) {
-        /* Another way to name a file: by its name it could be ours. */
-        return strstr(name, base_name(s->file->filename)) != NULL;
-    }
-    return is_file(image->graph->loop, path, s->file);
-}
-
 static int
-look_at(struct search *s, const char *path, struct err *err)
+look_in(struct search *s, const char *folder, struct err *err)
 {
-    struct graph *graph = s->what->node->graph;
-    struct node *image;
-    const char *format;
-    int r = probe(s, path, &format);
-
-    s->looked_at++;
-    if (r) {
-        return refuse(s, "this file cannot be read, and could need it: ", path,
-                      err);
-    }
-    if (!format) {
-        return 0;
-    }
-    json_t *options =
-        json_pack("{s:s, s:b, s:b, s:n, s:{s:s, s:s}}", "driver", format,
-                  "read-only", 1, "force-share", 1, "backing", "file",
-                  "driver", "file", "filename", path);
-
-    r = options ? node_open(graph, options, &image, NULL) : -EINVAL;
-    json_decref(options);
-    if (r) {
-        return refuse(s, "this image cannot be opened, and could need it: ",
-                      path, err);
-    }
-    bool found = names_ours(s, image);
-
-    node_unref(image);
-    return found ? refuse(s, "it is the backing file of ", path, err) : 0;
-}
-
-/* @in: a path in the folder. */
-static int
-look_in(struct search *s, const char *in, struct err *err)
-{
-    struct loop *loop = s->what->node->graph->loop;
+    auto_free char *in = xasprintf("%s/.", folder);
     char **names;
     size_t n;
-    int r = folder_list(loop, in, &names, &n);
+    int r = folder_list(s->graph->loop, in, &names, &n);
 
     if (r) {
-        return err_set_errno(err, r, "Cannot look for dependants beside '%s'",
-                             in);
+        return err_set_errno(err, r, "Cannot look for dependants in '%s'",
+                             folder);
     }
     for (size_t i = 0; i < n && !r; i++) {
         r = look_at(s, names[i], err);
@@ -207,12 +250,82 @@ look_in(struct search *s, const char *in, struct err *err)
     return r;
 }
 
+/*
+ * Which folders.  An overlay names an image by a path of any kind, so any
+ * folder may hold one.  It is looked where people put them: beside the image,
+ * beside the images that stand on it here, and what they say.
+ */
+
+/* A list of strings. */
+struct texts {
+    char **of;
+    size_t n;
+};
+
+static void
+texts_add(struct texts *list, char *text)
+{
+    for (size_t i = 0; i < list->n; i++) {
+        if (!strcmp(list->of[i], text)) {
+            free(text);
+            return;
+        }
+    }
+    list->of = xrealloc(list->of, (list->n + 1) * sizeof(char *));
+    list->of[list->n++] = text;
+}
+
+/* The files of all images that stand on the nodes, and of these; no yield. */
+static void
+add_files(const struct search *s, struct texts *files)
+{
+    auto_free const struct node **nodes = NULL;
+    size_t n = 0;
+
+    for (size_t i = 0; i < s->n_targets; i++) {
+        nodes = xrealloc(nodes, (n + 2) * sizeof(*nodes));
+        nodes[n++] = s->targets[i].node;
+        if (s->targets[i].except) {
+            nodes[n++] = s->targets[i].except;
+        }
+    }
+    for (size_t i = 0; i < n; i++) {
+        const struct node *file = node_file_below(nodes[i]);
+
+        if (file && !file->is_device && file->filename) {
+            texts_add(files, xstrdup(file->filename));
+        }
+        list_for_each(it, &nodes[i]->parents)
+        {
+            const struct edge *e = container_of(it, struct edge, link);
+            bool is_there = !e->parent;
+
+            for (size_t k = 0; k < n && !is_there; k++) {
+                is_there = nodes[k] == e->parent;
+            }
+            if (!is_there) {
+                nodes = xrealloc(nodes, (n + 1) * sizeof(*nodes));
+                nodes[n++] = e->parent;
+            }
+        }
+    }
+}
+
+static char *
+folder_of(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    return xasprintf("%.*s", slash ? (int)(slash - path) : 1,
+                     slash ? path : ".");
+}
+
 /* A link's target has neighbours, too, and these can name it. */
 static int
-look_beside(struct search *s, struct err *err)
+add_folders_of(struct search *s, const char *path, struct texts *folders,
+               struct err *err)
 {
-    struct loop *loop = s->what->node->graph->loop;
-    const char *path = s->file->filename;
+    struct loop *loop = s->graph->loop;
     auto_free char *own = file_own_path(loop, path);
     auto_free char *real = NULL;
     int r = file_real_path(loop, path, &real);
@@ -220,55 +333,175 @@ look_beside(struct search *s, struct err *err)
     if (r && r != -ENOENT) { /* it may have lost its name */
         return err_set_errno(err, r, "Cannot tell where '%s' lies", path);
     }
-    r = look_in(s, path, err);
-    return r || !real || path_in_same_folder(own, real) ? r
-                                                        : look_in(s, real, err);
+    texts_add(folders, folder_of(own));
+    if (real) {
+        texts_add(folders, folder_of(real));
+    }
+    return 0;
+}
+
+static int
+add_stated_folder(struct search *s, const char *folder, struct texts *folders,
+                  struct err *err)
+{
+    char *real;
+    int r = file_real_path(s->graph->loop, folder, &real);
+
+    if (r) {
+        return err_set_errno(err, r, "Cannot look for dependants in '%s'",
+                             folder);
+    }
+    texts_add(folders, real);
+    return 0;
+}
+
+/* A name that was not found may be what an image elsewhere calls it by. */
+static int
+check_names(const struct search *s, struct err *err)
+{
+    for (size_t i = 0; i < s->n_targets; i++) {
+        const struct target *t = &s->targets[i];
+        auto_free char *names =
+            xasprintf("%llu of its %llu names (hard links)",
+                      (unsigned long long)(t->n_links - t->n_names),
+                      (unsigned long long)t->n_links);
+
+        if (t->n_links > t->n_names) {
+            return refuse(s, t, "an image elsewhere could name it by ", names,
+                          err);
+        }
+    }
+    return 0;
 }
 
 static int
 look_everywhere(struct search *s, struct err *err)
 {
-    int r = s->file->is_device ? 0 : look_beside(s, err);
+    struct texts files = {0}, folders = {0};
+    int r = 0;
 
-    for (size_t i = 0; i < s->what->n_folders && !r; i++) {
-        auto_free char *in = xasprintf("%s/.", s->what->folders[i]);
-
-        r = look_in(s, in, err);
+    add_files(s, &files);
+    for (size_t i = 0; i < files.n && !r; i++) {
+        r = add_folders_of(s, files.of[i], &folders, err);
     }
-    return r;
+    for (size_t i = 0; i < s->what->n_folders && !r; i++) {
+        r = add_stated_folder(s, s->what->folders[i], &folders, err);
+    }
+    for (size_t i = 0; i < folders.n && !r; i++) {
+        r = look_in(s, folders.of[i], err);
+    }
+    names_free(files.of, files.n);
+    names_free(folders.of, folders.n);
+    return r ? r : check_names(s, err);
+}
+
+/* One image after the other, and then all of them at once. */
+
+static int
+check_here(const struct search *s, const struct target *t, struct err *err)
+{
+    const struct node *file = t->file;
+
+    if (t->node->read_only && !s->what->stays && !s->what->is_opened_to_look) {
+        return err_set(err, -EACCES,
+                       "'%s' may not be deleted: node '%s' is read-only",
+                       file->filename, t->node->name);
+    }
+    return check_nodes(s, t, err);
+}
+
+static int
+check_alone(const struct search *s, const struct target *t, struct err *err)
+{
+    struct node *file = (struct node *)(uintptr_t)t->file;
+
+    return file->drv->check_alone && file->drv->check_alone(file)
+               ? refuse(s, t, "another program uses it", "", err)
+               : 0;
+}
+
+static int
+check(struct search *s, struct err *err)
+{
+    int r = 0;
+
+    for (size_t i = 0; i < s->n_targets && !r; i++) {
+        r = check_here(s, &s->targets[i], err);
+    }
+    if (r || s->what->exclusive) {
+        return r;
+    }
+    for (size_t i = 0; i < s->n_targets && !r; i++) {
+        r = check_alone(s, &s->targets[i], err);
+    }
+    return r || !s->n_targets ? r : look_everywhere(s, err);
+}
+
+/* One that stays and has no file has nobody outside who could miss it. */
+static int
+add_target(struct search *s, struct node *node, struct node *except,
+           struct err *err)
+{
+    const struct dependents_search *what = s->what;
+    const struct node *file = what->stays           ? node_file_below(node)
+                              : what->may_be_device ? node_own_file(node)
+                                                    : node_local_file(node);
+
+    if (!file && !what->stays) {
+        return err_set(err, -ENOTSUP,
+                       "Node '%s' is no regular file of its own, which could "
+                       "be deleted",
+                       node->name);
+    }
+    if (file) {
+        s->targets = xrealloc(s->targets,
+                              (s->n_targets + 1) * sizeof(*s->targets));
+        s->targets[s->n_targets++] = (struct target){
+            .node = node_ref(node),
+            .except = except ? node_ref(except) : NULL,
+            .file = file};
+    }
+    return 0;
+}
+
+static void
+search_fini(struct search *s)
+{
+    while (s->n_targets) {
+        struct target *t = &s->targets[--s->n_targets];
+
+        if (t->except) {
+            node_unref(t->except);
+        }
+        node_unref(t->node);
+    }
+    free(s->targets);
 }
 
 int
 dependents_check(const struct dependents_search *what, struct err *err)
 {
-    const struct node *file = what->stays ? node_file_below(what->node)
-                              : what->may_be_device
-                                  ? node_own_file(what->node)
-                                  : node_local_file(what->node);
-    struct search s = {what, file, 0};
+    struct search s = {.what = what, .graph = what->node->graph};
+    int r = add_target(&s, what->node, (struct node *)(uintptr_t)what->except, err);
 
-    if (!file && what->stays) {
-        return 0;
-    }
-    if (!file) {
-        return err_set(err, -ENOTSUP,
-                       "Node '%s' is no regular file of its own, which could "
-                       "be deleted",
-                       what->node->name);
-    }
-    if (what->node->read_only && !what->stays && !what->is_opened_to_look) {
-        return err_set(err, -EACCES,
-                       "'%s' may not be deleted: node '%s' is read-only",
-                       file->filename, what->node->name);
-    }
-    int r = check_nodes(&s, err);
+    r = r ? r : check(&s, err);
+    search_fini(&s);
+    return r;
+}
 
-    if (r || what->exclusive) {
-        return r;
+int
+dependents_check_below(struct node *top, const struct node *bottom,
+                       const struct dependents_search *how, struct err *err)
+{
+    struct search s = {.what = how, .graph = top->graph};
+    int r = 0;
+
+    for (struct node *above = top;
+         above->backing && above->backing->child != bottom && !r;
+         above = above->backing->child) {
+        r = add_target(&s, above->backing->child, above, err);
     }
-    if (file->drv->check_alone &&
-        file->drv->check_alone((struct node *)(uintptr_t)file)) {
-        return refuse(&s, "another program uses it", "", err);
-    }
-    return look_everywhere(&s, err);
+    r = r ? r : check(&s, err);
+    search_fini(&s);
+    return r;
 }

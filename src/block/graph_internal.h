@@ -80,11 +80,9 @@ int claim_check_holders(struct node *node, enum claim claim, const char *owner,
  */
 int node_recover(struct node *node, struct err *err);
 /*
- * `active: false`.  Such a node was opened without locks, to be looked at only;
- * the second makes it inactive, with what was opened below it, before anybody
- * has seen it.  It yields.
+ * Makes what node_begins_inactive() inactive, with what was opened below it,
+ * before anybody has seen it.  It yields.
  */
-bool node_begins_inactive(const json_t *options);
 int chain_begin_inactive(struct node *top, struct err *err);
 /* Also true for a node that is being opened or closed. */
 bool graph_name_taken(struct graph *graph, const char *name);

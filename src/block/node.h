@@ -210,6 +210,8 @@ struct encoded {
  * the caller's hold on the node's range lock; a driver that needs more, widens
  * it (range_lock_widen()) and looks again.
  */
+enum { HEADER_PEEK = 64 };
+
 struct driver {
     const char *name;
     bool is_protocol;
@@ -260,6 +262,13 @@ struct driver {
     int (*status)(struct node *node, uint64_t off, uint64_t len,
                   struct extent *ret);
     int (*truncate)(struct node *node, uint64_t size, struct err *err);
+    /*
+     * Formats: where a header says that the backing file's name is; of @head
+     * are HEADER_PEEK bytes.  Nothing else in it is looked at, so that one that
+     * could not be opened tells it, too.  false: it is of another format.
+     */
+    bool (*find_backing)(const unsigned char *head, uint64_t *ret_off,
+                         uint32_t *ret_len);
     /* Rewrites the header's backing file, durably; NULL name: none. */
     int (*set_backing)(struct node *node, const char *filename,
                        const char *format, struct err *err);
@@ -415,6 +424,13 @@ int node_open_ref(struct graph *graph, const json_t *def, struct node **ret,
                   struct err *err);
 
 /*
+ * The path that the reference @name in the header of the file @image means,
+ * relative to that file's folder; the caller frees it.  Is it a path at all, or
+ * another way to name a file?  Neither yields.
+ */
+char *backing_path_from(const char *image, const char *name);
+bool backing_is_path(const char *name);
+/*
  * The path that node->header_backing.filename means, relative to the image's
  * folder; the caller frees it.  -EPERM where a header may not point there: a
  * driver must not look at such a file.  Yields.
@@ -511,6 +527,8 @@ void node_return(struct node *node);
 /* What was borrowed is writable for good; does not yield. */
 void node_keep_writable(struct node *node);
 
+/* `active: false`: opened without locks, to be looked at.  Does not yield. */
+bool node_begins_inactive(const json_t *options);
 /*
  * Hands the node's file over to another program, or takes it back, with what is
  * below it and used by nobody else.  -EBUSY where it is in use.  Yields.

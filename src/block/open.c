@@ -456,12 +456,10 @@ path_is_allowed(const char *path, const char *list)
     return false;
 }
 
-/* The path that a header's reference means, relative to the image's folder. */
-static char *
-resolve_backing(const struct node *node)
+char *
+backing_path_from(const char *image, const char *name)
 {
-    const char *name = node->header_backing.filename;
-    const char *slash = node->filename ? strrchr(node->filename, '/') : NULL;
+    const char *slash = image ? strrchr(image, '/') : NULL;
 
     if (!strncmp(name, "file:", 5)) {
         name += 5;
@@ -469,18 +467,24 @@ resolve_backing(const struct node *node)
     if (name[0] == '/' || !slash) {
         return xstrdup(name);
     }
-    return xasprintf("%.*s/%s", (int)(slash - node->filename), node->filename,
-                     name);
+    return xasprintf("%.*s/%s", (int)(slash - image), image, name);
+}
+
+bool
+backing_is_path(const char *name)
+{
+    const char *colon = strchr(name, ':');
+    const char *slash = strchr(name, '/');
+
+    return !colon || (slash && colon > slash) || !strncmp(name, "file:", 5);
 }
 
 static int
 check_backing_policy(struct node *node, const char *path, struct err *err)
 {
     const char *name = node->header_backing.filename;
-    const char *colon = strchr(name, ':');
-    const char *slash = strchr(name, '/');
 
-    if (colon && (!slash || colon < slash) && strncmp(name, "file:", 5)) {
+    if (!backing_is_path(name)) {
         int r = err_set(err, -EPERM,
                         "The header of '%s' names the backing file '%s', "
                         "which is no plain local path",
@@ -506,7 +510,8 @@ check_backing_policy(struct node *node, const char *path, struct err *err)
 int
 node_backing_path(struct node *node, char **ret, struct err *err)
 {
-    char *path = resolve_backing(node);
+    char *path =
+        backing_path_from(node->filename, node->header_backing.filename);
     int r = check_backing_policy(node, path, err);
 
     if (r) {

@@ -156,28 +156,43 @@ leave_source(struct node *node, const struct node *file,
     return r;
 }
 
-int
-source_delete(struct loop *loop, const struct switch_intent *i,
-              struct err *err)
+/* 0, or -ESTALE where it is another file. */
+static int
+check_source_is_at(struct loop *loop, const struct switch_intent *i,
+                   const char *path)
 {
     struct file *f;
-    int r = file_open(loop, i->source.path, 0, &f);
+    int r = file_open(loop, path, 0, &f);
 
-    if (r == -ENOENT) {
-        return 0;
-    }
     if (!r) {
         bool same = f->ino == i->source.ino &&
                     (!i->source.born || f->born == i->source.born);
 
         file_close(f);
-        if (!same) {
-            return err_set(err, -ESTALE,
-                           "'%s' is another file by now: it is left alone",
-                           i->source.path);
-        }
-        r = file_delete(loop, i->source.path);
+        r = same ? 0 : -ESTALE;
     }
+    return r;
+}
+
+int
+source_delete(struct loop *loop, const struct switch_intent *i,
+              struct err *err)
+{
+    const char *path = i->source_name;
+    int r = path ? check_source_is_at(loop, i, path) : -ENOENT;
+
+    if (r) { /* the link has gone, or the folder was moved */
+        path = i->source.path;
+        r = check_source_is_at(loop, i, path);
+    }
+    if (r == -ENOENT) {
+        return 0;
+    }
+    if (r == -ESTALE) {
+        return err_set(err, r, "'%s' is another file by now: it is left alone",
+                       i->source.path);
+    }
+    r = r ? r : file_delete(loop, path);
     dirty_log_remove(loop, i->source.path);
     return r ? err_set_errno(err, r, "Could not delete '%s'", i->source.path)
              : 0;
@@ -313,7 +328,7 @@ finish_deletions(struct node *node, const struct node *file)
                 finish_deletion(node, one);
             }
         }
-        deletions_end(j, file->filename, list);
+        deletions_end(j, list);
         journal_leave(j);
     }
     json_decref(list);

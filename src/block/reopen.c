@@ -212,8 +212,15 @@ node_reopen(struct node *node, bool read_only, struct err *err)
     if (!r && read_only && !node->read_only) {
         r = check_no_job(node, err);
     }
-    r = r ? r : reopen_locked(node, read_only, err);
+    bool becomes_writable = !read_only && node->read_only;
 
+    r = r ? r : reopen_locked(node, read_only, err);
+    if (!r && becomes_writable) {
+        r = node_recover(node, err); /* until now it was only looked at */
+        if (r) {
+            reopen_locked(node, true, NULL);
+        }
+    }
     comutex_unlock(&node->reopening);
     return r;
 }

@@ -9,7 +9,8 @@
 
 /*
  * Jobs of an earlier daemon on the layers of @top go on; filters have none of
- * their own, for they share their image's file.
+ * their own, for they share their image's file.  One that is inactive is another
+ * program's until it is made active.
  */
 static void
 resume_chain(struct control *ctl, struct node *top)
@@ -20,7 +21,7 @@ resume_chain(struct control *ctl, struct node *top)
     for (struct node *n = node_ref(top), *next; n; n = next) {
         bool is_filter = node_skip_filters(n) != n;
 
-        if (!is_filter) {
+        if (!is_filter && !n->inactive) {
             resume_jobs(ctl->jobs, n, ctl->resume);
         }
         next = is_filter    ? n->file->child
@@ -72,6 +73,16 @@ control_resume(struct control *ctl)
     free(nodes);
 }
 
+void
+control_resume_node(struct control *ctl, struct node *node)
+{
+    if (ctl->resumes) {
+        jobs_resume_begin(ctl->jobs);
+        resume_chain(ctl, node);
+        jobs_resume_end(ctl->jobs);
+    }
+}
+
 int
 cmd_blockdev_add(struct control *ctl, const struct args_blockdev_add *args,
                  json_t **ret, struct err *err)
@@ -79,10 +90,8 @@ cmd_blockdev_add(struct control *ctl, const struct args_blockdev_add *args,
     struct node *node;
     int r = node_add(ctl->graph, args->json, &node, err);
 
-    if (!r && ctl->resumes) {
-        jobs_resume_begin(ctl->jobs);
-        resume_chain(ctl, node);
-        jobs_resume_end(ctl->jobs);
+    if (!r) {
+        control_resume_node(ctl, node);
     }
     return r;
 }

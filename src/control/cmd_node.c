@@ -122,6 +122,19 @@ cmd_block_resize(struct control *ctl, const struct args_block_resize *args,
     return r;
 }
 
+static int
+set_active(struct control *ctl, struct node *node, bool active,
+           struct err *err)
+{
+    bool was_inactive = node->inactive;
+    int r = node_set_active(node, active, err);
+
+    if (!r && was_inactive && active) {
+        control_resume_node(ctl, node);
+    }
+    return r;
+}
+
 /* All of them: those that nobody is above first, or last. */
 static int
 set_all_active(struct control *ctl, bool active, struct err *err)
@@ -134,7 +147,7 @@ set_all_active(struct control *ctl, bool active, struct err *err)
     for (size_t i = 0; i < n && !r; i++) {
         bool is_top = list_empty(&nodes[i]->parents);
 
-        r = is_top ? node_set_active(nodes[i], active, err) : 0;
+        r = is_top ? set_active(ctl, nodes[i], active, err) : 0;
     }
     for (size_t i = 0; i < n; i++) {
         node_unref(nodes[i]);
@@ -159,7 +172,7 @@ cmd_blockdev_set_active(struct control *ctl,
         return r;
     }
     node_ref(node);
-    r = node_set_active(node, args->active, err);
+    r = set_active(ctl, node, args->active, err);
     node_unref(node);
     return r;
 }

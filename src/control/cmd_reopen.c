@@ -236,6 +236,17 @@ reopen(struct reopening *r, bool back, struct err *err)
                        err);
 }
 
+/* What an earlier daemon did goes on where it can be written to now. */
+static void
+go_on(struct control *ctl, const struct reopenings *all)
+{
+    for (size_t i = 0; i < all->n; i++) {
+        if (all->v[i].was_read_only && !all->v[i].node->read_only) {
+            control_resume_node(ctl, all->v[i].node);
+        }
+    }
+}
+
 /* The first @n of them were reopened; the backing files of all are new. */
 static void
 change_back(struct reopenings *all, size_t n)
@@ -313,6 +324,9 @@ cmd_blockdev_reopen(struct control *ctl,
     }
     if (!r) {
         r = change(&all, err);
+    }
+    if (!r) {
+        go_on(ctl, &all);
     }
     fini(&all);
     return r;

@@ -102,4 +102,10 @@ bool monitors_close(struct control *ctl);
 /* jobs_new()'s callback. */
 void control_job_event(void *ctl, const struct job_event *ev);
 
+/*
+ * @node can be written from now on: jobs of an earlier daemon on it, and on the
+ * layers below, go on, once control_resume() was called.  Yields.
+ */
+void control_resume_node(struct control *ctl, struct node *node);
+
 #endif

@@ -73,6 +73,8 @@ struct meta {
     struct timer stale;     /* since the first change that is not committed */
     bool background;        /* its coroutine runs */
     bool discard;
+    bool renaming; /* the log: its coroutine runs */
+    uint64_t renamed_ns;
 };
 
 /* What a commit writes: a copy of one slice's dirty granules. */
@@ -348,14 +350,47 @@ became_stale(struct timer *timer)
     }
 }
 
+/* A failure leaves it with both names. */
+static void
+rename_main(void *arg)
+{
+    struct meta *m = arg;
+
+    if (!m->o.rename(m->o.node, meta_log_begin_renaming(m->log))) {
+        meta_log_end_renaming(m->log);
+    }
+    m->renaming = false;
+    waitq_wake_all(&m->done);
+}
+
+/*
+ * The log begins to hold something: a copy of the image that was made before
+ * must not be taken for the image.
+ */
+static void
+rename_log(struct meta *m)
+{
+    struct loop *loop = graph_loop(m->o.node->graph);
+    uint64_t now = loop_now(loop);
+
+    if (m->log && !m->renaming && now - m->renamed_ns >= META_RENAME_NS) {
+        m->renamed_ns = now;
+        m->renaming = true;
+        coro_start(loop, rename_main, m);
+    }
+}
+
 static void
 mark_dirty(struct meta *m, struct slice *s, uint8_t granules)
 {
-    if (!s->dirty && granules && m->n_dirty++ == 0 && !m->stale.heap_index) {
+    if (!s->dirty && granules && m->n_dirty++ == 0) {
         struct loop *loop = graph_loop(m->o.node->graph);
 
-        timer_set(loop, &m->stale, loop_now(loop) + META_STALE_NS,
-                  became_stale);
+        rename_log(m);
+        if (!m->stale.heap_index) {
+            timer_set(loop, &m->stale, loop_now(loop) + META_STALE_NS,
+                      became_stale);
+        }
     }
     s->dirty |= granules;
 }
@@ -615,7 +650,7 @@ meta_free_now(struct meta *m)
 {
     int r = meta_commit(m);
 
-    while (!r && m->releasing) {
+    while (m->renaming || (!r && m->releasing)) {
         waitq_wait(&m->done);
     }
     return r;
@@ -651,6 +686,7 @@ meta_start_log(struct meta *m)
         (uint32_t)(max_u64(m->o.budget / m->o.slice_size, MIN_SLICES) +
                    SPARE_SLOTS));
     if (m->log) {
+        m->renamed_ns = loop_now(graph_loop(m->o.node->graph));
         log_what_is_dirty(m);
     }
     return meta_log_autoclear(m->log);
@@ -678,7 +714,7 @@ meta_close(struct meta *m, bool discard)
             r = meta_commit(m); /* what giving back clusters changed */
         }
     }
-    while (m->releasing || m->running) {
+    while (m->releasing || m->running || m->renaming) {
         waitq_wait(&m->done);
     }
     timer_cancel(&m->stale);

@@ -43,11 +43,15 @@ enum meta_phase { META_COUNTS, META_LINKS, META_MAPS, META_PHASES };
 struct slice;
 
 #define META_STALE_NS (5 * NS_PER_S)
+/* The log is renamed that often at most (docs/design/shared-log.md). */
+#define META_RENAME_NS (NS_PER_S / 10)
 
 struct meta_options {
     struct node *node;   /* the image: its `lookups` guard freed clusters */
     uint32_t slice_size; /* a power of two, 512 to 4096 */
     uint64_t budget;     /* bytes of slices to keep */
+    /* Writes these autoclear bits of the image's header; may yield. */
+    int (*rename)(struct node *node, uint64_t autoclear);
     /* A cluster is free now (see meta_free_later()); may yield. */
     void (*freed)(struct node *node, uint64_t off, uint64_t len);
 };
@@ -61,13 +65,13 @@ int meta_close(struct meta *meta, bool discard);
 
 /*
  * From here on changes outlive this process, those that are not yet committed,
- * too; called while no commit runs.  Returns what the autoclear bits of the image must be, 0 where there is no
- * log.  Does not yield.
+ * too; called while no commit runs.  Returns what the autoclear bits of the image
+ * must be, 0 where there is no log.  Does not yield.
  */
 uint64_t meta_start_log(struct meta *meta);
 /* Does a commit run?  Does not yield. */
 bool meta_is_committing(const struct meta *meta);
-/* Everything was committed.  Does not yield. */
+/* Everything was committed (meta_free_now()).  Does not yield. */
 void meta_stop_log(struct meta *meta);
 
 /*

@@ -40,6 +40,7 @@ struct head {
     uint32_t used;       /* slots that were ever used */
     uint32_t is_void;    /* what the image holds is not known any more */
     uint64_t autoclear;  /* the image's bits */
+    uint64_t before;     /* or these, while they are being written; or 0 */
 };
 
 struct slot {
@@ -152,6 +153,26 @@ uint64_t
 meta_log_autoclear(const struct meta_log *log)
 {
     return log ? log->head->autoclear : 0;
+}
+
+uint64_t
+meta_log_begin_renaming(struct meta_log *log)
+{
+    const uint64_t turn = META_LOG_AUTOCLEAR & ~META_LOG_SESSION;
+    uint64_t was = log->head->autoclear;
+    uint64_t next = (was & META_LOG_SESSION) |
+                    ((was + (turn & -turn)) & turn);
+
+    log->head->before = was;
+    publish();
+    log->head->autoclear = next;
+    return next;
+}
+
+void
+meta_log_end_renaming(struct meta_log *log)
+{
+    log->head->before = 0;
 }
 
 void
@@ -303,7 +324,8 @@ check_region(const struct shm *shm, uint64_t autoclear, bool any_image)
     if (shm->size < HEAD_SIZE || h->magic != MAGIC) {
         return "it is of another version";
     }
-    if (h->autoclear != autoclear && !any_image) {
+    if (h->autoclear != autoclear && !(h->before && h->before == autoclear) &&
+        !any_image) {
         return "another program has written to it since";
     }
     if (h->slice_size % GRANULE || h->slice_size > 8 * GRANULE ||
@@ -428,8 +450,11 @@ meta_log_recover(struct node *image, uint64_t autoclear, struct err *err)
     struct shm *shm;
     uint32_t n = 0;
 
-    /* Who shares it with a writer sees what is in the file, as always. */
-    if (!name ||
+    /*
+     * Who shares it with a writer sees what is in the file, as always; who is
+     * yet to get it opens it anew then.
+     */
+    if (!name || node_begins_inactive(image->options) ||
         opt_bool(image->file->child->options, "force-share", false)) {
         return 0;
     }

@@ -17,9 +17,12 @@
 
 /*
  * The autoclear bits, in both formats: the highest says that there is a log, the
- * others which one, lest a backup that is put back in place be taken for it.
+ * others which one, lest a copy that is put back in place be taken for it: 20
+ * bits are one session's, 10 are other ones each time that the log begins to
+ * hold something.
  */
 #define META_LOG_AUTOCLEAR (0x7fffffffULL << 32)
+#define META_LOG_SESSION (0x1fffffULL << 42)
 
 struct node;
 struct meta_log;
@@ -47,6 +50,12 @@ struct meta_log *meta_log_new(struct node *image, uint32_t slice_size,
                               uint32_t n_slots);
 /* What the image's autoclear bits must be while it is used.  No yield. */
 uint64_t meta_log_autoclear(const struct meta_log *log);
+/*
+ * The next bits of this session, which the image is about to get; until the
+ * second one is called, whichever it has names the log.  Neither yields.
+ */
+uint64_t meta_log_begin_renaming(struct meta_log *log);
+void meta_log_end_renaming(struct meta_log *log);
 /* @keep: for who opens the image next; else it is done with.  No yield. */
 void meta_log_free(struct meta_log *log, bool keep);
 

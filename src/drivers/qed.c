@@ -272,8 +272,8 @@ set_autoclear(struct qed *q, uint64_t old)
 
     f.value = meta_start_log(q->meta);
     q->logs = f.value;
-    q->node->session = f.value;
-    q->node->last_session = old & META_LOG_AUTOCLEAR;
+    q->node->session = f.value & META_LOG_SESSION;
+    q->node->last_session = old & META_LOG_SESSION;
     return old & ~META_LOG_AUTOCLEAR ? qed_update_header(q, &f, 1)
            : old != f.value          ? qed_write_header(q, &f, 1)
                                      : 0;
@@ -309,6 +309,14 @@ prepare_to_write(struct qed *q, const struct header *h, bool for_check,
     return 0;
 }
 
+static int
+rename_log(struct node *node, uint64_t autoclear)
+{
+    struct qed_field f = {QED_H_AUTOCLEAR, 8, autoclear};
+
+    return qed_write_header(qed_of(node), &f, 1);
+}
+
 static struct qed *
 qed_new(struct node *node, const struct header *h)
 {
@@ -332,6 +340,7 @@ qed_new(struct node *node, const struct header *h)
         .node = node,
         .slice_size = qed_slice_size(q),
         .budget = CACHE_BUDGET,
+        .rename = rename_log,
         .freed = qed_freed,
     });
     node->state = q;
@@ -366,7 +375,7 @@ open_image(struct node *node, json_t *options, struct err *err)
         r = check_places(&h, node->file->child->size, err);
     }
     if (!r) {
-        node->last_session = h.autoclear & META_LOG_AUTOCLEAR;
+        node->last_session = h.autoclear & META_LOG_SESSION;
         r = meta_log_recover(node, h.autoclear, err);
     }
     if (r) {
@@ -497,6 +506,7 @@ const struct driver driver_qed = {
     .flush = qed_flush,
     .free_now = qed_free_now,
     .truncate = qed_truncate,
+    .find_backing = qed_find_backing,
     .set_backing = qed_set_backing,
     .set_incomplete = qed_set_incomplete,
     .check = qed_check,

@@ -116,6 +116,20 @@ check_backing(const char *filename, const char *format, struct err *err)
     return 0;
 }
 
+bool
+qed_find_backing(const unsigned char *head, uint64_t *ret_off,
+                 uint32_t *ret_len)
+{
+    if (ld_le32(head + QED_H_MAGIC) != QED_MAGIC) {
+        return false;
+    }
+    bool has_one = ld_le64(head + QED_H_FEATURES) & QED_F_BACKING_FILE;
+
+    *ret_off = has_one ? ld_le32(head + QED_H_BACKING_OFF) : 0;
+    *ret_len = has_one ? ld_le32(head + QED_H_BACKING_LEN) : 0;
+    return true;
+}
+
 int
 qed_set_backing(struct node *node, const char *filename, const char *format,
                 struct err *err)

@@ -12,16 +12,16 @@
 #include "journal/note.h"
 
 static void
-set_path(json_t *note, const char *key, struct loop *loop, const char *image,
+set_path(json_t *note, const char *key, const struct journal *j,
          const char *path)
 {
-    auto_free char *name = journal_name_for(loop, image, path);
+    auto_free char *name = journal_name(j, path);
 
     json_object_set_new(note, key, json_string(name));
 }
 
 static void
-set_file(json_t *note, struct loop *loop, const char *image,
+set_file(json_t *note, const struct journal *j,
          const struct switch_intent *what)
 {
     json_t *folders = json_array();
@@ -35,23 +35,22 @@ set_file(json_t *note, struct loop *loop, const char *image,
                         (json_int_t)what->source.ino, "born",
                         (json_int_t)what->source.born, "exclusive",
                         what->exclusive, "dependents-in", folders));
-    set_path(note, "file", loop, image, what->source.path);
+    set_path(note, "file", j, what->source.path);
 }
 
 int
-deletion_record(struct journal *j, const char *image, const struct deletion *d)
+deletion_record(struct journal *j, const struct deletion *d)
 {
-    struct loop *loop = journal_loop(j);
     json_t *note = json_pack("{s:s, s:b, s:I, s:I}", "job", d->job, "is-last",
                              d->number + 1 == d->total, "heir-ino",
                              (json_int_t)d->heir_ino, "heir-born",
                              (json_int_t)d->heir_born);
 
     if (d->what) {
-        set_file(note, loop, image, d->what);
+        set_file(note, j, d->what);
     }
     if (d->survivor) {
-        set_path(note, "survivor", loop, image, d->survivor);
+        set_path(note, "survivor", j, d->survivor);
     }
     auto_free char *dump = json_dumps(note, JSON_COMPACT);
     auto_free char *id = xasprintf("%s/%u", d->job, d->number);
@@ -61,10 +60,10 @@ deletion_record(struct journal *j, const char *image, const struct deletion *d)
 }
 
 static void
-resolve_path(json_t *note, const char *key, const char *image)
+resolve_path(json_t *note, const char *key, const struct journal *j)
 {
     const char *name = note_text(note, key);
-    auto_free char *path = name ? journal_path_to(image, name) : NULL;
+    auto_free char *path = name ? journal_path(j, name) : NULL;
 
     if (path) {
         json_object_set_new(note, key, json_string(path));
@@ -74,17 +73,23 @@ resolve_path(json_t *note, const char *key, const char *image)
 json_t *
 deletions_of(struct journals *journals, const char *image)
 {
-    json_t *list = notes_of(journals, image, JOURNAL_DELETION), *note;
+    struct journal *j;
+
+    if (journal_open(journals, image, &j)) {
+        return json_array();
+    }
+    json_t *list = notes_in(j, JOURNAL_DELETION), *note;
     bool has_last = false, all_say_whose = true;
     size_t k;
 
     json_array_foreach(list, k, note)
     {
-        resolve_path(note, "file", image);
-        resolve_path(note, "survivor", image);
+        resolve_path(note, "file", j);
+        resolve_path(note, "survivor", j);
         all_say_whose &= note_text(note, "job") != NULL;
         has_last = json_is_true(json_object_get(note, "is-last"));
     }
+    journal_close(j);
     if (!has_last || !all_say_whose) {
         json_array_clear(list);
     }
@@ -92,7 +97,7 @@ deletions_of(struct journals *journals, const char *image)
 }
 
 void
-deletions_end(struct journal *j, const char *image, json_t *list)
+deletions_end(struct journal *j, json_t *list)
 {
     json_t *first = json_array_get(list, 0), *one;
     const char *job = note_text(first, "job");
@@ -100,7 +105,7 @@ deletions_end(struct journal *j, const char *image, json_t *list)
     struct journal *other;
     size_t k;
 
-    if (survivor && strcmp(survivor, image) &&
+    if (survivor && strcmp(survivor, journal_image(j)) &&
         !journal_open(journal_owner(j), survivor, &other)) {
         journal_close(other);
         if (!journal_share(journal_owner(j), survivor, &other)) {

@@ -24,11 +24,10 @@ struct deletion {
 };
 
 /*
- * Into @journal, that of @image, in the order of their numbers: only with the
- * last one they count, and they end in that order.  0 or -errno.
+ * Into the heir's journal, in the order of their numbers: only with the last one
+ * they count, and they end in that order.  0 or -errno.
  */
-int deletion_record(struct journal *journal, const char *image,
-                    const struct deletion *deletion);
+int deletion_record(struct journal *journal, const struct deletion *deletion);
 /*
  * What counts beside @image, each an object with "id", "job", "is-last",
  * "heir-ino", "heir-born", maybe "survivor", and, where a file goes, "file",
@@ -36,6 +35,6 @@ int deletion_record(struct journal *journal, const char *image,
  */
 json_t *deletions_of(struct journals *journals, const char *image);
 /* All of them are done, and so is their job. */
-void deletions_end(struct journal *journal, const char *image, json_t *list);
+void deletions_end(struct journal *journal, json_t *list);
 
 #endif

@@ -42,6 +42,7 @@ switch_intent_fini(struct switch_intent *i)
 {
     file_fini(&i->source);
     file_fini(&i->target);
+    free(i->source_name);
     while (i->n_folders) {
         free(i->folders[--i->n_folders]);
     }
@@ -61,6 +62,7 @@ copy_of(const struct switch_intent *i)
 {
     struct switch_intent copy = *i;
 
+    copy.source_name = NULL;
     copy.source.path = xstrdup(i->source.path);
     copy.source.format = xstrdup(i->source.format);
     copy.target.path = xstrdup(i->target.path);
@@ -106,7 +108,8 @@ put_folders(const struct switch_intent *i, unsigned char *buf, uint32_t at)
 
 /* 0 where the names are too long. */
 static uint32_t
-encode(const struct switch_intent *i, unsigned char *buf)
+encode(const struct switch_intent *i, const char *target, const char *source,
+       unsigned char *buf)
 {
     uint32_t flags = i->delete_source ? FLAG_DELETE : 0, at = FIXED;
 
@@ -116,7 +119,8 @@ encode(const struct switch_intent *i, unsigned char *buf)
     flags |= i->exclusive ? FLAG_EXCLUSIVE : 0;
     at = put_string(buf, at, i->source.format);
     at = put_string(buf, at, i->target.format);
-    at = put_string(buf, at, journal_path_from(i->source.path, i->target.path));
+    at = put_string(buf, at, target);
+    at = put_string(buf, at, source);
     uint32_t end = put_folders(i, buf, at);
 
     /* Who goes on without them does not delete it. */
@@ -139,23 +143,25 @@ get_string(const struct journal_record *r, uint32_t *at)
 }
 
 static bool
-decode(const struct journal_record *r, const char *source,
-       struct switch_intent *ret)
+decode(const struct journal *j, const struct journal_record *r,
+       const char *source, struct switch_intent *ret)
 {
     const unsigned char *p = r->payload;
     uint32_t at = FIXED;
     const char *format = r->len > FIXED ? get_string(r, &at) : NULL;
     const char *target_format = format ? get_string(r, &at) : NULL;
     const char *target = target_format ? get_string(r, &at) : NULL;
+    const char *source_name = target ? get_string(r, &at) : NULL;
 
-    if (!target) {
+    if (!source_name) {
         return false;
     }
     *ret = (struct switch_intent){
         .source = {xstrdup(source), ld_le64(p + AT_SOURCE),
                    ld_le64(p + AT_SOURCE + 8), xstrdup(format)},
-        .target = {journal_path_to(source, target), ld_le64(p + AT_TARGET),
+        .target = {journal_path(j, target), ld_le64(p + AT_TARGET),
                    ld_le64(p + AT_TARGET + 8), xstrdup(target_format)},
+        .source_name = journal_path(j, source_name),
         .delete_source = ld_le32(p + AT_FLAGS) & FLAG_DELETE,
         .exclusive = ld_le32(p + AT_FLAGS) & FLAG_EXCLUSIVE,
         .source_session = ld_le64(p + AT_SESSION)};
@@ -179,16 +185,22 @@ share(struct journals *journals, const char *image, struct journal **ret)
                : r;
 }
 
+/* A pointer: the journal's UUID, and the image beside which that lies. */
 static int
 make_pointer(struct intent *i, struct journals *journals)
 {
-    const char *source =
-        journal_path_from(i->what.target.path, i->what.source.path);
+    auto_free unsigned char *payload = xmalloc(JOURNAL_PAYLOAD_MAX);
     int r = share(journals, i->what.target.path, &i->pointer);
 
-    return r ? r
-             : journal_add(i->pointer, JOURNAL_POINTER, source,
-                           (uint32_t)strlen(source) + 1);
+    if (r) {
+        return r;
+    }
+    auto_free char *source = journal_name(i->pointer, journal_image(i->journal));
+    uint32_t len = put_string(payload, JOURNAL_UUID, source);
+
+    memcpy(payload, journal_uuid(i->journal), JOURNAL_UUID);
+    return len ? journal_add(i->pointer, JOURNAL_POINTER, payload, len)
+               : -ENAMETOOLONG;
 }
 
 int
@@ -216,7 +228,9 @@ int
 intent_record(struct intent *i)
 {
     auto_free unsigned char *payload = xmalloc(JOURNAL_PAYLOAD_MAX);
-    uint32_t len = encode(&i->what, payload);
+    auto_free char *target = journal_name(i->journal, i->what.target.path);
+    auto_free char *source = journal_name(i->journal, i->what.source.path);
+    uint32_t len = encode(&i->what, target, source, payload);
     int r = len ? journal_add(i->journal, JOURNAL_SWITCH, payload, len)
                 : -ENAMETOOLONG;
 
@@ -296,21 +310,20 @@ read_switch(const struct journal *j, const char *source,
     struct journal_record record;
 
     return journal_word(j, &record) && record.type == JOURNAL_SWITCH &&
-           decode(&record, source, ret);
+           decode(j, &record, source, ret);
 }
 
-static char *
-read_pointer(const struct journal *j, const char *target)
+/* The source; false where it is no pointer. */
+static bool
+read_pointer(const struct journal *j, struct journal_record *record,
+             char **ret_source)
 {
-    struct journal_record record;
-    uint32_t at = 0;
+    uint32_t at = JOURNAL_UUID;
+    bool is_one = journal_word(j, record) && record->type == JOURNAL_POINTER;
+    const char *source = is_one ? get_string(record, &at) : NULL;
 
-    if (!journal_word(j, &record) || record.type != JOURNAL_POINTER) {
-        return NULL;
-    }
-    const char *source = get_string(&record, &at);
-
-    return source ? journal_path_to(target, source) : NULL;
+    *ret_source = source ? journal_path(j, source) : NULL;
+    return source != NULL;
 }
 
 static int
@@ -323,23 +336,32 @@ open_of(const struct journals *js, const char *image, struct journal **ret,
     if (!r || r == -ENOENT) {
         return 0;
     }
-    err_set_errno(err, r, "Cannot read the journal of '%s'", image);
+    if (r == -EUCLEAN) {
+        err_set(err, r, "The journal of '%s' is damaged, or none of Sluice's",
+                image);
+    } else {
+        err_set_errno(err, r, "Cannot read the journal of '%s'", image);
+    }
     err_hint(err, "'%s.sluice', or the file of that image in the state folder, "
-                  "says what was under way when it was last used; if it is none "
-                  "of Sluice's, move it away",
+                  "says what was under way when it was last used, and whether "
+                  "the disk has moved to another file since; to go on without "
+                  "it, move it away",
              image);
     return r;
 }
 
 static enum intent_found
-find_as_target(const struct journals *js, const char *source,
-               struct switch_intent *ret)
+find_as_target(const struct journals *js, const struct journal_record *pointer,
+               const char *source, struct switch_intent *ret)
 {
     struct journal *j;
     enum intent_found found = INTENT_VOID;
 
     if (!open_of(js, source, &j, NULL) && j) {
-        found = read_switch(j, source, ret) ? INTENT_AS_TARGET : INTENT_VOID;
+        bool is_it = !memcmp(journal_uuid(j), pointer->payload, JOURNAL_UUID);
+
+        found = is_it && read_switch(j, source, ret) ? INTENT_AS_TARGET
+                                                     : INTENT_VOID;
         journal_close(j);
     }
     return found;
@@ -349,6 +371,8 @@ int
 intent_find(struct journals *js, const char *image, enum intent_found *ret,
             struct switch_intent *ret_intent, struct err *err)
 {
+    struct journal_record pointer;
+    auto_free char *source = NULL;
     struct journal *j;
     int r = open_of(js, image, &j, err);
 
@@ -356,9 +380,8 @@ intent_find(struct journals *js, const char *image, enum intent_found *ret,
     if (r || !j) {
         return r;
     }
-    auto_free char *source = read_pointer(j, image);
-
-    *ret = source ? find_as_target(js, source, ret_intent)
+    *ret = read_pointer(j, &pointer, &source)
+               ? find_as_target(js, &pointer, source, ret_intent)
            : read_switch(j, image, ret_intent) ? INTENT_AS_SOURCE
                                                : INTENT_VOID;
     journal_close(j);

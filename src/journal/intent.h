@@ -23,6 +23,8 @@ struct intent_file {
 
 struct switch_intent {
     struct intent_file source, target;
+    /* In what was read: how the source was called, which may be by a link. */
+    char *source_name;
     bool delete_source;
     /* What is to be looked for before the source is deleted. */
     bool exclusive;

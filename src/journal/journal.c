@@ -3,7 +3,6 @@
 #include "journal/journal.h"
 
 #include <errno.h>
-#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -12,49 +11,40 @@
 #include "base/bytes.h"
 #include "base/crc32c.h"
 #include "base/mem.h"
+#include "journal/place.h"
 
 static const char magic[8] = "SLUICE-J";
 
-enum { HEAD = 12, ALIGN = 8 };
+/* The file's head, and a record's. */
+enum {
+    AT_UUID = 8,
+    AT_SIZE = AT_UUID + JOURNAL_UUID,
+    AT_SUM = AT_SIZE + 4,
+    FIRST = AT_SUM + 4, /* the first record */
+    HEAD = 12,
+    ALIGN = 8,
+};
 
 struct journal {
     struct loop *loop;
     struct file *file;
     char *path;
-    uint32_t end; /* of the last record */
-    unsigned char bytes[JOURNAL_SIZE];
+    char *image;   /* the name that counts (place.h) */
+    uint32_t size; /* of the file */
+    uint32_t end;  /* of the last record; behind it all is 0 here */
+    uint32_t torn; /* in the file there may be something up to here */
+    uint32_t ends; /* what the ends of all that is under way take, at most */
+    unsigned char *bytes;
+    unsigned char uuid[JOURNAL_UUID];
     /* Of one that is written: */
     struct journals *journals;
     struct list link;
     struct comutex adding;
-    char *image;
     unsigned users;
     bool is_unsure; /* a record that failed may be there all the same */
 };
 
-/* Where it lies. */
-
-static char *
-path_beside(const char *image)
-{
-    return xasprintf("%s.sluice", image);
-}
-
-/* NULL where there is no such place, or the name is too long for it. */
-static char *
-path_in_state(const struct journals *js, const char *image)
-{
-    auto_free char *here = image[0] == '/' ? NULL : getcwd(NULL, 0);
-    auto_free char *name =
-        xasprintf("%s%s%s", here ? here : "", here ? "/" : "", image);
-
-    for (char *p = name; *p; p++) {
-        *p = *p == '/' ? '!' : *p;
-    }
-    return js->state_dir && strlen(name) + sizeof(".sluice") <= NAME_MAX
-               ? xasprintf("%s/%s.sluice", js->state_dir, name)
-               : NULL;
-}
+/* Where it lies, and what it calls others. */
 
 char *
 journals_default_state_dir(void)
@@ -80,27 +70,41 @@ folder_len(const char *path)
     return slash ? (size_t)(slash - path) + 1 : 0;
 }
 
+/* One that lies elsewhere does not move with the image. */
+static bool
+is_beside(const struct journal *j)
+{
+    return path_in_same_folder(j->path, j->image);
+}
+
+char *
+journal_name(const struct journal *j, const char *path)
+{
+    auto_free char *own = file_own_path(j->loop, path);
+
+    return xstrdup(is_beside(j) && path_in_same_folder(j->image, own)
+                       ? own + folder_len(own)
+                       : own);
+}
+
+char *
+journal_path(const struct journal *j, const char *name)
+{
+    return name[0] == '/' ? xstrdup(name)
+                          : xasprintf("%.*s%s", (int)folder_len(j->image),
+                                      j->image, name);
+}
+
 const char *
-journal_path_from(const char *image, const char *path)
+journal_image(const struct journal *j)
 {
-    return path_in_same_folder(image, path) ? path + folder_len(path) : path;
+    return j->image;
 }
 
-char *
-journal_path_to(const char *image, const char *name)
+const unsigned char *
+journal_uuid(const struct journal *j)
 {
-    return name[0] == '/'
-               ? xstrdup(name)
-               : xasprintf("%.*s%s", (int)folder_len(image), image, name);
-}
-
-char *
-journal_name_for(struct loop *loop, const char *image, const char *path)
-{
-    auto_free char *own_image = file_own_path(loop, image);
-    auto_free char *own = file_own_path(loop, path);
-
-    return xstrdup(journal_path_from(own_image, own));
+    return j->uuid;
 }
 
 struct loop *
@@ -128,23 +132,31 @@ sum_of(const unsigned char *record, uint32_t len)
     return crc32c(record + 8, 4 + len);
 }
 
+/* The length of the payload of the record that the file has there, or 0. */
+static uint32_t
+record_at(const struct journal *j, uint32_t at)
+{
+    uint32_t len = at + HEAD <= j->size ? ld_le32(j->bytes + at) : 0;
+
+    return len && len <= JOURNAL_PAYLOAD_MAX &&
+                   at + record_size(len) <= j->size &&
+                   ld_le32(j->bytes + at + 4) == sum_of(j->bytes + at, len)
+               ? len
+               : 0;
+}
+
 /* Records as they lie there, also what counts no more. */
 static bool
 next_written(const struct journal *j, uint32_t *pos,
              struct journal_record *ret)
 {
-    uint32_t at = *pos ? *pos : sizeof(magic);
+    uint32_t at = *pos ? *pos : FIRST;
 
-    if (at + HEAD > JOURNAL_SIZE) {
+    if (at >= j->end) {
         return false;
     }
     uint32_t len = ld_le32(j->bytes + at);
 
-    if (!len || len > JOURNAL_PAYLOAD_MAX ||
-        at + record_size(len) > JOURNAL_SIZE ||
-        ld_le32(j->bytes + at + 4) != sum_of(j->bytes + at, len)) {
-        return false;
-    }
     *ret = (struct journal_record){
         .type = (enum journal_type)ld_le32(j->bytes + at + 8),
         .payload = j->bytes + at + HEAD,
@@ -220,56 +232,131 @@ journal_word(const struct journal *j, struct journal_record *ret)
     return false;
 }
 
+/* Opening. */
+
 static struct journal *
-journal_new(struct loop *loop, const char *path, struct file *file)
+journal_new(struct loop *loop, const char *path, const char *image,
+            uint32_t size)
 {
     struct journal *j = xzalloc(sizeof(*j));
 
     j->loop = loop;
     j->path = xstrdup(path);
-    j->file = file;
-    j->end = sizeof(magic);
+    j->image = xstrdup(image);
+    j->size = size;
+    j->end = FIRST;
+    j->bytes = xzalloc(size);
     return j;
 }
 
+static bool
+head_is_whole(const struct journal *j)
+{
+    return !memcmp(j->bytes, magic, sizeof(magic)) &&
+           ld_le32(j->bytes + AT_SIZE) == j->size &&
+           ld_le32(j->bytes + AT_SUM) == crc32c(j->bytes, AT_SUM);
+}
+
+/*
+ * What lies behind the last record that is whole is nothing, or one that was
+ * being written when all ended, of which any part may be there.  No other
+ * record comes after that, and it is no longer than a record: else what is
+ * there has been damaged.
+ */
+static bool
+tail_is_plausible(struct journal *j)
+{
+    uint32_t longest = record_size(JOURNAL_PAYLOAD_MAX), torn = j->size;
+
+    while (torn > j->end && !j->bytes[torn - 1]) {
+        torn--;
+    }
+    j->torn = torn;
+    for (uint32_t at = j->end + ALIGN; at < torn; at += ALIGN) {
+        if (record_at(j, at)) {
+            return false;
+        }
+    }
+    return torn <= j->end + longest;
+}
+
 static int
-open_at(struct loop *loop, const char *path, struct journal **ret)
+read_whole(struct journal *j)
+{
+    int r = file_read_buf(j->file, 0, j->bytes, j->size);
+    uint32_t len;
+
+    if (r) {
+        return r;
+    }
+    if (!head_is_whole(j)) {
+        return -EUCLEAN;
+    }
+    while ((len = record_at(j, j->end))) {
+        j->end += record_size(len);
+    }
+    if (!tail_is_plausible(j)) {
+        return -EUCLEAN;
+    }
+    memset(j->bytes + j->end, 0, j->torn - j->end);
+    memcpy(j->uuid, j->bytes + AT_UUID, JOURNAL_UUID);
+    return 0;
+}
+
+static int
+open_at(struct loop *loop, const char *path, const char *image,
+        struct journal **ret)
 {
     struct file *file;
-    uint32_t pos = 0;
-    struct journal_record record;
+    uint64_t size;
     int r = file_open(loop, path, 0, &file);
 
     if (r) {
         return r;
     }
-    struct journal *j = journal_new(loop, path, file);
-
-    r = file_read_buf(file, 0, j->bytes, JOURNAL_SIZE);
-    if (!r && memcmp(j->bytes, magic, sizeof(magic))) {
-        /* One that was being made when all ended is nothing yet. */
-        r = bytes_are_zero(j->bytes, JOURNAL_SIZE) ? 0 : -EUCLEAN;
+    r = file_size(file, &size);
+    if (!r && (size < JOURNAL_SIZE || size > JOURNAL_SIZE_MAX)) {
+        r = -EUCLEAN; /* it has its name only when it is whole */
     }
     if (r) {
-        journal_close(j);
+        file_close(file);
         return r;
     }
-    while (next_written(j, &pos, &record)) {
-        j->end = pos;
+    struct journal *j = journal_new(loop, path, image, (uint32_t)size);
+
+    j->file = file;
+    r = read_whole(j);
+    if (r) {
+        journal_close(take_ptr(j));
     }
     *ret = j;
-    return 0;
+    return r;
+}
+
+static int
+open_any(struct loop *loop, const struct journal_places *places,
+         struct journal **ret)
+{
+    int r = -ENOENT;
+
+    for (unsigned i = 0; i < places->n && journal_place_has_none(r); i++) {
+        r = open_at(loop, places->paths[i], places->image, ret);
+    }
+    return journal_place_has_none(r) ? -ENOENT : r;
 }
 
 int
 journal_open(const struct journals *js, const char *image,
              struct journal **ret)
 {
-    auto_free char *beside = path_beside(image);
-    auto_free char *elsewhere = path_in_state(js, image);
-    int r = open_at(js->loop, beside, ret);
+    struct journal_places places;
+    int r = journal_places_find(js, image, &places);
 
-    return r == -ENOENT && elsewhere ? open_at(js->loop, elsewhere, ret) : r;
+    if (!r) {
+        r = open_any(js->loop, &places, ret);
+        journal_places_fini(&places);
+    }
+    return r;
 }
 
 const char *
@@ -295,15 +382,6 @@ journals_fini(struct journals *js)
     free(js->state_dir);
 }
 
-static int
-write_whole(struct journal *j, struct file *file, const char *path)
-{
-    int r = file_write_buf(file, 0, j->bytes, JOURNAL_SIZE);
-
-    r = r ? r : file_sync(file);
-    return r ? r : folder_sync(j->loop, path);
-}
-
 static void
 make_folder(void *arg)
 {
@@ -318,64 +396,122 @@ make_folder(void *arg)
     mkdir(path, 0700); /* it says what machines there are */
 }
 
+/*
+ * It has its name only when all of it is there: anything less is damage.  The
+ * name is not durable yet.
+ */
 static int
-create_at(const struct journals *js, const char *path, struct file **ret)
+write_whole(struct journal *j)
 {
-    return file_open(js->loop, path, FILE_WRITE | FILE_CREATE, ret);
+    auto_free char *path = xasprintf("%s.new", j->path);
+    struct file *file = NULL;
+    int r = file_open(j->loop, path,
+                      FILE_WRITE | FILE_CREATE | FILE_TRUNCATE, &file);
+
+    if (r) {
+        return r;
+    }
+    r = file_write_buf(file, 0, j->bytes, j->size);
+    r = r ? r : file_sync(file);
+    r = r ? r : file_rename(j->loop, path, j->path);
+    if (r) {
+        file_unlink(j->loop, path);
+        file_close(file);
+        return r;
+    }
+    if (j->file) {
+        file_close(j->file);
+    }
+    j->file = file;
+    j->torn = 0;
+    return 0;
+}
+
+static void
+write_head(struct journal *j)
+{
+    memcpy(j->bytes, magic, sizeof(magic));
+    memcpy(j->bytes + AT_UUID, j->uuid, JOURNAL_UUID);
+    st_le32(j->bytes + AT_SIZE, j->size);
+    st_le32(j->bytes + AT_SUM, crc32c(j->bytes, AT_SUM));
+}
+
+static void
+new_uuid(struct loop *loop, unsigned char *uuid)
+{
+    st_le64(uuid, loop_random(loop));
+    st_le64(uuid + 8, loop_random(loop));
+    /* RFC 9562, section 5.4: version 4 */
+    uuid[6] = (uuid[6] & 0x0f) | 0x40;
+    uuid[8] = (uuid[8] & 0x3f) | 0x80;
 }
 
 static int
-create_in_state(const struct journals *js, const char *path,
-                struct file **ret)
+make_at(const struct journals *js, const char *path, const char *image,
+        struct journal **ret)
 {
-    int r = create_at(js, path, ret);
+    struct journal *j = journal_new(js->loop, path, image, JOURNAL_SIZE);
 
-    if (r == -ENOENT) {
+    new_uuid(js->loop, j->uuid);
+    write_head(j);
+    int r = write_whole(j);
+
+    if (r == -ENOENT && js->state_dir && !is_beside(j)) {
         auto_free char *folder = xstrdup(js->state_dir);
         struct offload_group one;
 
         offload_group_init(&one, 1);
         offload(js->loop, &one, make_folder, folder);
-        r = create_at(js, path, ret);
+        r = write_whole(j);
     }
+    r = r ? r : folder_sync(js->loop, path);
+    if (r) {
+        journal_close(take_ptr(j));
+    }
+    *ret = j;
     return r;
 }
 
+/* There may be no state folder, and none can be made. */
 static bool
-is_device(struct loop *loop, const char *image)
+is_unfit(int r)
 {
-    struct file *file;
-    bool is = false;
-
-    if (!file_open(loop, image, 0, &file)) {
-        is = file->is_block_device;
-        file_close(file);
-    }
-    return is;
+    return r == -ENOENT || journal_place_is_unfit(r);
 }
 
-static bool
-can_lie_nowhere(int r)
-{
-    return r == -EROFS || r == -EACCES || r == -EPERM;
-}
-
-/* *ret_path is where it was made. */
 static int
-create(const struct journals *js, const char *image, char **ret_path,
-       struct file **ret)
+make(const struct journals *js, const struct journal_places *places,
+     struct journal **ret)
 {
-    auto_free char *beside = path_beside(image);
-    auto_free char *elsewhere = path_in_state(js, image);
-    int r = is_device(js->loop, image) ? -EROFS : create_at(js, beside, ret);
+    int r = -EROFS, first = 0;
 
-    *ret_path = take_ptr(beside);
-    if (can_lie_nowhere(r) && elsewhere) {
-        free(*ret_path);
-        *ret_path = take_ptr(elsewhere);
-        r = create_in_state(js, *ret_path, ret);
+    for (unsigned i = 0; i < places->n && is_unfit(r); i++) {
+        r = make_at(js, places->paths[i], places->image, ret);
+        first = first ? first : r;
     }
-    return r;
+    return is_unfit(r) && first ? first : r;
+}
+
+static uint32_t
+size_of_end(const struct journal_record *record)
+{
+    return record->type == JOURNAL_WITHDRAWN ||
+                   record->type == JOURNAL_JOB_ENDED
+               ? 0
+           : is_of_a_job(record) ? record_size((uint32_t)name_len(record) + 1)
+                                 : record_size(1);
+}
+
+static void
+sum_up_ends(struct journal *j)
+{
+    struct journal_record record;
+    uint32_t pos = 0;
+
+    j->ends = 0;
+    while (journal_next(j, &pos, &record)) {
+        j->ends += size_of_end(&record);
+    }
 }
 
 /* Opened to be read before; now to be written. */
@@ -387,65 +523,68 @@ reopen(struct journal *j)
 }
 
 static int
-make(const struct journals *js, const char *image, struct journal **ret)
-{
-    auto_free char *path = NULL;
-    struct file *file = NULL;
-    int r = create(js, image, &path, &file);
-
-    if (!r) {
-        *ret = journal_new(js->loop, path, file);
-    }
-    return r;
-}
-
-static int
-open_or_make(const struct journals *js, const char *image,
+open_or_make(const struct journals *js, const struct journal_places *places,
              struct journal **ret)
 {
     struct journal *j = NULL;
-    int r = journal_open(js, image, &j);
+    int r = open_any(js->loop, places, &j);
 
-    r = !r ? reopen(j) : r == -ENOENT ? make(js, image, &j) : r;
-    if (!r && j->end == sizeof(magic)) {
-        memcpy(j->bytes, magic, sizeof(magic));
-        r = write_whole(j, j->file, j->path);
+    r = !r ? reopen(j) : r == -ENOENT ? make(js, places, &j) : r;
+    if (!r) {
+        sum_up_ends(j);
     }
     if (r && j) {
-        journal_close(j);
+        journal_close(take_ptr(j));
     }
     *ret = j;
     return r;
 }
 
 static struct journal *
-find_open(struct journals *js, const char *image)
+find_open(struct journals *js, const struct journal_places *places)
 {
     list_for_each (it, &js->open) {
         struct journal *j = container_of(it, struct journal, link);
 
-        if (!strcmp(j->image, image)) {
-            return j;
+        for (unsigned i = 0; i < places->n; i++) {
+            if (!strcmp(j->path, places->paths[i])) {
+                return j;
+            }
         }
     }
     return NULL;
 }
 
-int
-journal_share(struct journals *js, const char *image, struct journal **ret)
+static int
+share_at(struct journals *js, const struct journal_places *places,
+         struct journal **ret)
 {
-    comutex_lock(&js->lock);
-    struct journal *j = find_open(js, image);
-    int r = j ? 0 : open_or_make(js, image, &j);
+    struct journal *j = find_open(js, places);
+    int r = j ? 0 : open_or_make(js, places, &j);
 
     if (!r && !j->users++) {
         j->journals = js;
-        j->image = xstrdup(image);
         comutex_init(&j->adding);
         list_push(&js->open, &j->link);
     }
-    comutex_unlock(&js->lock);
     *ret = r ? NULL : j;
+    return r;
+}
+
+int
+journal_share(struct journals *js, const char *image, struct journal **ret)
+{
+    struct journal_places places;
+
+    *ret = NULL;
+    comutex_lock(&js->lock);
+    int r = journal_places_find(js, image, &places);
+
+    if (!r) {
+        r = share_at(js, &places, ret);
+        journal_places_fini(&places);
+    }
+    comutex_unlock(&js->lock);
     return r;
 }
 
@@ -471,70 +610,95 @@ journal_leave(struct journal *j)
     comutex_unlock(&js->lock);
 }
 
-/* Into a new file, which takes the old one's name. */
-static int
-compact(struct journal *j)
+/* Room. */
+
+/*
+ * How long the file must be to take in one more behind @end, so that all that
+ * is under way can be ended on a full disk: each job, and the disk can have
+ * moved.
+ */
+static uint32_t
+size_with(const struct journal *j, uint32_t end,
+          const struct journal_record *record)
 {
-    auto_free char *path = xasprintf("%s.new", j->path);
-    struct journal *to = journal_new(j->loop, path, NULL);
-    struct journal_record record;
-    uint32_t pos = 0;
+    uint32_t size = end + record_size(record->len), its = size_of_end(record);
 
-    memcpy(to->bytes, magic, sizeof(magic));
-    while (journal_next(j, &pos, &record)) {
-        uint32_t size = record_size(record.len);
-
-        memcpy(to->bytes + to->end, j->bytes + pos - size, size);
-        to->end += size;
+    if (its && record->type != JOURNAL_SWITCH) {
+        its += record_size(JOURNAL_PAYLOAD_MAX) + record_size(1);
     }
-    int r = file_open(j->loop, path, FILE_WRITE | FILE_CREATE | FILE_TRUNCATE,
-                      &to->file);
-
-    if (!r) {
-        r = write_whole(to, to->file, path);
-        r = r ? r : file_rename(j->loop, path, j->path);
-        if (r) {
-            file_unlink(j->loop, path);
-        }
-    }
-    if (!r) {
-        struct file *old = j->file;
-
-        j->file = to->file;
-        to->file = old;
-        j->end = to->end;
-        memcpy(j->bytes, to->bytes, JOURNAL_SIZE);
-        r = folder_sync(j->loop, j->path);
-    }
-    journal_close(to);
-    return r;
+    return its ? size + its + j->ends : size;
 }
 
-static int
-append(struct journal *j, enum journal_type type, const void *payload,
-       uint32_t len)
+/* What counts, to @to. */
+static uint32_t
+copy_records(const struct journal *j, unsigned char *to)
 {
-    unsigned char *record = j->bytes + j->end;
-    uint32_t size = record_size(len);
+    struct journal_record record;
+    uint32_t pos = 0, end = FIRST;
 
-    if (j->end + size > JOURNAL_SIZE) {
+    while (journal_next(j, &pos, &record)) {
+        uint32_t n = record_size(record.len);
+
+        memcpy(to + end, j->bytes + pos - n, n);
+        end += n;
+    }
+    return end;
+}
+
+/* Into a new file that takes the old one's name, and is longer if need be. */
+static int
+compact(struct journal *j, const struct journal_record *more)
+{
+    unsigned char *bytes = xzalloc(JOURNAL_SIZE_MAX), *old = j->bytes;
+    uint32_t end = copy_records(j, bytes), size = j->size, was_end = j->end;
+
+    sum_up_ends(j);
+    uint32_t need = size_with(j, end, more);
+
+    if (need > JOURNAL_SIZE_MAX) {
+        free(bytes);
         return -ENOSPC;
     }
-    memset(record, 0, size);
-    st_le32(record, len);
-    st_le32(record + 8, type);
-    memcpy(record + HEAD, payload, len);
-    st_le32(record + 4, sum_of(record, len));
-    int r = file_write_buf(j->file, j->end, record, size);
-
-    if (!r) {
-        r = file_sync(j->file);
+    while (j->size < need) {
+        j->size *= 2;
     }
+    j->bytes = xrealloc(bytes, j->size);
+    j->end = end;
+    write_head(j);
+    int r = write_whole(j);
+
+    if (r) {
+        free(j->bytes);
+        j->bytes = old;
+        j->size = size;
+        j->end = was_end;
+        return r;
+    }
+    free(old);
+    return folder_sync(j->loop, j->path);
+}
+
+/* With what a record that failed may have left behind it. */
+static int
+append(struct journal *j, const struct journal_record *what)
+{
+    unsigned char *record = j->bytes + j->end;
+    uint32_t end = j->end + record_size(what->len);
+
+    st_le32(record, what->len);
+    st_le32(record + 8, what->type);
+    memcpy(record + HEAD, what->payload, what->len);
+    st_le32(record + 4, sum_of(record, what->len));
+    j->torn = (uint32_t)max_u64(j->torn, end);
+    int r = file_write_buf(j->file, j->end, record, j->torn - j->end);
+
+    r = r ? r : file_sync(j->file);
     j->is_unsure = r;
     if (!r) {
-        j->end += size;
+        j->end = j->torn = end;
+        j->ends += size_of_end(what);
     } else {
-        memset(record, 0, size);
+        memset(record, 0, record_size(what->len));
     }
     return r;
 }
@@ -543,17 +707,18 @@ int
 journal_add(struct journal *j, enum journal_type type, const void *payload,
             uint32_t len)
 {
-    if (!len) { /* a length of 0 would end the journal */
-        payload = "";
-        len = 1;
-    }
+    /* A length of 0 would end the journal. */
+    const struct journal_record record = {.type = type,
+                                          .payload = len ? payload : "",
+                                          .len = len ? len : 1};
+
     if (len > JOURNAL_PAYLOAD_MAX) {
         return -ENOSPC;
     }
     comutex_lock(&j->adding);
-    int r = j->end + record_size(len) > JOURNAL_SIZE ? compact(j) : 0;
+    int r = size_with(j, j->end, &record) <= j->size ? 0 : compact(j, &record);
 
-    r = r ? r : append(j, type, payload, len);
+    r = r ? r : append(j, &record);
     comutex_unlock(&j->adding);
     return r;
 }
@@ -576,8 +741,10 @@ void
 journal_clear(struct journal *j)
 {
     if (j->users == 1) {
-        j->end = sizeof(magic); /* the file goes as a whole */
-        memset(j->bytes + j->end, 0, JOURNAL_SIZE - j->end);
+        j->torn = (uint32_t)max_u64(j->torn, j->end);
+        j->end = FIRST; /* the file goes as a whole */
+        j->ends = 0;
+        memset(j->bytes + j->end, 0, j->size - j->end);
     }
 }
 
@@ -604,6 +771,7 @@ journal_close(struct journal *j)
     }
     free(j->path);
     free(j->image);
+    free(j->bytes);
     free(j);
 }
 

@@ -3,17 +3,19 @@
  * A journal: a small file of records beside an image, for changes of several
  * steps and for jobs that are under way (docs/design/intents.md, resume.md).
  *
- *   "SLUICE-J", then records: length of the payload, CRC-32C of type and
- *   payload, type (little-endian, 32 bits each), payload, zeroes up to a
- *   multiple of 8.  A length of 0, or a record whose sum is wrong, ends it.
+ *   "SLUICE-J", a UUID, the file's size, CRC-32C of these; then records: length
+ *   of the payload, CRC-32C of type and payload, type (little-endian, 32 bits
+ *   each), payload, zeroes up to a multiple of 8.  Behind the last one there is
+ *   nothing, or a part of one that was being written when all ended.
  *
- * It lies beside the image, as IMAGE.sluice.  Where it cannot (a block device; a
- * folder that cannot be written), it lies in the state folder, named after the
- * image's path, each '/' a '!'.
+ * It is found by any name of the image (place.h).  It is allocated whole before
+ * it gets its name, so that records can be added on a full disk, and room is
+ * kept in it to end all that it says is under way.  So a file of that name that
+ * is shorter, or in which more than the last record is not whole, is damaged:
+ * it is refused, for it may have said that the image is not the disk any more.
  *
- * It is allocated whole when it is made, so that records can be added on a
- * full disk.  Whatever writes to it shares one `struct journal`; it is removed
- * when the last one leaves it and nothing that it says counts any more.
+ * Whatever writes to it shares one `struct journal`; it is removed when the last
+ * one leaves it and nothing that it says counts any more.
  *
  * All functions yield and return 0 or -errno.
  */
@@ -27,7 +29,12 @@
 #include "run/wait.h"
 #include "run/file.h"
 
-enum { JOURNAL_SIZE = 16384, JOURNAL_PAYLOAD_MAX = 2048 };
+enum {
+    JOURNAL_SIZE = 16384,           /* at first */
+    JOURNAL_SIZE_MAX = 1024 * 1024, /* with many records that count */
+    JOURNAL_PAYLOAD_MAX = 2048,
+    JOURNAL_UUID = 16,
+};
 
 enum journal_type {
     /* Which file is the disk: of these three the last one counts. */
@@ -68,15 +75,17 @@ char *journals_default_state_dir(void);
 
 /*
  * The journal of @image to be written: what it says stays, and where there is
- * none it is made, durably.  -EUCLEAN where the file is something else.
+ * none it is made, durably.  -EUCLEAN where the file is damaged, or something
+ * else.
  */
 int journal_share(struct journals *journals, const char *image,
                   struct journal **ret);
 /* NULL does nothing. */
 void journal_leave(struct journal *journal);
 /*
- * Adds a record, durably.  What does not count any more is left out where there
- * is no room; -ENOSPC where that does not help.
+ * Adds a record, durably.  Where there is no room, what does not count any more
+ * is left out, and the file becomes longer; -ENOSPC where that does not help.
+ * A record that ends something always has its room.
  */
 int journal_add(struct journal *journal, enum journal_type type,
                 const void *payload, uint32_t len);
@@ -87,7 +96,7 @@ void journal_clear(struct journal *journal);
 
 /*
  * That of @image, to be read only, as it was at that moment: -ENOENT where
- * there is none, -EUCLEAN where it is something else.
+ * there is none, -EUCLEAN where it is damaged, or something else.
  */
 int journal_open(const struct journals *journals, const char *image,
                  struct journal **ret);
@@ -99,22 +108,27 @@ void journal_close(struct journal *journal);
 bool journal_next(const struct journal *journal, uint32_t *pos,
                   struct journal_record *ret);
 /*
- * How the journal of @image names the file @path: by its name alone where both
- * lie in one folder, which can be moved then; points into @path.  And back, to
- * be freed by the caller.  Neither yields.
+ * How it calls the file @path: by its name alone where that lies in the folder
+ * of the image and the journal, which can be moved then.  Yields.  And back,
+ * which does not.  The caller frees either.
  */
-const char *journal_path_from(const char *image, const char *path);
-char *journal_path_to(const char *image, const char *name);
-/*
- * As journal_path_from(), also for who has another working folder, and where
- * the two paths name one folder in two ways.  The caller frees it.  Yields.
- */
-char *journal_name_for(struct loop *loop, const char *image, const char *path);
+char *journal_name(const struct journal *journal, const char *path);
+char *journal_path(const struct journal *journal, const char *name);
+/* The image's path, without links; the journal's.  Does not yield. */
+const char *journal_image(const struct journal *journal);
+/* JOURNAL_UUID bytes, the journal's own while it lives.  Does not yield. */
+const unsigned char *journal_uuid(const struct journal *journal);
 /* Neither yields. */
 struct loop *journal_loop(const struct journal *journal);
 struct journals *journal_owner(struct journal *journal);
 /* What it says of the disk's file; false: nothing.  Does not yield. */
 bool journal_word(const struct journal *journal, struct journal_record *ret);
+
+/*
+ * Is this -errno of journal_share() one of an image that can have no journal,
+ * as there is no place for one?  Does not yield.
+ */
+bool journal_place_is_unfit(int r);
 
 /* Removes a journal's file, durably; nothing where it is not there. */
 int journal_remove(const struct journal *journal);

@@ -40,16 +40,12 @@ parse(const struct journal_record *record)
 }
 
 json_t *
-notes_of(struct journals *journals, const char *image, enum journal_type type)
+notes_in(const struct journal *j, enum journal_type type)
 {
     json_t *list = json_array();
     struct journal_record record;
-    struct journal *j;
     uint32_t pos = 0;
 
-    if (journal_open(journals, image, &j)) {
-        return list;
-    }
     while (journal_next(j, &pos, &record)) {
         json_t *note = record.type == type ? parse(&record) : NULL;
 
@@ -57,6 +53,19 @@ notes_of(struct journals *journals, const char *image, enum journal_type type)
             json_array_append_new(list, note);
         }
     }
+    return list;
+}
+
+json_t *
+notes_of(struct journals *journals, const char *image, enum journal_type type)
+{
+    struct journal *j;
+
+    if (journal_open(journals, image, &j)) {
+        return json_array();
+    }
+    json_t *list = notes_in(j, type);
+
     journal_close(j);
     return list;
 }

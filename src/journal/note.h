@@ -14,9 +14,10 @@
 int note_add(struct journal *journal, enum journal_type type, const char *id,
              const char *object);
 /*
- * The objects of all records of one type beside @image, each with its "id"; what
- * is none is left out.  Yields; the caller's.
+ * The objects of all records of one type, each with its "id"; what is none is
+ * left out.  The caller's.  Does not yield; with the journal of @image it does.
  */
+json_t *notes_in(const struct journal *journal, enum journal_type type);
 json_t *notes_of(struct journals *journals, const char *image,
                  enum journal_type type);
 

@@ -64,6 +64,39 @@ names_free(char **names, size_t n)
     free(names);
 }
 
+void
+file_location_fini(struct file_location *location)
+{
+    free(take_ptr(location->path));
+}
+
+int
+file_identify(struct loop *loop, const char *path, uint64_t *ret_dev,
+              uint64_t *ret_ino)
+{
+    struct file_location at;
+    int r = file_locate(loop, path, &at);
+
+    if (!r) {
+        *ret_dev = at.dev;
+        *ret_ino = at.ino;
+        file_location_fini(&at);
+    }
+    return r;
+}
+
+int
+file_real_path(struct loop *loop, const char *path, char **ret)
+{
+    struct file_location at;
+    int r = file_locate(loop, path, &at);
+
+    if (!r) {
+        *ret = at.path;
+    }
+    return r;
+}
+
 char *
 file_own_path(struct loop *loop, const char *path)
 {

@@ -202,23 +202,29 @@ file_unlink(struct loop *loop, const char *path)
     return loop->ops->unlink(loop, path);
 }
 
-/*
- * Which file, or folder, the path leads to, as stat(2) numbers them: without
- * opening it.  -ENOENT where it leads nowhere.
- */
+/* Where a path leads, without opening that. */
+struct file_location {
+    char *path;        /* as realpath(3) */
+    uint64_t dev, ino; /* of a file, or folder, as stat(2) numbers them */
+    uint64_t born;     /* as of one that is open */
+    uint64_t n_links;
+    bool is_block_device;
+};
+
+/* -ENOENT where it leads nowhere.  file_location_fini() for what it gives. */
 static inline int
-file_identify(struct loop *loop, const char *path, uint64_t *ret_dev,
-              uint64_t *ret_ino)
+file_locate(struct loop *loop, const char *path, struct file_location *ret)
 {
-    return loop->ops->identify(loop, path, ret_dev, ret_ino);
+    return loop->ops->locate(loop, path, ret);
 }
 
-/* As realpath(3); the caller frees *ret. */
-static inline int
-file_real_path(struct loop *loop, const char *path, char **ret)
-{
-    return loop->ops->real_path(loop, path, ret);
-}
+/* Does not yield. */
+void file_location_fini(struct file_location *location);
+
+/* Of that the numbers alone, and the path alone, which the caller frees. */
+int file_identify(struct loop *loop, const char *path, uint64_t *ret_dev,
+                  uint64_t *ret_ino);
+int file_real_path(struct loop *loop, const char *path, char **ret);
 
 /* Makes the names in the folder that holds @path durable. */
 static inline int

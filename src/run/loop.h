@@ -19,6 +19,7 @@
 #include "run/wait.h"
 
 struct file;
+struct file_location;
 struct stream;
 struct listener;
 struct err;
@@ -56,10 +57,8 @@ struct loop_ops {
     int (*rename)(struct loop *loop, const char *from, /* yields */
                   const char *to);
     int (*unlink)(struct loop *loop, const char *path);      /* yields */
-    int (*identify)(struct loop *loop, const char *path, /* yields */
-                    uint64_t *ret_dev, uint64_t *ret_ino);
-    int (*real_path)(struct loop *loop, const char *path, /* yields */
-                     char **ret);
+    int (*locate)(struct loop *loop, const char *path, /* yields */
+                  struct file_location *ret);
     int (*sync_folder)(struct loop *loop, const char *path); /* yields */
     int (*list_folder)(struct loop *loop, const char *path, /* yields */
                        char ***ret, size_t *ret_n);

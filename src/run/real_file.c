@@ -670,12 +670,13 @@ direct_align(const struct real_file *rf)
                : DIRECT_ALIGN;
 }
 
+/* Of the file, or of the path where that is not open (AT_FDCWD). */
 static uint64_t
-birth_of(int fd)
+birth_of(int fd, const char *path)
 {
     struct statx st;
 
-    return !statx(fd, "", AT_EMPTY_PATH, STATX_BTIME, &st) &&
+    return !statx(fd, path, AT_EMPTY_PATH, STATX_BTIME, &st) &&
                    st.stx_mask & STATX_BTIME
                ? (uint64_t)st.stx_btime.tv_sec * NS_PER_S +
                      st.stx_btime.tv_nsec
@@ -700,7 +701,7 @@ probe(struct real_file *rf, unsigned flags)
     rf->device = rf->f.is_block_device ? st.st_rdev : st.st_dev;
     rf->f.dev = rf->f.is_block_device ? 0 : st.st_dev;
     rf->f.ino = rf->f.is_block_device ? st.st_rdev : st.st_ino;
-    rf->f.born = rf->f.is_block_device ? 0 : birth_of(rf->fd);
+    rf->f.born = rf->f.is_block_device ? 0 : birth_of(rf->fd, "");
     rf->f.align = flags & FILE_DIRECT ? direct_align(rf) : 1;
     rf->f.is_remote = fs.f_type == NFS_SUPER_MAGIC;
     rf->direct = flags & FILE_DIRECT;
@@ -773,8 +774,7 @@ struct name_call {
     const char *from, *to;
     char **names; /* of a folder */
     size_t n;
-    uint64_t dev, ino;
-    char *path;
+    struct file_location at;
     int result;
 };
 
@@ -795,25 +795,25 @@ unlink_in_worker(void *arg)
 }
 
 static void
-identify_in_worker(void *arg)
+locate_in_worker(void *arg)
 {
     struct name_call *c = arg;
+    auto_free char *path = realpath(c->from, NULL);
     struct stat st;
 
-    c->result = stat(c->from, &st) ? -errno : 0;
-    if (!c->result) {
-        c->dev = st.st_dev;
-        c->ino = st.st_ino;
+    if (!path || stat(path, &st)) {
+        c->result = -errno;
+        return;
     }
-}
+    bool is_device = S_ISBLK(st.st_mode);
 
-static void
-real_path_in_worker(void *arg)
-{
-    struct name_call *c = arg;
-
-    c->path = realpath(c->from, NULL);
-    c->result = c->path ? 0 : -errno;
+    c->at = (struct file_location){
+        .path = take_ptr(path),
+        .dev = st.st_dev,
+        .ino = st.st_ino,
+        .born = is_device ? 0 : birth_of(AT_FDCWD, c->from),
+        .n_links = st.st_nlink,
+        .is_block_device = is_device};
 }
 
 /* The folder that holds @path; the caller frees it. */
@@ -913,27 +913,13 @@ real_unlink(struct loop *loop, const char *path)
 }
 
 int
-real_identify(struct loop *loop, const char *path, uint64_t *ret_dev,
-              uint64_t *ret_ino)
+real_locate(struct loop *loop, const char *path, struct file_location *ret)
 {
     struct name_call call = {.from = path};
 
-    offload_by_folder(loop, path, identify_in_worker, &call);
+    offload_by_folder(loop, path, locate_in_worker, &call);
     if (!call.result) {
-        *ret_dev = call.dev;
-        *ret_ino = call.ino;
-    }
-    return call.result;
-}
-
-int
-real_real_path(struct loop *loop, const char *path, char **ret)
-{
-    struct name_call call = {.from = path};
-
-    offload_by_folder(loop, path, real_path_in_worker, &call);
-    if (!call.result) {
-        *ret = call.path;
+        *ret = call.at;
     }
     return call.result;
 }

@@ -152,9 +152,7 @@ int real_file_open(struct loop *loop, const char *path, unsigned flags,
                    struct file **ret);
 int real_rename(struct loop *loop, const char *from, const char *to);
 int real_unlink(struct loop *loop, const char *path);
-int real_identify(struct loop *loop, const char *path, uint64_t *ret_dev,
-                  uint64_t *ret_ino);
-int real_real_path(struct loop *loop, const char *path, char **ret);
+int real_locate(struct loop *loop, const char *path, struct file_location *ret);
 int real_sync_folder(struct loop *loop, const char *path);
 int real_list_folder(struct loop *loop, const char *path, char ***ret,
                      size_t *ret_n);

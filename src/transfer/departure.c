@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "block/dependents.h"
 #include "journal/intent.h"
+#include "journal/journal.h"
 #include "transfer/resume.h"
 
 /*
@@ -285,7 +286,7 @@ prepare(struct transfer *t, bool delete_source, struct err *err)
 static bool
 can_lie_nowhere(int r)
 {
-    return r == -ENOTSUP || r == -EROFS || r == -EACCES || r == -EPERM;
+    return r == -ENOTSUP || journal_place_is_unfit(r);
 }
 
 int

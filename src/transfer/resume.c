@@ -230,21 +230,57 @@ add_record(struct transfer *t, struct journal *j, enum journal_type type)
     return note_add(j, type, t->job.id, note);
 }
 
+/* Whose a layer is: the job's id, a zero, the UUID of the disk's journal, and
+ * the disk. */
+struct layer_record {
+    const char *id;
+    const unsigned char *uuid;
+    char *disk; /* the caller's */
+};
+
+static int
+layer_record_add(struct journal *j, const char *id, const struct journal *disk)
+{
+    auto_free char *name = journal_name(j, journal_image(disk));
+    size_t n = strlen(id) + 1, len = n + JOURNAL_UUID + strlen(name) + 1;
+    auto_free char *payload = xmalloc(len);
+
+    memcpy(payload, id, n);
+    memcpy(payload + n, journal_uuid(disk), JOURNAL_UUID);
+    memcpy(payload + n + JOURNAL_UUID, name, strlen(name) + 1);
+    return len > JOURNAL_PAYLOAD_MAX
+               ? -ENAMETOOLONG
+               : journal_add(j, JOURNAL_LAYER, payload, (uint32_t)len);
+}
+
+/* False where it is none. */
+static bool
+layer_record_read(const struct journal *j, const struct journal_record *record,
+                  struct layer_record *ret)
+{
+    const char *id = (const char *)record->payload;
+    size_t n = strnlen(id, record->len) + 1, at = n + JOURNAL_UUID;
+
+    if (record->type != JOURNAL_LAYER || at >= record->len) {
+        return false;
+    }
+    auto_free char *name = xasprintf("%.*s", (int)(record->len - at), id + at);
+
+    *ret = (struct layer_record){id, record->payload + n,
+                                 journal_path(j, name)};
+    return true;
+}
+
 /* Whoever finds a layer by itself is told whose it is. */
 static int
 point_from(struct transfer *t, struct node *layer)
 {
     const struct node *file = node_own_file(layer);
-    auto_free char *disk = NULL;
     struct journal *j;
 
     if (!file || layer == t->device) {
         return 0;
     }
-    disk = journal_name_for(graph_loop(layer->graph), file->filename,
-                            node_own_file(t->device)->filename);
-    size_t id = strlen(t->job.id) + 1, len = id + strlen(disk) + 1;
-    auto_free char *payload = xmalloc(len);
     int r = journal_share(graph_journals(layer->graph), file->filename, &j);
 
     if (r) {
@@ -253,11 +289,7 @@ point_from(struct transfer *t, struct node *layer)
     t->of_layers = xrealloc(t->of_layers,
                             (t->n_of_layers + 1) * sizeof(*t->of_layers));
     t->of_layers[t->n_of_layers++] = j;
-    memcpy(payload, t->job.id, id);
-    memcpy(payload + id, disk, len - id);
-    return len > JOURNAL_PAYLOAD_MAX
-               ? -ENAMETOOLONG
-               : journal_add(j, JOURNAL_LAYER, payload, (uint32_t)len);
+    return layer_record_add(j, t->job.id, t->journal);
 }
 
 /* A merge or commit writes to all of them, a stream only where it releases. */
@@ -278,8 +310,10 @@ leave_layers(struct transfer *t, bool ended)
     while (t->n_of_layers) {
         struct journal *j = t->of_layers[--t->n_of_layers];
 
-        if (ended) {
-            note_add(j, JOURNAL_JOB_ENDED, t->job.id, "");
+        if (ended && note_add(j, JOURNAL_JOB_ENDED, t->job.id, "")) {
+            NODE_SAY(t->device, warn,
+                     "%s has ended, but the journal of '%s' does not say so",
+                     t->owner, journal_image(j));
         }
         journal_leave(j);
     }
@@ -392,50 +426,56 @@ resume_list(struct journals *journals, const char *image)
 char *
 resume_disk_of(struct journals *journals, const char *image)
 {
+    struct layer_record layer = {0};
     struct journal_record record;
     struct journal *j;
     uint32_t pos = 0;
-    char *disk = NULL;
 
     if (journal_open(journals, image, &j)) {
         return NULL;
     }
-    while (!disk && journal_next(j, &pos, &record)) {
-        size_t id = strnlen((const char *)record.payload, record.len) + 1;
-
-        if (record.type == JOURNAL_LAYER && id < record.len) {
-            auto_free char *name =
-                xasprintf("%.*s", (int)(record.len - id),
-                          (const char *)record.payload + id);
-
-            disk = journal_path_to(image, name);
-        }
+    while (!layer.disk && journal_next(j, &pos, &record)) {
+        layer_record_read(j, &record, &layer);
     }
     journal_close(j);
-    return disk;
+    return layer.disk;
 }
 
-/*
- * Does a journal still know the job of a layer's record?  Where the disk itself
- * is not found, nobody knows.
- */
+/* Does the journal @uuid of @disk still know the job? */
 static bool
-may_be_under_way(struct journals *js, const char *disk, const char *id)
+is_known(struct journals *js, const char *disk, const char *id,
+         const unsigned char *uuid)
 {
-    json_t *list = resume_list(js, disk), *note;
-    struct file *file;
-    bool found = file_open(js->loop, disk, 0, &file) != 0;
+    struct journal *j;
+    bool found = false;
     size_t i;
 
-    if (!found) {
-        file_close(file);
+    if (journal_open(js, disk, &j)) {
+        return false;
     }
+    json_t *list = notes_in(j, JOURNAL_JOB), *note;
 
     json_array_foreach (list, i, note) {
-        found |= !strcmp(json_string_value(json_object_get(note, "id")), id);
+        found |= !strcmp(note_text(note, "id"), id);
     }
+    found = found && !memcmp(journal_uuid(j), uuid, JOURNAL_UUID);
     json_decref(list);
+    journal_close(j);
     return found;
+}
+
+/* Where the disk itself is not found, nobody knows. */
+static bool
+may_be_under_way(struct journals *js, const char *disk, const char *id,
+                 const unsigned char *uuid)
+{
+    struct file *file;
+
+    if (file_open(js->loop, disk, 0, &file)) {
+        return true;
+    }
+    file_close(file);
+    return is_known(js, disk, id, uuid);
 }
 
 static bool
@@ -450,6 +490,29 @@ is_backing_file(const struct node *node)
     return false;
 }
 
+/* True: the journal says something else now. */
+static bool
+check_layer_record(struct node *node, struct journal *j,
+                   const struct layer_record *layer)
+{
+    struct journals *js = graph_journals(node->graph);
+    auto_free char *id = xstrdup(layer->id); /* the journal may be written anew */
+    unsigned char uuid[JOURNAL_UUID];
+
+    memcpy(uuid, layer->uuid, JOURNAL_UUID);
+    bool may_be = may_be_under_way(js, layer->disk, id, uuid);
+
+    if (may_be && !is_backing_file(node)) {
+        NODE_SAY(node, warn,
+                 "'%s' is a layer of '%s', into which job '%s' was merging: by "
+                 "itself it is neither old nor new",
+                 node_own_file(node)->filename, layer->disk, id);
+    } else if (!may_be) {
+        note_add(j, JOURNAL_JOB_ENDED, id, "");
+    }
+    return !may_be;
+}
+
 void
 resume_check_layer(struct node *node)
 {
@@ -457,6 +520,7 @@ resume_check_layer(struct node *node)
     const char *image = node_own_file(node)->filename;
     auto_free char *disk = resume_disk_of(js, image);
     struct journal_record record;
+    struct layer_record layer;
     struct journal *j;
     uint32_t pos = 0;
 
@@ -464,21 +528,9 @@ resume_check_layer(struct node *node)
         return;
     }
     while (journal_next(j, &pos, &record)) {
-        const char *name = (const char *)record.payload;
-        bool is_layer = record.type == JOURNAL_LAYER &&
-                        strnlen(name, record.len) < record.len;
-        auto_free char *id = is_layer ? xstrdup(name) : NULL;
-
-        bool may_be = id && may_be_under_way(js, disk, id);
-
-        if (may_be && !is_backing_file(node)) {
-            NODE_SAY(node, warn,
-                     "'%s' is a layer of '%s', into which job '%s' was "
-                     "merging: by itself it is neither old nor new",
-                     image, disk, id);
-        } else if (id && !may_be) {
-            note_add(j, JOURNAL_JOB_ENDED, id, "");
-            pos = 0; /* what it says may have moved */
+        if (layer_record_read(j, &record, &layer)) {
+            pos = check_layer_record(node, j, &layer) ? 0 : pos;
+            free(layer.disk);
         }
     }
     journal_leave(j);

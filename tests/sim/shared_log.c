@@ -241,6 +241,69 @@ a_backup_put_back_makes_it_void(void)
     for_each_format(after_a_backup);
 }
 
+/*
+ * A copy that was made in the same session, of an image that was all written,
+ * put back into the same file after the daemon has died.
+ */
+static void
+copy_then_write_and_die(void *arg)
+{
+    struct scene *s = arg;
+    struct sim_disk *disk = sim_world_disk(s->sim);
+    struct sim_crash kill = {.disk = disk, .kind = SIM_CRASH_PROCESS};
+    unsigned char buf[CHUNK];
+    size_t len;
+
+    create(s);
+    struct node *node = must_open(s, "{}");
+
+    memset(buf, 7, CHUNK);
+    CHECK_INT(node_write_buf(node, 0, buf, CHUNK), 0);
+    CHECK_INT(node_flush(node), 0);
+    coro_sleep(META_RENAME_NS);
+    const unsigned char *now = sim_disk_get(disk, "image", &len);
+    auto_free unsigned char *copy = xmalloc(len);
+
+    memcpy(copy, now, len);
+    for (uint64_t off = STRIDE; off < DISK_SIZE; off += STRIDE) {
+        CHECK_INT(node_write_buf(node, off, buf, CHUNK), 0);
+    }
+    s->left = sim_crash_next(&kill);
+    sim_disk_change(s->left, "image", 0, copy, len);
+    node_del(s->graph, "n", NULL);
+}
+
+static void
+read_the_copy(void *arg)
+{
+    struct scene *s = arg;
+    struct node *node = must_open(s, "{}");
+    struct check_report report = {0};
+    unsigned char buf[CHUNK];
+
+    CHECK_INT(node_read_buf(node, 0, buf, CHUNK), 0);
+    CHECK_INT(buf[0], 7);
+    CHECK_INT(node_read_buf(node, STRIDE, buf, CHUNK), 0);
+    CHECK(bytes_are_zero(buf, CHUNK));
+    CHECK_INT(node->drv->check(node, 0, &report, NULL), 0);
+    CHECK_INT(report.corruptions, 0);
+    node_del(s->graph, "n", NULL);
+}
+
+static void
+a_copy_of_the_same_session_makes_it_void(void)
+{
+    for (size_t i = 0; i < ARRAY_LEN(formats); i++) {
+        struct sim_disk *disk = sim_disk_new();
+        struct scene s = {.format = &formats[i]};
+
+        run_world(disk, &s, copy_then_write_and_die);
+        run_world(s.left, &s, read_the_copy);
+        sim_disk_free(s.left);
+        sim_disk_free(disk);
+    }
+}
+
 /* The log by itself: four slices, and a fifth. */
 
 enum { SLICE = 4096, SLOTS = 4, FREE = 512 * 1024 };
@@ -341,6 +404,8 @@ main(void)
     tap_run("another program's write makes it void",
             another_programs_write_makes_it_void);
     tap_run("a backup put back makes it void", a_backup_put_back_makes_it_void);
+    tap_run("a copy of the same session makes it void",
+            a_copy_of_the_same_session_makes_it_void);
     tap_run("a full log keeps what it has, until all is in the image",
             a_full_log_keeps_what_it_has);
     return tap_done();

@@ -23,9 +23,9 @@ def qcow2(name, *options):
     run("qemu-img", "create", "-q", "-f", "qcow2", *options, name, str(SIZE))
 
 
-def node(name, **more):
+def node(name, filename=None, **more):
     return {"driver": "qcow2", "node_name": name.replace("/", "-"), **more,
-            "file": {"driver": "file", "filename": name}}
+            "file": {"driver": "file", "filename": filename or name}}
 
 
 def make():
@@ -36,8 +36,7 @@ def make():
 
 
 def daemon():
-    d = Daemon(SLUICED, *nbd_server())
-    return d
+    return Daemon(SLUICED, *nbd_server())
 
 
 def start(q, **arguments):
@@ -173,8 +172,14 @@ def a_clone_in_json(q):
 
 def an_image_that_cannot_be_read(q):
     with open("broken", "wb") as f:
-        f.write(b"QFI\xfb" + bytes(100))
-    return ["cannot be opened", "broken"], nothing
+        f.write(b"QFI\xfb" + struct.pack(">IQI", 3, 1 << 40, 9) + bytes(100))
+    return ["is damaged", "broken"], nothing
+
+
+def a_hard_link_elsewhere(q):
+    os.mkdir("else")
+    os.link("top", "else/top")
+    return ["1 of its 2 names"], nothing
 
 
 def another_overlay(q):
@@ -193,6 +198,40 @@ def another_program(q):
     def stop():
         p.communicate(b"quit\n", timeout=20)
     return ["another program"], stop
+
+
+def hard_links_that_nobody_names_need_nothing():
+    make()
+    os.link("top", "second")
+    with daemon() as d:
+        q = d.qmp()
+        start(q)
+        assert not end(q)
+        d.stop()
+    assert not os.path.exists("top")
+    holds_the_data()
+
+
+def images_that_nobody_here_can_open_need_nothing():
+    """Unless they name it: what else they are does not matter."""
+    make()
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "extended_l2=on",
+        "wide", "4M")
+    run("qemu-img", "create", "-q", "-f", "qcow2", "--object",
+        "secret,id=s,data=x", "-o", "encrypt.format=luks,encrypt.key-secret=s",
+        "secret", "4M")
+    with daemon() as d:
+        q = d.qmp()
+        start(q)
+        assert not end(q)
+        d.stop()
+    assert not os.path.exists("top")
+    holds_the_data()
+
+
+def a_wide_clone(q):
+    qcow2("clone", "-o", "extended_l2=on", "-b", "top", "-F", "qcow2")
+    return ["clone"], nothing
 
 
 def links_in_a_circle_need_nothing():
@@ -287,23 +326,26 @@ def crc32c(data):
     return crc ^ 0xffffffff
 
 
-def journal(name, *records):
-    data = b"SLUICE-J"
+def journal(name, *records, uuid=b"of the test file"):
+    data = b"SLUICE-J" + uuid + struct.pack("<I", 16384)
+    data += struct.pack("<I", crc32c(data))
     for kind, payload in records:
         head = struct.pack("<I", kind) + payload
         record = struct.pack("<II", len(payload), crc32c(head)) + head
         data += record + bytes(-len(record) % 8)
     with open(f"{name}.sluice", "wb") as f:
-        f.write(data + bytes(4096 - len(data)))
+        f.write(data + bytes(16384 - len(data)))
 
 
 def leave_switch(delete, *more, session=0, folders=()):
     source, target = os.stat("top"), os.stat("target")
     what = struct.pack("<QQQQQI", source.st_ino, 0, target.st_ino, 0, session,
                        int(delete))
-    names = b"".join(f.encode() + b"\0" for f in folders)
-    journal("top", (1, what + b"qcow2\0qcow2\0target\0" + names), *more)
-    journal("target", (3, b"top\0"))
+    names = "".join(f"{os.path.abspath(f)}\0" for f in ("target", "top"))
+    names += "".join(f + "\0" for f in folders)
+    real = os.path.realpath("top")
+    journal(real, (1, what + b"qcow2\0qcow2\0" + names.encode()), *more)
+    journal("target", (3, b"of the test file" + real.encode() + b"\0"))
 
 
 def a_clone_made_before_the_next_daemon_keeps_the_source():
@@ -365,14 +407,48 @@ def the_old_image_is_refused_and_says_where_the_disk_is():
         try:
             q.cmd("blockdev-add", **node("top"))
         except QmpError as e:
-            assert "The disk in 'top' went on as 'target'" in str(e), e
+            assert "The disk in 'top' went on as '/" in str(e), e
+            assert "/target'" in str(e), e
         else:
             raise AssertionError("two images of one disk")
-        q.cmd("blockdev-add", **node("top", read_only=True))  # to look at it
+        q.cmd("blockdev-add", **node("top", read_only=True, backing=None))
+        try:  # it may be looked at, but not more
+            q.cmd("blockdev-reopen", options=[{
+                "driver": "qcow2", "node-name": "top", "backing": None,
+                "file": {"driver": "file", "filename": "top"}}])
+        except QmpError as e:
+            assert "The disk in 'top' went on as '/" in str(e), e
+        else:
+            raise AssertionError("two images of one disk")
         q.cmd("blockdev-del", node_name="top")
         q.cmd("blockdev-add", **node("target"))  # which ends the switch
         d.stop()
     assert files() == ["base", "target"], files()
+
+
+def is_old(where):
+    with daemon() as d:
+        try:
+            d.qmp().cmd("blockdev-add", **node("top", where, backing=None))
+        except QmpError as e:
+            assert "went on as" in str(e), e
+            return True
+        finally:
+            d.stop()
+    return False
+
+
+def the_old_image_is_refused_by_any_of_its_names():
+    make()
+    os.mkdir("links")
+    os.symlink("../top", "links/soft")
+    os.symlink("links/soft", "far")
+    leave_switch(False)
+    for name in ("top", "./top", "links/soft", "links/../top", "far",
+                 os.path.abspath("top")):
+        assert is_old(name), name
+    os.unlink("top.sluice")
+    assert not is_old("far")
 
 
 def a_switch_that_was_withdrawn_leaves_the_disk():
@@ -430,11 +506,16 @@ if __name__ == "__main__":
           links_in_a_circle_need_nothing,
           what_a_link_leads_to_is_deleted,
           what_a_link_leads_to_is_deleted_by_the_next_daemon,
+          refused("a hard link elsewhere", a_hard_link_elsewhere),
+          refused("a clone that cannot be opened here", a_wide_clone),
+          hard_links_that_nobody_names_need_nothing,
+          images_that_nobody_here_can_open_need_nothing,
           refused("another overlay here", another_overlay),
           refused("another program", another_program),
           what_is_exclusive_asks_nobody,
           a_clone_made_meanwhile_keeps_the_source,
           the_old_image_is_refused_and_says_where_the_disk_is,
+          the_old_image_is_refused_by_any_of_its_names,
           a_clone_made_before_the_next_daemon_keeps_the_source,
           a_source_that_was_written_since_stays,
           a_target_that_reads_through_keeps_the_source,

@@ -316,6 +316,15 @@ class Daemon(Process):
         self.end()
 
 
+def wait_for(condition):
+    """Asks until it is so, for half a minute."""
+    for _ in range(3000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not come")
+
+
 def run(*argv, check=True, ok=(0,), cwd=None):
     """Runs a tool to its end; returns (code, output with errors)."""
     for _ in range(500):

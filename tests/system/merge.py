@@ -14,7 +14,8 @@ import subprocess
 import sys
 import time
 
-from harness import Daemon, Nbd, QmpError, defer, main, nbd_server, need, run
+from harness import (Daemon, Nbd, QmpError, defer, loop_device, main,
+                     nbd_server, need, run)
 
 SLUICED, SLUICE, GUEST = (os.path.abspath(p) for p in sys.argv[1:4])
 MIB = 1 << 20
@@ -700,6 +701,43 @@ def stream_and_commit_release_as_a_merge_does():
             os.unlink(name)
 
 
+def other_disks_of_a_template_are_found():
+    """Where they lie beside the disk, not beside the template, and whatever
+    the template lies on."""
+    for command, arguments in (
+            ("block-merge", {"into": "snapshot"}),
+            ("block-merge", {"into": "overlay", "delete": True}),
+            ("block-stream", {"release": True}),
+            ("block-commit", {"release": True})):
+        for on_device in False, True:
+            make()
+            os.makedirs("disks", exist_ok=True)
+            os.rename("top", "disks/top")
+            if on_device:
+                os.truncate("base", SIZE + 8 * MIB)
+                base = loop_device("base")
+            else:
+                os.makedirs("templates", exist_ok=True)
+                os.rename("base", "templates/base")
+                base = os.path.abspath("templates/base")
+            for name in "disks/top", "disks/other":
+                if name == "disks/other":
+                    create("qcow2", name, (base, "qcow2"))
+                run("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", base,
+                    "-F", "qcow2", name)
+            with Daemon(SLUICED, "--blockdev", "driver=qcow2,node-name=top,"
+                        "file.driver=file,file.filename=disks/top") as d:
+                try:
+                    d.qmp().cmd(command, job_id="j", device="top", **arguments)
+                except QmpError as e:
+                    assert "disks/other" in str(e), e
+                else:
+                    raise AssertionError(f"{command} takes it from the other")
+                d.stop()
+            run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", "disks/top",
+                "model")
+
+
 def an_old_version_is_refused_unless_it_may_become_new():
     make()
     run("qemu-img", "amend", "-f", "qcow2", "-o", "compat=0.10", "base")
@@ -991,7 +1029,8 @@ if __name__ == "__main__":
           what_a_layer_gives_back_is_reckoned(scattered_small_clusters,
                                               12 * MIB),
           stream_and_commit_release_as_a_merge_does,
-          an_old_version_is_refused_unless_it_may_become_new,
+          other_disks_of_a_template_are_found,
+        an_old_version_is_refused_unless_it_may_become_new,
           a_cut_merge_goes_on,
           in_exactly_the_promised_space, the_rest_of_the_space_goes_away,
           a_guests_zeroes_need_no_space,

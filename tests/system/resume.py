@@ -11,7 +11,8 @@ import os
 import sys
 import time
 
-from harness import Daemon, Nbd, QmpError, main, nbd_server, need, run
+from harness import (Daemon, Nbd, QmpError, main, nbd_server, need, run,
+                     wait_for)
 
 SLUICED, SLUICE = (os.path.abspath(p) for p in sys.argv[1:3])
 MIB = 1 << 20
@@ -38,14 +39,6 @@ def make(fmt="qcow2"):
 def daemon(fmt="qcow2", *options):
     return Daemon(SLUICED, "--blockdev", f"driver={fmt},node-name=top,"
                   "file.driver=file,file.filename=top", *options)
-
-
-def wait_for(condition):
-    for _ in range(2000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not come")
 
 
 def job(q):
@@ -102,6 +95,108 @@ def goes_on(command, fmt, layers, **arguments):
     test.__name__ = (f"{command} of {fmt} into {layers[0]} goes on after a "
                      "kill")
     return test
+
+
+def goes_on_by_another_name(name, used, then, hard=False):
+    """Links, hard links, folders by other paths: one image, one journal."""
+    def opened(file, state):
+        return Daemon(SLUICED, "--state-dir", state, "--blockdev",
+                      "driver=qcow2,node-name=mid,read-only=on,"
+                      "file.driver=file,file.filename=mid", "--blockdev",
+                      "driver=qcow2,node-name=top,backing=mid,"
+                      f"file.driver=file,file.filename={file}")
+
+    def test():
+        make()
+        os.makedirs("links", exist_ok=True)
+        if not os.path.lexists("links/top"):
+            os.link("top", "links/top") if hard else os.symlink("../top",
+                                                                "links/top")
+        os.makedirs("state", exist_ok=True)
+        with opened(used, "state") as d:
+            begin(d.qmp(), "block-stream")
+            d.kill()
+            d.wait()
+        assert os.path.exists("top.sluice") != hard
+        with opened(then, os.path.abspath("state")) as d:
+            q = d.qmp()
+            wait_for(lambda: job(q))
+            finish(q)
+            d.stop()
+        assert not os.path.exists("top.sluice") and not os.listdir("state")
+        judge("qcow2")
+    test.__name__ = name
+    return test
+
+
+def a_name_that_leaves_no_room_for_seven_bytes_more():
+    long = "n" * 252
+    make()
+    os.rename("top", long)
+    options = (SLUICED, "--state-dir", "state", "--blockdev",
+               "driver=qcow2,node-name=top,file.driver=file,"
+               f"file.filename={long}")
+    with Daemon(*options) as d:
+        begin(d.qmp(), "block-stream")
+        d.kill()
+        d.wait()
+    with Daemon(*options) as d:
+        q = d.qmp()
+        wait_for(lambda: job(q))
+        finish(q)
+        d.stop()
+    assert not os.listdir("state")
+    judge("qcow2", long)
+
+
+def goes_on_once_it_can_be_written(name, opened, **then):
+    """What is only looked at, or another program's, is left alone."""
+    def test():
+        make()
+        cut("qcow2", "block-stream")
+        with Daemon(SLUICED) as d:
+            q = d.qmp()
+            q.cmd("blockdev-add", driver="qcow2", node_name="mid",
+                  read_only=True, file={"driver": "file", "filename": "mid"},
+                  **{k: v for k, v in opened.items() if k == "active"})
+            q.cmd("blockdev-add", driver="qcow2", node_name="top",
+                  backing="mid", file={"driver": "file", "filename": "top"},
+                  **opened)
+            assert not job(q)
+            q.cmd(then["command"], **then["arguments"])
+            wait_for(lambda: job(q))
+            assert "goes on" in d.errors(), d.errors()
+            finish(q)
+            d.stop()
+        assert not os.path.exists("top.sluice")
+        judge("qcow2")
+    test.__name__ = name
+    return test
+
+
+def a_damaged_journal_is_said():
+    """It may have said that the disk has moved: nobody goes on without it."""
+    make()
+    cut("qcow2", "block-stream")
+    with open("top.sluice", "rb") as f:
+        good = f.read()
+    for bad in (good[:-1], good[:100], b"", bytes(len(good)),
+                good[:40] + b"!" + good[41:-1] + b"!"):
+        with open("top.sluice", "wb") as f:
+            f.write(bad)
+        with Daemon(SLUICED) as d:
+            try:
+                d.qmp().cmd("blockdev-add", driver="qcow2", node_name="top",
+                            file={"driver": "file", "filename": "top"})
+            except QmpError as e:
+                assert "journal of 'top' is damaged" in str(e), e
+            else:
+                raise AssertionError(f"opened with {len(bad)} bytes of it")
+            d.stop()
+        with open("top.sluice", "rb") as f:
+            assert f.read() == bad
+        out = run(SLUICE, "status", "top", ok=(12,))[1]
+        assert "is damaged" in out and "move it away" in out, out
 
 
 def a_job_under_a_filter_goes_on():
@@ -409,12 +504,12 @@ def a_layer_says_whose_it_is():
     make()
     cut("qcow2", "block-merge", into="snapshot")
     s = status("mid")
-    assert s["layer-of"] == "top" and not s["jobs"], s
+    assert s["layer-of"] == os.path.abspath("top") and not s["jobs"], s
     assert "as a layer of that" in run(SLUICE, "status", "mid")[1]
     with Daemon(SLUICED, "--blockdev", "qcow2,node-name=mid,file.driver=file,"
                 "file.filename=mid", "--resume", "auto") as d:
         d.qmp()
-        wait_for(lambda: "is a layer of 'top'" in d.errors())
+        wait_for(lambda: "/top', into which" in d.errors())
         d.stop()
     with daemon() as d:  # it could have been written to
         q = d.qmp()
@@ -496,6 +591,26 @@ if __name__ == "__main__":
         goes_on("block-merge", "qed", ["mid"], into="snapshot"),
         goes_on("block-merge", "qcow2", ["top"], into="overlay"),
         goes_on("block-commit", "qcow2", ["top"], top="mid"),
+        goes_on_by_another_name("the job of a link goes on with the image",
+                                "links/top", "top"),
+        goes_on_by_another_name("the job of an image goes on with a link",
+                                os.path.join(".", "top"), "links/top"),
+        goes_on_by_another_name("the job of a hard link goes on with another",
+                                "links/top", "top", hard=True),
+        goes_on_once_it_can_be_written(
+            "a job goes on when its disk is made active", {"active": False},
+            command="blockdev-set-active",
+            arguments={"node_name": "top", "active": True}),
+        goes_on_once_it_can_be_written(
+            "a job goes on when all disks are made active", {"active": False},
+            command="blockdev-set-active", arguments={"active": True}),
+        goes_on_once_it_can_be_written(
+            "a job goes on when its disk is reopened to be written",
+            {"read_only": True}, command="blockdev-reopen",
+            arguments={"options": [{
+                "driver": "qcow2", "node-name": "top", "backing": "mid",
+                "file": {"driver": "file", "filename": "top"}}]}),
+        a_name_that_leaves_no_room_for_seven_bytes_more, a_damaged_journal_is_said,
         a_job_under_a_filter_goes_on,
         a_daemon_that_ends_leaves_its_jobs_to_the_next,
         asked_it_is_there_but_paused, never_means_that_it_stays_as_it_is,

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 
-from harness import Daemon, Nbd, main, nbd_server, need, run
+from harness import Daemon, Nbd, main, nbd_server, need, run, wait_for
 
 SLUICED = os.path.abspath(sys.argv[1])
 MIB = 1 << 20
@@ -43,14 +43,6 @@ def daemon(fmt="qcow2", *more, disk="top"):
 def add_target(q, target):
     q.cmd("blockdev-add", driver=target, node_name="copy",
           file={"driver": "file", "filename": "copy"})
-
-
-def wait_for(condition):
-    for _ in range(3000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not come")
 
 
 def job(q):

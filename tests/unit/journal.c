@@ -99,14 +99,22 @@ an_intent_is_found_from_both_sides(void)
     in_world(check_life);
 }
 
-/* Every bit of every byte: a record is as it was written, or not there. */
+/*
+ * Every bit of every byte.  Of the last record nobody can tell damage from a
+ * write that was cut off: it is as it was, or not there.  All before it was
+ * once there for good: a journal that has lost it is refused.
+ */
 static void
 check_damage(void *arg)
 {
     struct switch_intent got = {0};
+    struct journal *j;
     struct intent *i;
-    size_t len;
+    size_t len, first;
 
+    CHECK_INT(journal_share(&journals, "folder/a", &j), 0);
+    CHECK_INT(journal_add(j, JOURNAL_JOB, "job", 4), 0);
+    first = 32 + 16; /* head; one record */
     CHECK_INT(intent_prepare(&journals, &a_to_b, &i, NULL), 0);
     CHECK_INT(intent_record(i), 0);
     const unsigned char *now = sim_disk_get(disk, "folder/a.sluice", &len);
@@ -124,18 +132,77 @@ check_damage(void *arg)
         sim_disk_put(disk, "folder/a.sluice", bad, len);
         int r = intent_find(&journals, "folder/a", &found, &got, &err);
 
-        CHECK(bit < 64 ? r == -EUCLEAN
-                       : !r && (found == INTENT_VOID ||
-                                !strcmp(got.target.path, "folder/b")));
+        CHECK(bit < first * 8 ? r == -EUCLEAN
+                              : !r && (found == INTENT_VOID ||
+                                       !strcmp(got.target.path, "folder/b")));
         switch_intent_fini(&got);
     }
+    sim_disk_put(disk, "folder/a.sluice", good, len);
     intent_end(i, false);
+    journal_leave(j);
 }
 
 static void
 a_damaged_record_is_none(void)
 {
     in_world(check_damage);
+}
+
+static bool
+is_refused(const char *image)
+{
+    enum intent_found found;
+    struct switch_intent got = {0};
+    auto_err err = ERR_INIT;
+    int r = intent_find(&journals, image, &found, &got, &err);
+
+    switch_intent_fini(&got);
+    CHECK(!r || (r == -EUCLEAN && strstr(err.msg, "damaged")));
+    return r;
+}
+
+/* One that was cut, or has grown, or has something where nothing can be. */
+static void
+check_cuts(void *arg)
+{
+    struct journal *j;
+    size_t len;
+
+    CHECK_INT(journal_share(&journals, "a", &j), 0);
+    CHECK_INT(journal_add(j, JOURNAL_JOB, "job", 4), 0);
+    const unsigned char *now = sim_disk_get(disk, "a.sluice", &len);
+    auto_free unsigned char *bytes = xzalloc(2 * len);
+
+    memcpy(bytes, now, len);
+    for (size_t cut = 0; cut < len; cut += cut < 64 ? 1 : 512) {
+        sim_disk_put(disk, "a.sluice", bytes, cut);
+        CHECK(is_refused("a"));
+    }
+    sim_disk_put(disk, "a.sluice", bytes, len + 1);
+    CHECK(is_refused("a"));
+    sim_disk_put(disk, "a.sluice", bytes, 2 * len);
+    CHECK(is_refused("a"));
+    bytes[len - 1] = 1;
+    sim_disk_put(disk, "a.sluice", bytes, len);
+    CHECK(is_refused("a"));
+    /* But not one whose last record was being written, in any order. */
+    bytes[len - 1] = 0;
+    bytes[48 + 1500] = 1;
+    sim_disk_put(disk, "a.sluice", bytes, len);
+    CHECK(!is_refused("a"));
+    journal_leave(j);
+    /* What is left of that is overwritten, and not found behind the next. */
+    CHECK_INT(journal_share(&journals, "a", &j), 0);
+    CHECK_INT(journal_add(j, JOURNAL_JOB, "job two", 8), 0);
+    now = sim_disk_get(disk, "a.sluice", &len);
+    CHECK_INT(now[48 + 1500], 0);
+    journal_leave(j);
+}
+
+static void
+a_journal_that_was_cut_is_refused(void)
+{
+    in_world(check_cuts);
 }
 
 static void
@@ -145,21 +212,47 @@ check_strangers(void *arg)
     struct switch_intent got = {0};
     enum intent_found found;
     auto_err err = ERR_INIT;
-    static const unsigned char zeroes[JOURNAL_SIZE];
 
     sim_disk_put(disk, "a.sluice", text, sizeof(text));
     CHECK_INT(intent_find(&journals, "a", &found, &got, &err), -EUCLEAN);
     CHECK(strstr(err.hint, "a.sluice"));
-    sim_disk_put(disk, "b.sluice", zeroes, sizeof(zeroes));
-    CHECK_INT(find("b", &got), INTENT_VOID);
-    sim_disk_put(disk, "c.sluice", zeroes, 0);
-    CHECK_INT(find("c", &got), INTENT_VOID);
 }
 
 static void
 a_file_that_is_no_journal_is_named(void)
 {
     in_world(check_strangers);
+}
+
+/* A pointer to another journal than the one that it was made for is none. */
+static void
+check_uuid(void *arg)
+{
+    struct switch_intent got = {0};
+    struct intent *i;
+    size_t len;
+
+    CHECK_INT(intent_prepare(&journals, &a_to_b, &i, NULL), 0);
+    CHECK_INT(intent_record(i), 0);
+    const unsigned char *now = sim_disk_get(disk, "folder/b.sluice", &len);
+    auto_free unsigned char *pointer = xmalloc(len);
+
+    memcpy(pointer, now, len);
+    intent_end(i, false);
+    CHECK_INT(intent_prepare(&journals, &a_to_b, &i, NULL), 0);
+    CHECK_INT(intent_record(i), 0);
+    CHECK_INT(find("folder/b", &got), INTENT_AS_TARGET);
+    switch_intent_fini(&got);
+    sim_disk_put(disk, "folder/b.sluice", pointer, len);
+    CHECK_INT(find("folder/b", &got), INTENT_VOID);
+    switch_intent_fini(&got);
+    intent_end(i, false);
+}
+
+static void
+a_pointer_is_to_one_journal(void)
+{
+    in_world(check_uuid);
 }
 
 static unsigned
@@ -231,14 +324,17 @@ a_journal_is_shared_and_stays_small(void)
     in_world(check_sharing);
 }
 
-/* Of things that all count it holds as many as have room. */
+/*
+ * Things that all count make it longer, as far as it goes; and then there is
+ * still room to end each of them on a disk that has none.
+ */
 static void
 check_full(void *arg)
 {
     auto_free char *payload = xzalloc(1024);
     struct journal *j;
-    int r = 0;
-    int n;
+    int r = 0, n;
+    size_t len;
 
     CHECK_INT(journal_share(&journals, "a", &j), 0);
     for (n = 0; !r; n++) {
@@ -246,18 +342,49 @@ check_full(void *arg)
         r = journal_add(j, JOURNAL_JOB, payload, 1024);
     }
     CHECK_INT(r, -ENOSPC);
-    CHECK_INT(n, JOURNAL_SIZE / (1024 + 16) + 1);
+    CHECK(n > JOURNAL_SIZE_MAX / (1024 + 16) * 9 / 10);
     CHECK_INT(count_records("a"), (unsigned)n - 1);
-    add_job(j, "0", JOURNAL_JOB_ENDED, 2);
-    add_job(j, "new", JOURNAL_JOB, 1000);
-    CHECK_INT(count_records("a"), (unsigned)n - 1);
+    sim_disk_get(disk, "a.sluice", &len);
+    CHECK_INT(len, JOURNAL_SIZE_MAX);
+    sim_disk_set_capacity(disk, sim_disk_used(disk));
+    for (int k = 0; k < n - 1; k++) {
+        snprintf(payload, 1024, "%d", k);
+        CHECK_INT(journal_add(j, JOURNAL_JOB_ENDED, payload,
+                              (uint32_t)strlen(payload) + 1),
+                  0);
+    }
+    CHECK_INT(count_records("a"), 0);
     journal_leave(j);
+    CHECK(!sim_disk_has(disk, "a.sluice"));
 }
 
 static void
 a_full_journal_says_so(void)
 {
     in_world(check_full);
+}
+
+/* A name that leaves no room for seven bytes more. */
+static void
+check_long_name(void *arg)
+{
+    char name[256] = "";
+    struct journal *j;
+
+    memset(name, 'n', 250);
+    sim_disk_put(disk, name, "image", 5);
+    CHECK_INT(journal_open(&journals, name, &j), -ENOENT);
+    CHECK_INT(journal_share(&journals, name, &j), 0);
+    CHECK(strstr(journal_file(j), "state/inode-"));
+    add_job(j, "one", JOURNAL_JOB, 4);
+    journal_leave(j);
+    CHECK_INT(count_records(name), 1);
+}
+
+static void
+an_image_with_a_long_name_has_a_journal(void)
+{
+    in_world(check_long_name);
 }
 
 static void
@@ -278,10 +405,15 @@ main(void)
     tap_run("an intent is found from both sides",
             an_intent_is_found_from_both_sides);
     tap_run("a damaged record is none", a_damaged_record_is_none);
+    tap_run("a journal that was cut is refused",
+            a_journal_that_was_cut_is_refused);
+    tap_run("a pointer is to one journal", a_pointer_is_to_one_journal);
     tap_run("a file that is no journal is named",
             a_file_that_is_no_journal_is_named);
     tap_run("a journal is shared, and stays small",
             a_journal_is_shared_and_stays_small);
     tap_run("a full journal says so", a_full_journal_says_so);
+    tap_run("an image with a long name has a journal",
+            an_image_with_a_long_name_has_a_journal);
     return tap_done();
 }

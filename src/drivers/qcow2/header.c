@@ -229,6 +229,18 @@ change_backing(struct qcow2 *q, unsigned char *head, const char *filename,
     return r ? err_set_errno(err, r, "Could not write the header") : 0;
 }
 
+bool
+qcow2_find_backing(const unsigned char *head, uint64_t *ret_off,
+                   uint32_t *ret_len)
+{
+    if (ld_be32(head + H_MAGIC) != QCOW2_MAGIC) {
+        return false;
+    }
+    *ret_off = ld_be64(head + H_BACKING_OFF);
+    *ret_len = ld_be32(head + H_BACKING_LEN);
+    return true;
+}
+
 int
 qcow2_set_backing(struct node *node, const char *filename, const char *format,
                   struct err *err)

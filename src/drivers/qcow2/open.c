@@ -289,8 +289,8 @@ begin_writing(struct node *node, struct err *err)
         return 0; /* it has no such bits, so it has no log */
     }
     q->autoclear = f.value = meta_start_log(q->meta);
-    node->session = q->autoclear;
-    node->last_session = old & META_LOG_AUTOCLEAR;
+    node->session = q->autoclear & META_LOG_SESSION;
+    node->last_session = old & META_LOG_SESSION;
     int r = old & ~META_LOG_AUTOCLEAR ? qcow2_update_header(q, &f, 1)
             : old != q->autoclear     ? qcow2_write_header(q, &f, 1)
                                       : 0;
@@ -298,6 +298,16 @@ begin_writing(struct node *node, struct err *err)
     return r ? err_set_errno(err, r, "Could not write the header of '%s'",
                              self(node))
              : 0;
+}
+
+static int
+rename_log(struct node *node, uint64_t autoclear)
+{
+    struct qcow2 *q = qcow2_of(node);
+    struct header_field f = {H_AUTOCLEAR, 8, autoclear};
+
+    q->autoclear = autoclear;
+    return qcow2_write_header(q, &f, 1);
 }
 
 int
@@ -354,7 +364,7 @@ qcow2_open(struct node *node, json_t *options, struct err *err)
     comutex_init(&q->header_lock);
     r = read_header(node, err);
     if (!r) {
-        node->last_session = q->autoclear & META_LOG_AUTOCLEAR;
+        node->last_session = q->autoclear & META_LOG_SESSION;
         r = meta_log_recover(node, q->autoclear, err);
     }
     if (r) {
@@ -366,6 +376,7 @@ qcow2_open(struct node *node, json_t *options, struct err *err)
         .node = node,
         .slice_size = (uint32_t)min_u64(q->cluster_size, 4096),
         .budget = opt_u64(options, "cache-size", DEFAULT_CACHE),
+        .rename = rename_log,
         .freed = qcow2_freed,
     };
 
@@ -486,6 +497,7 @@ const struct driver driver_qcow2 = {
     .flush = qcow2_flush,
     .free_now = qcow2_free_now,
     .truncate = qcow2_truncate,
+    .find_backing = qcow2_find_backing,
     .set_backing = qcow2_set_backing,
     .ensure_mark = qcow2_ensure_mark,
     .set_incomplete = qcow2_set_incomplete,

@@ -223,6 +223,8 @@ int qcow2_ensure_mark(struct node *node, bool may_upgrade, struct err *err);
 int qcow2_set_incomplete(struct node *node, bool incomplete, struct err *err);
 /* An entry of the feature name table for our bit. */
 void qcow2_put_feature_name(unsigned char *entry);
+bool qcow2_find_backing(const unsigned char *head, uint64_t *ret_off,
+                        uint32_t *ret_len);
 int qcow2_set_backing(struct node *node, const char *filename,
                       const char *format, struct err *err);
 int qcow2_truncate(struct node *node, uint64_t size, struct err *err);

@@ -10,6 +10,7 @@
  */
 #include <assert.h>
 #include <errno.h>
+#include <limits.h>
 #include <string.h>
 
 #include "base/bytes.h"
@@ -420,8 +421,13 @@ world_open(struct loop *loop, const char *path, unsigned flags,
 {
     struct sim *sim = sim_of(loop);
     struct inode *inode = disk_lookup(sim->disk, path);
+    const char *slash = strrchr(path, '/');
+    bool too_long = strlen(slash ? slash + 1 : path) > NAME_MAX;
 
     long_delay(sim, NULL);
+    if (too_long) {
+        return -ENAMETOOLONG;
+    }
     if (!inode && !(flags & FILE_CREATE)) {
         return -ENOENT;
     }
@@ -480,36 +486,25 @@ world_unlink(struct loop *loop, const char *path)
     return r;
 }
 
+/* There are no folders here, and no links. */
 static int
-world_identify(struct loop *loop, const char *path, uint64_t *ret_dev,
-               uint64_t *ret_ino)
+world_locate(struct loop *loop, const char *path, struct file_location *ret)
 {
     struct sim *sim = sim_of(loop);
+    auto_free char *copy = xstrdup(path); /* its node may be renamed meanwhile */
     int r = io_begin(sim);
 
     delay(sim);
-    const struct inode *inode = disk_lookup(sim->disk, path);
+    const struct inode *inode = disk_lookup(sim->disk, copy);
 
     if (!r && !inode) {
         r = -ENOENT;
     }
     if (!r) { /* as of one that is open */
-        *ret_dev = 1;
-        *ret_ino = inode->id + 1;
-    }
-    return r;
-}
-
-/* There are no folders here, and no links. */
-static int
-world_real_path(struct loop *loop, const char *path, char **ret)
-{
-    uint64_t dev, ino;
-    auto_free char *copy = xstrdup(path);
-    int r = world_identify(loop, path, &dev, &ino);
-
-    if (!r) {
-        *ret = take_ptr(copy);
+        *ret = (struct file_location){.path = take_ptr(copy),
+                                      .dev = 1,
+                                      .ino = inode->id + 1,
+                                      .n_links = 1};
     }
     return r;
 }
@@ -573,8 +568,7 @@ static const struct loop_ops world_ops = {
     .file_open = world_open,
     .rename = world_rename,
     .unlink = world_unlink,
-    .identify = world_identify,
-    .real_path = world_real_path,
+    .locate = world_locate,
     .sync_folder = world_sync_folder,
     .list_folder = world_list_folder,
     .shm_open = world_shm_open,

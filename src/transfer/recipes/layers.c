@@ -40,15 +40,14 @@ set_fini(struct set *s)
 }
 
 static int
-ask(struct node *layer, const struct node *above, bool stays,
-    const struct transfer_options *o, struct err *err)
+check_deletion(struct node *layer, const struct node *above,
+               const struct transfer_options *o, struct err *err)
 {
     const struct dependents_search search = {
         .node = layer,
         .except = above,
         .folders = o->dependents_in,
         .n_folders = o->n_dependents_in,
-        .stays = stays,
         .is_opened_to_look = true, /* it can be written by then */
         .may_be_device = layer->file != NULL,
         .exclusive = o->exclusive,
@@ -62,12 +61,16 @@ static int
 check_losses(const struct set *s, const struct transfer_options *o,
              struct err *err)
 {
-    int r = 0;
+    const struct edge *below = s->node[s->n - 1]->backing;
+    const struct dependents_search how = {
+        .folders = o->dependents_in,
+        .n_folders = o->n_dependents_in,
+        .stays = true,
+        .exclusive = o->exclusive,
+    };
 
-    for (size_t i = 1; i < s->n && !r; i++) {
-        r = ask(s->node[i], s->node[i - 1], true, o, err);
-    }
-    return r;
+    return dependents_check_below(s->node[0], below ? below->child : NULL, &how,
+                                  err);
 }
 
 int
@@ -93,7 +96,8 @@ check_deletions(const struct set *s, const struct layers *l,
 
     for (size_t i = first; i < end && !r; i++) {
         if (o->delete_source || (o->keep_name && l->sinks && !i)) {
-            r = ask(s->node[i], i ? s->node[i - 1] : l->overlay, false, o, err);
+            r = check_deletion(s->node[i], i ? s->node[i - 1] : l->overlay, o,
+                               err);
         }
     }
     return r;

@@ -34,8 +34,7 @@ is_deleted(const struct transfer *t, const struct node *layer)
 }
 
 static int
-record_one(struct transfer *t, struct deletion *d, const char *image,
-           const struct node *layer)
+record_one(struct transfer *t, struct deletion *d, const struct node *layer)
 {
     const struct node *file = layer ? node_local_file(layer) : NULL;
     struct switch_intent what = {.exclusive = t->exclusive,
@@ -49,11 +48,11 @@ record_one(struct transfer *t, struct deletion *d, const char *image,
     }
     d->what = file ? &what : NULL;
     d->number = t->n_deletions++;
-    return deletion_record(t->deletions, image, d);
+    return deletion_record(t->deletions, d);
 }
 
 static int
-record_all(struct transfer *t, struct node *heir, const char *image)
+record_all(struct transfer *t, struct node *heir)
 {
     const struct node *file = node_own_file(heir);
     const struct node *survivor = node_own_file(t->copy.target);
@@ -67,11 +66,11 @@ record_all(struct transfer *t, struct node *heir, const char *image)
     for (unsigned i = 0; i < rel->n_layers; i++) {
         d.total += is_deleted(t, rel->layers[i]);
     }
-    int r = t->keep_name ? record_one(t, &d, image, NULL) : 0;
+    int r = t->keep_name ? record_one(t, &d, NULL) : 0;
 
     for (unsigned i = rel->n_layers; i-- && !r;) {
         r = is_deleted(t, rel->layers[i])
-                ? record_one(t, &d, image, rel->layers[i])
+                ? record_one(t, &d, rel->layers[i])
                 : 0;
     }
     return r;
@@ -91,7 +90,7 @@ merge_record_deletions(struct transfer *t, struct node *heir)
     int r = journal_share(graph_journals(heir->graph), named->filename,
                           &t->deletions);
 
-    r = r ? r : record_all(t, heir, named->filename);
+    r = r ? r : record_all(t, heir);
     if (r) {
         NODE_SAY(heir, info,
                  "%s: what it deletes is not finished after a crash: the "
