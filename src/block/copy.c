@@ -103,22 +103,74 @@ read_source(const struct copy *copy, struct piece *p)
     return r;
 }
 
+/* [off, off + len) of the target reads as data, if only in part. */
+static int
+reads_data(struct node *target, uint64_t off, uint64_t len, bool *ret)
+{
+    uint64_t end = min_u64(off + len, target->size);
+    int r = 0;
+
+    *ret = false;
+    while (off < end && !*ret && !r) {
+        struct extent ext;
+
+        r = chain_status(target, NULL, off, end - off, false, &ext, NULL);
+        *ret = !r && (ext.kind == EXTENT_DATA || ext.kind == EXTENT_ENCODED);
+        off += r ? 0 : ext.len;
+    }
+    return r;
+}
+
+/*
+ * [off, off + len) is the rest of a cluster that a write at @at begins: where
+ * that has no place in the target yet, the driver writes the rest, too.
+ */
+static int
+count_rest(struct piece *p, uint64_t at, uint64_t off, uint64_t len)
+{
+    struct node *target = p->copy->target;
+    struct extent ext;
+    bool is_written = false;
+    int r = len ? node_status(target, at, 1, false, &ext) : 0;
+
+    if (!r && len && ext.kind != EXTENT_DATA) {
+        r = reads_data(target, off, len, &is_written);
+    }
+    p->result->copied += is_written ? len : 0;
+    return r;
+}
+
+static int
+count_rests(struct piece *p, uint64_t off, uint64_t len)
+{
+    uint64_t unit = p->copy->target->cluster_size, end = off + len;
+    uint64_t start = align_down(off, unit);
+    int r = count_rest(p, off, start, off - start);
+
+    return r ? r : count_rest(p, end - 1, end, align_up(end, unit) - end);
+}
+
 static int
 put_zeroes(struct piece *p, uint64_t off, uint64_t len)
 {
+    int r = count_rests(p, off, len);
+
     p->result->zeroed += len;
-    return node_zero(p->copy->target, off, len,
-                     p->copy->flags | REQ_MAY_UNMAP, &p->hold);
+    return r ? r
+             : node_zero(p->copy->target, off, len,
+                         p->copy->flags | REQ_MAY_UNMAP, &p->hold);
 }
 
 static int
 put_data(struct piece *p, uint64_t off, uint64_t len)
 {
     struct iovec iov = {p->data + (off - p->off), len};
+    int r = count_rests(p, off, len);
 
     p->result->copied += len;
-    return node_write(p->copy->target, off, sg_one(&iov), p->copy->flags,
-                      &p->hold);
+    return r ? r
+             : node_write(p->copy->target, off, sg_one(&iov), p->copy->flags,
+                          &p->hold);
 }
 
 static int

@@ -48,7 +48,11 @@ struct copy {
 };
 
 struct copy_result {
-    uint64_t copied, cloned, zeroed, skipped; /* bytes of the target */
+    /*
+     * Bytes of the target.  What was copied includes the rest of clusters that
+     * it did not have yet, unless that reads zero.
+     */
+    uint64_t copied, cloned, zeroed, skipped;
     bool read_failed; /* an error came from the source, not the target */
 };
 

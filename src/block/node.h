@@ -512,6 +512,11 @@ int claim_check(struct node *node, enum claim claim, const char *owner,
  */
 int node_reopen(struct node *node, bool read_only, struct err *err);
 /*
+ * Would node_reopen() make it writable, as far as that can be told without
+ * doing it?  Yields.
+ */
+int node_check_writable(struct node *node, struct err *err);
+/*
  * As node_reopen(), for as long as somebody needs it: the last node_return()
  * makes read-only what the first node_borrow() made writable; where a guest
  * writes to it by then, it stays writable.  A node that was writable before has

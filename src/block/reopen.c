@@ -10,6 +10,7 @@
 #include "block/chain_index.h"
 #include "block/dirty_log.h"
 #include "block/graph_internal.h"
+#include "run/file.h"
 
 static int
 call_driver(struct node *node, bool read_only, struct err *err)
@@ -39,6 +40,81 @@ check_file(const struct node *file, struct err *err)
 
     return ours ? 0
                 : err_set(err, -EACCES, "Node '%s' is read-only", file->name);
+}
+
+/* Does another holder of its file stand against it? */
+static int
+check_claim(struct edge *edge, enum claim claim, struct err *err)
+{
+    enum claim old = edge->claim;
+
+    edge->claim = CLAIM_NONE;
+    int r = claim_check_holders(edge->child, claim, edge->parent->name, err);
+
+    edge->claim = old;
+    return r;
+}
+
+/* Of a file that has a name here: does the system let us write to it? */
+static int
+check_access(const struct node *file, struct err *err)
+{
+    struct file *f;
+
+    if (!file->drv->is_protocol || !file->filename || !file->file_id.ino) {
+        return 0;
+    }
+    if (json_is_true(json_object_get(file->options, "force-share"))) {
+        return err_set(err, -EACCES,
+                       "'%s' was opened with force-share=on, for reading only",
+                       file->filename);
+    }
+    int r = file_open(file->graph->loop, file->filename, FILE_WRITE, &f);
+
+    if (r) {
+        return err_set_errno(err, r, "'%s' cannot be written to",
+                             file->filename);
+    }
+    bool same = f->dev == file->file_id.dev && f->ino == file->file_id.ino;
+
+    file_close(f);
+    return same ? 0
+                : err_set(err, -ESTALE,
+                          "'%s' is no longer the file that was opened: it was "
+                          "replaced meanwhile",
+                          file->filename);
+}
+
+static int
+check_one(struct node *node, struct err *err)
+{
+    struct edge *file = node->file;
+    int r = node_check_active(node, err) ? -EPERM : 0;
+
+    if (r || !node->read_only) {
+        return r;
+    }
+    r = file ? check_file(file->child, err) : check_access(node, err);
+    if (!r && file) {
+        r = check_claim(file, file_claim(node, false), err);
+    }
+    return r;
+}
+
+int
+node_check_writable(struct node *node, struct err *err)
+{
+    struct node *held = node_ref(node);
+    int r = 0;
+
+    while (held) {
+        struct node *file = held->file ? node_ref(held->file->child) : NULL;
+
+        r = r ? r : check_one(held, err);
+        node_unref(held);
+        held = file;
+    }
+    return r;
 }
 
 static int

@@ -69,19 +69,37 @@ take_copy_preset(bool given, enum qmp_copy_mode mode)
 }
 
 int
+take_copy_end(const struct copy_end *end, struct transfer_options *o,
+              struct err *err)
+{
+    bool stays = end->has_finish ? end->finish == QMP_COPY_FINISH_STAY
+                                 : end->is_mirror;
+
+    o->finish = stays ? FINISH_STAY : FINISH_SWITCH;
+    o->wait_for_verb =
+        end->is_mirror || (end->has_auto_complete && !end->auto_complete);
+    return end->is_mirror && end->has_auto_complete && end->auto_complete
+               ? err_set(err, -EINVAL,
+                         "A mirror does not end by itself: 'auto-complete' "
+                         "cannot be true")
+               : 0;
+}
+
+int
 cmd_block_copy(struct control *ctl, const struct args_block_copy *args,
                json_t **ret, struct err *err)
 {
     enum transfer_preset preset = take_copy_preset(args->has_mode, args->mode);
-    bool is_mirror = args->has_mode && args->mode == QMP_COPY_MODE_MIRROR;
-    bool stays = args->has_finish ? args->finish == QMP_COPY_FINISH_STAY
-                                  : is_mirror;
+    const struct copy_end end = {
+        .is_mirror = args->has_mode && args->mode == QMP_COPY_MODE_MIRROR,
+        .has_finish = args->has_finish,
+        .finish = args->finish,
+        .has_auto_complete = args->has_auto_complete,
+        .auto_complete = args->auto_complete,
+    };
     struct transfer_options o = {
         .job_id = args->job_id,
         .copy_mode = take_copy_mode(args->has_copy_mode, args->copy_mode),
-        .finish = stays ? FINISH_STAY : FINISH_SWITCH,
-        .wait_for_verb =
-            is_mirror || (args->has_auto_complete && !args->auto_complete),
         .granularity = args->granularity,
         .upgrade = args->upgrade,
         .on_error = take_on_error(args->has_on_source_error,
@@ -96,10 +114,8 @@ cmd_block_copy(struct control *ctl, const struct args_block_copy *args,
     if (!r) {
         r = check_parameters(preset, args->json, err);
     }
-    if (!r && is_mirror && args->has_auto_complete && args->auto_complete) {
-        r = err_set(err, -EINVAL,
-                    "A mirror does not end by itself: 'auto-complete' cannot "
-                    "be true");
+    if (!r) {
+        r = take_copy_end(&end, &o, err);
     }
     if (!r) {
         r = take_speed(args->speed, &o, err);

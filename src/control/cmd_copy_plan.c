@@ -10,6 +10,7 @@
  * A raw image is as many bytes as were copied.
  */
 #include <errno.h>
+#include <stdlib.h>
 
 #include "base/bytes.h"
 #include "control/transfer_args.h"
@@ -86,6 +87,8 @@ plan_new_image(const struct args_query_copy_plan *args, struct graph *graph,
     if (r) {
         return r;
     }
+    /* It will be a file, which a header can name. */
+    node_show_file(o->target->file->child, "a new image", (struct file_id){0});
     r = plan_transfer(take_copy_preset(args->has_mode, args->mode), o,
                       json_array(), ret, err);
     if (!r && is_raw) { /* a new file is zero */
@@ -97,30 +100,65 @@ plan_new_image(const struct args_query_copy_plan *args, struct graph *graph,
     return r;
 }
 
-int
-cmd_query_copy_plan(struct control *ctl,
-                    const struct args_query_copy_plan *args, json_t **ret,
-                    struct err *err)
+static int
+take_ends(struct control *ctl, const struct args_query_copy_plan *args,
+          struct transfer_options *o, struct err *err)
 {
-    struct transfer_options o = {0};
-    int r = control_find_node(ctl, args->device, true, &o.device, err);
+    int r = control_find_node(ctl, args->device, true, &o->device, err);
 
     if (!r && !args->target == !args->has_format) {
         r = err_set(err, -EINVAL,
                     "Either 'target' or 'format' says where the disk goes");
     }
-    if (!r && args->target) {
-        r = control_find_node(ctl, args->target, true, &o.target, err);
+    return r || !args->target
+               ? r
+               : control_find_node(ctl, args->target, true, &o->target, err);
+}
+
+static int
+plan(struct control *ctl, const struct args_query_copy_plan *args,
+     struct transfer_options *o, json_t **ret, struct err *err)
+{
+    if (o->target) {
+        return plan_transfer(take_copy_preset(args->has_mode, args->mode), o,
+                             json_array(), ret, err);
+    }
+    node_ref(o->device); /* making the image yields */
+    int r = plan_new_image(args, ctl->graph, o, ret, err);
+
+    node_unref(o->device);
+    return r;
+}
+
+int
+cmd_query_copy_plan(struct control *ctl,
+                    const struct args_query_copy_plan *args, json_t **ret,
+                    struct err *err)
+{
+    const struct copy_end end = {
+        .is_mirror = args->has_mode && args->mode == QMP_COPY_MODE_MIRROR,
+        .has_finish = args->has_finish,
+        .finish = args->finish,
+        .has_auto_complete = args->has_auto_complete,
+        .auto_complete = args->auto_complete,
+    };
+    struct transfer_options o = {.granularity = args->granularity,
+                                 .upgrade = args->upgrade};
+    int r = take_ends(ctl, args, &o, err);
+
+    if (!r) {
+        r = check_parameters(take_copy_preset(args->has_mode, args->mode),
+                             args->json, err);
+    }
+    if (!r) {
+        r = take_copy_end(&end, &o, err);
     }
     if (r) {
         return r;
     }
-    if (args->target) {
-        return plan_transfer(take_copy_preset(args->has_mode, args->mode), &o,
-                             json_array(), ret, err);
-    }
-    node_ref(o.device); /* making the image yields */
-    r = plan_new_image(args, ctl->graph, &o, ret, err);
-    node_unref(o.device);
+    take_deletion(args->delete_source, args->exclusive, args->dependents_in,
+                  &o);
+    r = plan(ctl, args, &o, ret, err);
+    free((void *)(uintptr_t)o.dependents_in);
     return r;
 }

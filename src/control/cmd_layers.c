@@ -165,21 +165,41 @@ layers_between(const struct node *top, const struct node *base)
     return list;
 }
 
+static int
+check_backing_file(const struct transfer_options *o, struct err *err)
+{
+    return o->base || !o->backing_file
+               ? 0
+               : err_set(err, -EINVAL, "backing file specified, but streaming "
+                                       "the entire chain");
+}
+
 int
 cmd_query_stream_plan(struct control *ctl,
                       const struct args_query_stream_plan *args, json_t **ret,
                       struct err *err)
 {
     struct stream_range range = {args->base, args->base_node, args->bottom};
-    struct transfer_options o = {0};
+    struct transfer_options o = {.backing_file = args->backing_file,
+                                 .release = args->release,
+                                 .max_extra = args->max_extra,
+                                 .upgrade = args->upgrade};
     int r = find_stream(ctl, args->device, &range, &o.device, &o.base, err);
 
     if (!r) {
+        r = check_backing_file(&o, err);
+    }
+    if (!r) {
         r = claim_check(o.device, CLAIM_FILL, "a stream", err);
     }
-    return r ? r
-             : plan_transfer(PRESET_STREAM, &o,
-                             layers_between(o.device, o.base), ret, err);
+    if (r) {
+        return r;
+    }
+    take_deletion(false, args->exclusive, args->dependents_in, &o);
+    r = plan_transfer(PRESET_STREAM, &o, layers_between(o.device, o.base), ret,
+                      err);
+    free((void *)(uintptr_t)o.dependents_in);
+    return r;
 }
 
 int
@@ -200,9 +220,8 @@ cmd_block_stream(struct control *ctl, const struct args_block_stream *args,
     };
     int r = find_stream(ctl, args->device, &range, &o.device, &o.base, err);
 
-    if (!r && !o.base && args->backing_file) {
-        r = err_set(err, -EINVAL,
-                    "backing file specified, but streaming the entire chain");
+    if (!r) {
+        r = check_backing_file(&o, err);
     }
     if (!r) {
         /* There is no device here whose name could be the default. */
@@ -304,6 +323,15 @@ find_layers(struct control *ctl, const struct args_block_commit *args,
     return !r && o->top == o->base ? into_itself(ctl, args, err) : r;
 }
 
+/* With release it is one: what it is told of a commit alone has no meaning. */
+static void
+as_merge(struct transfer_options *o)
+{
+    o->device = o->top;
+    o->release = true;
+    o->into = MERGE_INTO_SNAPSHOT;
+}
+
 int
 cmd_block_commit(struct control *ctl, const struct args_block_commit *args,
                  json_t **ret, struct err *err)
@@ -328,11 +356,9 @@ cmd_block_commit(struct control *ctl, const struct args_block_commit *args,
         r = check_filter_name(ctl, args->filter_node_name, err);
     }
     if (!r && args->release) {
-        o.device = o.top;
-        o.release = true;
         o.max_extra = args->max_extra;
         o.upgrade = args->upgrade;
-        o.into = MERGE_INTO_SNAPSHOT;
+        as_merge(&o);
         take_deletion(false, args->exclusive, args->dependents_in, &o);
         r = transfer_start(ctl->jobs, PRESET_MERGE, &o, err);
         free((void *)(uintptr_t)o.dependents_in);
@@ -348,8 +374,12 @@ cmd_query_commit_plan(struct control *ctl,
 {
     struct args_block_commit as = {.device = args->device,
                                    .top_node = args->top_node,
-                                   .base_node = args->base_node};
-    struct transfer_options o = {0};
+                                   .top = args->top,
+                                   .base_node = args->base_node,
+                                   .base = args->base};
+    struct transfer_options o = {.backing_file = args->backing_file,
+                                 .max_extra = args->max_extra,
+                                 .upgrade = args->upgrade};
     int r = find_layers(ctl, &as, &o, err);
 
     if (r) {
@@ -358,5 +388,12 @@ cmd_query_commit_plan(struct control *ctl,
     json_t *drops = layers_between(o.top, o.base);
 
     json_array_insert_new(drops, 0, json_string(o.top->name));
-    return plan_transfer(PRESET_COMMIT, &o, drops, ret, err);
+    if (args->release) {
+        as_merge(&o);
+    }
+    take_deletion(false, args->exclusive, args->dependents_in, &o);
+    r = plan_transfer(args->release ? PRESET_MERGE : PRESET_COMMIT, &o, drops,
+                      ret, err);
+    free((void *)(uintptr_t)o.dependents_in);
+    return r;
 }

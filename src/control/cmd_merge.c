@@ -111,6 +111,30 @@ merge_answer(const struct transfer_options *o, enum merge_into into,
     return answer;
 }
 
+static int
+plan_merge(const struct transfer_options *o, json_t **ret, struct err *err)
+{
+    struct transfer_plan plan;
+    enum merge_into into;
+
+    /* The chain may change while it is looked at. */
+    node_ref(o->device);
+    node_ref(o->base);
+    int r = merge_choose(o, &into, &plan, err);
+
+    if (!r && !chain_contains(o->device, o->base)) {
+        r = err_set(err, -EBUSY,
+                    "The chain of node '%s' has changed meanwhile",
+                    o->device->name);
+    }
+    if (!r) {
+        *ret = merge_answer(o, into, &plan);
+    }
+    node_unref(o->base);
+    node_unref(o->device);
+    return r;
+}
+
 int
 cmd_query_merge_plan(struct control *ctl,
                      const struct args_query_merge_plan *args, json_t **ret,
@@ -118,30 +142,18 @@ cmd_query_merge_plan(struct control *ctl,
 {
     struct transfer_options o = {
         .into = take_merge_into(args->has_into, args->into),
-        .release = true,
+        .release = !args->has_release || args->release,
         .max_extra = args->max_extra,
+        .upgrade = args->upgrade,
         .keep_name = args->keep_name,
     };
     int r = find_layers(ctl, args->device, args->snapshot, &o, err);
-    struct transfer_plan plan;
-    enum merge_into into;
 
     if (r) {
         return r;
     }
-    /* The chain may change while it is looked at. */
-    node_ref(o.device);
-    node_ref(o.base);
-    r = merge_choose(&o, &into, &plan, err);
-    if (!r && !chain_contains(o.device, o.base)) {
-        r = err_set(err, -EBUSY,
-                    "The chain of node '%s' has changed meanwhile",
-                    o.device->name);
-    }
-    if (!r) {
-        *ret = merge_answer(&o, into, &plan);
-    }
-    node_unref(o.base);
-    node_unref(o.device);
+    take_deletion(args->delete, args->exclusive, args->dependents_in, &o);
+    r = plan_merge(&o, ret, err);
+    free((void *)(uintptr_t)o.dependents_in);
     return r;
 }

@@ -23,6 +23,13 @@ enum on_error take_on_error(bool given, enum qmp_blockdev_on_error policy,
                             enum on_error otherwise);
 enum copy_mode take_copy_mode(bool given, enum qmp_mirror_copy_mode mode);
 enum transfer_preset take_copy_preset(bool given, enum qmp_copy_mode mode);
+/* How a block-copy ends. */
+struct copy_end {
+    bool is_mirror, has_finish, has_auto_complete, auto_complete;
+    enum qmp_copy_finish finish;
+};
+int take_copy_end(const struct copy_end *end, struct transfer_options *o,
+                  struct err *err);
 enum merge_into take_merge_into(bool given, enum qmp_merge_into into);
 
 /*

@@ -177,6 +177,20 @@ make_writable(struct transfer *t, struct node *overlay, struct err *err)
     return r ? r : transfer_make_writable(t, overlay, err);
 }
 
+static int
+check_writable(struct transfer *t, struct node *overlay, struct err *err)
+{
+    int r = check_overlay(t, overlay, err);
+
+    return r ? r : node_check_writable(overlay, err);
+}
+
+int
+departure_check_overlays(struct transfer *t, struct err *err)
+{
+    return for_each_overlay(t, replaced(t), check_writable, err);
+}
+
 int
 departure_prepare_overlays(struct transfer *t, struct err *err)
 {

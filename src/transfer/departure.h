@@ -31,7 +31,8 @@ int departure_prepare(struct transfer *t, struct err *err);
 int departure_hold_overlays(struct transfer *t, struct err *err);
 /* For the check of the swap; and where the swap failed.  No yield. */
 void departure_free_overlays(struct transfer *t);
-/* Before the switch: these images can be written to. */
+/* Before the switch: these images can be written to; the first only asks. */
+int departure_check_overlays(struct transfer *t, struct err *err);
 int departure_prepare_overlays(struct transfer *t, struct err *err);
 /* After the swap: they name the target, durably. */
 int departure_name_target(struct transfer *t, struct err *err);

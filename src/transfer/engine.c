@@ -151,6 +151,7 @@ copy_and_count(struct worker *w, uint64_t off, uint64_t len, bool *ret_is_read)
     t->report.bytes_zeroed += res.zeroed;
     t->report.bytes_skipped += res.skipped;
     t->epoch_bytes += res.copied + res.cloned;
+    release_grown(t);
     *ret_is_read = res.read_failed;
     return r;
 }
@@ -968,7 +969,9 @@ transfer_new(const struct transfer_recipe *recipe,
     struct transfer *t = xzalloc(sizeof(*t));
 
     t->recipe = recipe;
-    t->owner = xasprintf("job '%s'", options->job_id);
+    t->owner = options->job_id
+                   ? xasprintf("job '%s'", options->job_id)
+                   : xasprintf("a %s", recipe->driver.type); /* a plan */
     t->on_source_error = t->on_target_error = options->on_error;
     t->granularity =
         options->granularity ? options->granularity : DEFAULT_GRANULARITY;
@@ -1089,6 +1092,22 @@ make_read_only(struct transfer *t)
     }
 }
 
+void
+transfer_unclaim(struct transfer *t)
+{
+    departure_free_overlays(t);
+    transfer_thaw(t);
+    if (t->root) {
+        root_free(take_ptr(t->root));
+    }
+    if (t->source_root) {
+        root_free(take_ptr(t->source_root));
+    }
+    while (t->n_between) {
+        root_free(t->between[--t->n_between]);
+    }
+}
+
 static void
 let_go(struct transfer *t, bool success)
 {
@@ -1101,17 +1120,7 @@ let_go(struct transfer *t, bool success)
         end_log(t);
     }
     departure_end(t, false, NULL);
-    departure_free_overlays(t);
-    transfer_thaw(t);
-    if (t->root) {
-        root_free(take_ptr(t->root));
-    }
-    if (t->source_root) {
-        root_free(take_ptr(t->source_root));
-    }
-    while (t->n_between) {
-        root_free(t->between[--t->n_between]);
-    }
+    transfer_unclaim(t);
     make_read_only(t);
     release_fini(&t->release);
     unref(&t->base);

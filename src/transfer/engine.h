@@ -165,6 +165,11 @@ struct transfer *transfer_new(const struct transfer_recipe *recipe,
 /* Frees one that was never launched.  Yields. */
 void transfer_discard(struct transfer *t);
 /*
+ * Gives back what was claimed, and edges that are to stay: of one that is only
+ * planned, and may hold up nobody.
+ */
+void transfer_unclaim(struct transfer *t);
+/*
  * What a recipe asks for before the launch, and what is given back in the end:
  * a claim that stays with its node; edges that stay where they are, from @top
  * down to @bottom (chain_freeze()), until transfer_thaw() or the next freeze,

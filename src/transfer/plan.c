@@ -5,6 +5,12 @@
  * The space is an upper bound: what lies in clusters that the target already
  * holds is written in place, everything else is counted as whole clusters,
  * with the metadata that names them.
+ *
+ * With release, the layers shrink while the target grows.  What they give back
+ * is counted by release's own rule, and late: only once as much more was handed
+ * out as release_extra() says can be on its way.  Handed out in small steps,
+ * each of which remembers what becomes free by it, that is a ring of a few
+ * sums, whatever the size of the disk.
  */
 #include <errno.h>
 
@@ -14,11 +20,60 @@
 /* Bytes of metadata for a new cluster: a mapping and a count, twice that. */
 enum { META_PER_CLUSTER = 32 };
 
+/* Steps in which what can be on its way is handed out. */
+enum { STEPS = 32 };
+
+/* A node's map, looked at in order, an extent at a time. */
+struct look {
+    struct node *node;
+    uint64_t start, end; /* of the extent that was found last */
+    enum extent_kind kind;
+};
+
 /* Clusters that are counted, so that none is counted twice. */
 struct counter {
     uint64_t end; /* of the last one that was looked at */
     uint64_t bytes;
 };
+
+/* A layer that gives back: what lies before @upto was counted. */
+struct giver {
+    struct look look;
+    uint64_t upto;
+};
+
+/* By how much the target may grow before the layers shrink. */
+struct growth {
+    struct look target;
+    struct counter new;
+    /* What of the target is, or will be, held without a gap, as of now. */
+    uint64_t held_start, held_end;
+    struct giver *givers; /* as release.layers */
+    uint64_t step, in_step; /* bytes handed out; 0: nothing is given back */
+    uint64_t later[STEPS + 1]; /* given back, by steps; */
+    unsigned at;               /* the one under way */
+    uint64_t given_back, most;
+};
+
+/* *ret_len: how far what was found at @off goes, at most @len. */
+static int
+look_at(struct look *l, uint64_t off, uint64_t len, uint64_t *ret_len)
+{
+    if (off < l->start || off >= l->end) {
+        struct extent ext;
+        int r = node_status(l->node, off, min_u64(l->node->size - off, GIB),
+                            true, &ext);
+
+        if (r) {
+            return r;
+        }
+        l->start = off;
+        l->end = off + ext.len;
+        l->kind = ext.kind;
+    }
+    *ret_len = min_u64(len, l->end - off);
+    return 0;
+}
 
 static void
 count_clusters(struct counter *c, const struct node *target, uint64_t off,
@@ -36,23 +91,26 @@ count_clusters(struct counter *c, const struct node *target, uint64_t off,
 
 /* A part that is to be written: what of it is not there yet. */
 static int
-count_new(struct counter *c, struct node *target, uint64_t off, uint64_t len)
+count_new(struct growth *g, uint64_t off, uint64_t len)
 {
+    struct node *target = g->target.node;
+
     while (len) {
-        struct extent ext = {.kind = EXTENT_UNALLOCATED, .len = len};
-        int r = off < target->size
-                    ? node_status(target, off,
-                                  min_u64(len, target->size - off), true, &ext)
-                    : 0; /* it will have grown */
+        bool is_there = off < target->size; /* else it will have grown */
+        uint64_t n = len;
+        int r = is_there ? look_at(&g->target, off,
+                                   min_u64(len, target->size - off), &n)
+                         : 0;
 
         if (r) {
             return r;
         }
-        if (ext.kind != EXTENT_DATA) { /* compressed ones are written anew */
-            count_clusters(c, target, off, ext.len);
+        if (!is_there || g->target.kind != EXTENT_DATA) {
+            /* compressed ones are written anew */
+            count_clusters(&g->new, target, off, n);
         }
-        off += ext.len;
-        len -= ext.len;
+        off += n;
+        len -= n;
     }
     return 0;
 }
@@ -69,37 +127,80 @@ metadata_for(const struct node *target, uint64_t bytes)
 }
 
 /*
- * What the layers give back once a part has landed, at least: whole clusters
- * that hold data; compressed ones, whose size is not known, count as nothing.
+ * What a layer has in [off, end) that it has not given back yet: what holds
+ * data; compressed clusters, whose size is not known, count as nothing.
  */
 static int
-count_given_back(struct transfer *t, uint64_t off, uint64_t len,
-                 uint64_t *sum)
+count_given(struct giver *giver, uint64_t off, uint64_t end, uint64_t *sum)
 {
-    for (unsigned i = 0; i < t->release.n_layers; i++) {
-        struct node *layer = t->release.layers[i];
-        uint64_t unit = max_u64(layer->cluster_size, 512);
-        uint64_t at = align_up(off, unit), end = align_down(off + len, unit);
+    off = max_u64(off, giver->upto);
+    while (off < end) {
+        uint64_t n;
+        int r = look_at(&giver->look, off, end - off, &n);
 
-        for (end = min_u64(end, layer->size); at < end;) {
-            struct extent ext;
-            int r = node_status(layer, at, end - at, true, &ext);
-
-            if (r) {
-                return r;
-            }
-            *sum += ext.kind == EXTENT_DATA ? ext.len : 0;
-            at += ext.len;
+        if (r) {
+            return r;
         }
+        *sum += giver->look.kind == EXTENT_DATA ? n : 0;
+        off += n;
+        giver->upto = off;
     }
     return 0;
 }
 
-/* With release, by how much the target may grow before the layers shrink. */
-struct growth {
-    struct counter new;
-    uint64_t given_back, most;
-};
+/* What is held goes as far as that: what do the layers give back by it? */
+static int
+give_back(struct transfer *t, struct growth *g)
+{
+    int r = 0;
+
+    for (unsigned i = 0; g->step && i < t->release.n_layers && !r; i++) {
+        uint64_t off = g->held_start, end = g->held_end;
+
+        release_whole(t->release.layers[i], &off, &end);
+        r = count_given(&g->givers[i], off, end, &g->later[g->at]);
+    }
+    return r;
+}
+
+/* The target holds that part, now or in the end, and so the clusters it is in. */
+static int
+hold(struct transfer *t, struct growth *g, uint64_t off, uint64_t len)
+{
+    const struct node *target = t->copy.target;
+    uint64_t unit = max_u64(target->cluster_size, 512);
+
+    off = align_down(off, unit);
+    if (off > g->held_end) {
+        g->held_start = off;
+    }
+    g->held_end = max_u64(g->held_end,
+                          min_u64(align_up(off + len, unit), target->size));
+    return give_back(t, g);
+}
+
+/* What lies before a missing part, and is not missing. */
+static int
+pass(struct transfer *t, struct growth *g, uint64_t off, uint64_t end)
+{
+    int r = 0;
+
+    if (t->release.side == RELEASE_ABOVE) { /* all that was held goes */
+        g->held_end = end;
+        return give_back(t, g);
+    }
+    end = min_u64(end, t->copy.target->size);
+    while (g->step && off < end && !r) {
+        uint64_t n;
+
+        r = look_at(&g->target, off, end - off, &n);
+        if (!r && g->target.kind != EXTENT_UNALLOCATED) {
+            r = hold(t, g, off, n);
+        }
+        off += r ? 0 : n;
+    }
+    return r;
+}
 
 /*
  * What goes over compressed takes as much as it gives back, which is as unknown:
@@ -114,9 +215,9 @@ count_written(struct transfer *t, struct growth *g, uint64_t off, uint64_t len)
         struct node *layer;
         struct extent ext;
 
-        r = chain_status(t->copy.source, NULL, off, len, true, &ext, &layer);
+        r = chain_status(t->copy.source, NULL, off, len, false, &ext, &layer);
         if (!r && !copy_keeps_encoded(&t->copy, off, &ext, layer)) {
-            r = count_new(&g->new, t->copy.target, off, ext.len);
+            r = count_new(g, off, ext.len);
         }
         off += r ? 0 : ext.len;
         len -= r ? 0 : ext.len;
@@ -124,26 +225,93 @@ count_written(struct transfer *t, struct growth *g, uint64_t off, uint64_t len)
     return r;
 }
 
+/* Of zeroes, the clusters that hold something else, too. */
+static int
+count_zeroed(struct growth *g, uint64_t off, uint64_t len)
+{
+    uint64_t unit = max_u64(g->target.node->cluster_size, 512);
+    uint64_t start = align_up(off, unit), end = align_down(off + len, unit);
+    int r = off < start ? count_new(g, off, min_u64(len, start - off)) : 0;
+
+    return !r && end >= start && end < off + len
+               ? count_new(g, end, off + len - end)
+               : r;
+}
+
+static int
+count_data(struct transfer *t, struct growth *g, uint64_t off, uint64_t len)
+{
+    uint64_t readable = off < t->copy.source->size
+                            ? min_u64(len, t->copy.source->size - off)
+                            : 0;
+    uint64_t counted = t->release.side ? readable : 0;
+    int r = count_written(t, g, off, counted);
+
+    return r ? r : count_new(g, off + counted, len - counted);
+}
+
+/* A step is full: what became free by the one that is longest ago is so now. */
+static void
+next_step(struct growth *g)
+{
+    g->in_step = 0;
+    g->at = (g->at + 1) % ARRAY_LEN(g->later);
+    g->given_back += g->later[g->at];
+    g->later[g->at] = 0;
+}
+
+/* A part of it was handed out: that much is on its way. */
+static int
+hand_out(struct transfer *t, struct growth *g, uint64_t off, uint64_t len)
+{
+    if (g->new.bytes > g->given_back) {
+        g->most = max_u64(g->most, g->new.bytes - g->given_back);
+    }
+    if (!g->step) {
+        return 0;
+    }
+    int r = t->release.side == RELEASE_ABOVE ? pass(t, g, off, off + len)
+                                             : hold(t, g, off, len);
+
+    g->in_step += len;
+    if (g->in_step == g->step) {
+        next_step(g);
+    }
+    coro_relax();
+    return r;
+}
+
 static int
 count_part(struct transfer *t, struct growth *g, const struct missing *m)
 {
-    uint64_t readable = m->off < t->copy.source->size
-                            ? min_u64(m->len, t->copy.source->size - m->off)
-                            : 0;
-    uint64_t counted = t->release.side ? readable : 0;
-    int r = count_written(t, g, m->off, counted);
+    uint64_t off = m->off, end = m->off + m->len;
+    int r = m->zero ? count_zeroed(g, off, m->len) : 0;
 
-    r = r ? r
-          : count_new(&g->new, t->copy.target, m->off + counted,
-                      m->len - counted);
+    while (off < end && !r) {
+        uint64_t len = end - off;
 
-    if (!r && t->release.side) {
-        r = count_given_back(t, m->off, m->len, &g->given_back);
-        if (g->new.bytes > g->given_back) {
-            g->most = max_u64(g->most, g->new.bytes - g->given_back);
+        if (g->step) {
+            len = min_u64(len, g->step - g->in_step);
         }
+        r = m->zero ? 0 : count_data(t, g, off, len);
+        r = r ? r : hand_out(t, g, off, len);
+        off += len;
     }
     return r;
+}
+
+static void
+growth_init(struct growth *g, struct transfer *t)
+{
+    uint64_t extra = t->release.side ? release_extra(t) : UINT64_MAX;
+
+    *g = (struct growth){.target = {.node = t->copy.target}};
+    /* On another file system it is of no use. */
+    g->step = extra == UINT64_MAX ? 0 : div_up(extra, STEPS);
+    g->givers = xzalloc((t->release.n_layers + 1) * sizeof(*g->givers));
+    for (unsigned i = 0; i < t->release.n_layers; i++) {
+        g->givers[i].look.node = t->release.layers[i];
+    }
 }
 
 /* The journal, and what lies beside other images. */
@@ -155,37 +323,49 @@ side_files(const struct transfer *t)
                : 0;
 }
 
+/* Over all that is missing, in order. */
+static int
+walk(struct transfer *t, transfer_next *next, struct growth *g,
+     struct transfer_plan *plan)
+{
+    const struct node *target = t->copy.target;
+    uint64_t size = t->shadowed ? max_u64(target->size, t->copy.source->size)
+                                : target->size;
+    struct missing m = {0};
+    int r = 0;
+
+    growth_init(g, t);
+    for (uint64_t off = 0; off < size && !r; off = m.off + m.len) {
+        r = transfer_look(t, next, off, size - off, &m);
+        if (!r) {
+            r = pass(t, g, off, m.off);
+        }
+        if (!r && m.len) {
+            r = count_part(t, g, &m);
+        }
+        plan->bytes_to_copy += m.zero ? 0 : m.len;
+        plan->bytes_to_zero += m.zero ? m.len : 0;
+        coro_relax();
+    }
+    free(take_ptr(g->givers));
+    return r;
+}
+
 int
 transfer_measure(struct transfer *t, transfer_next *next,
                  struct transfer_plan *ret, struct err *err)
 {
     struct transfer_plan plan = {0};
     struct node *target = t->copy.target;
-    struct growth growth = {0};
-    struct missing m;
-    uint64_t size = t->shadowed ? max_u64(target->size, t->copy.source->size)
-                                : target->size;
+    struct growth growth;
+    int r = walk(t, next, &growth, &plan);
 
-    for (uint64_t off = 0; off < size; off = m.off + m.len) {
-        int r = transfer_look(t, next, off, size - off, &m);
-
-        if (!r && m.len && !m.zero) {
-            r = count_part(t, &growth, &m);
-        }
-        if (r) {
-            return err_set_errno(err, r, "Reading the map of '%s' failed",
-                                 target->name);
-        }
-        plan.bytes_to_copy += m.zero ? 0 : m.len;
-        plan.bytes_to_zero += m.zero ? m.len : 0;
-        coro_relax();
+    if (r) {
+        return err_set_errno(err, r, "Reading the map of '%s' failed",
+                             target->name);
     }
-    plan.space_needed = growth.new.bytes;
-    if (t->release.side && release_extra(t) != UINT64_MAX) {
-        plan.space_needed = min_u64(plan.space_needed,
-                                    growth.most + release_extra(t));
-    }
-    plan.space_needed += metadata_for(target, growth.new.bytes) + side_files(t);
+    plan.space_needed = growth.most + metadata_for(target, growth.new.bytes) +
+                        side_files(t);
     if (node_free_space(target, &plan.space_free)) {
         plan.space_free = UINT64_MAX;
     }

@@ -13,7 +13,7 @@ static const struct {
     plan_fn *plan;
 } presets[] = {
     [PRESET_STREAM] = {stream_start, stream_plan},
-    [PRESET_PRE_COPY] = {copy_start, mirror_plan},
+    [PRESET_PRE_COPY] = {copy_start, copy_plan},
     [PRESET_POST_COPY] = {post_copy_start, post_copy_plan},
     [PRESET_HYBRID] = {hybrid_start, hybrid_plan},
     [PRESET_MIRROR] = {mirror_start, mirror_plan},

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "block/edit.h"
+#include "journal/journal.h"
 #include "transfer/engine.h"
 
 #define DEFAULT_MAX_EXTRA (4 * MIB)
@@ -59,14 +60,34 @@ bytes_taken(struct transfer *t)
     return sum;
 }
 
+/* The job's own, beside the images that it writes to. */
+static uint64_t
+journal_bytes(const struct transfer *t)
+{
+    return ((t->journal ? 1ULL : 0) + t->n_of_layers) * JOURNAL_SIZE;
+}
+
 /* Most is taken right before something is given back. */
 static void
 see_peak(struct transfer *t)
 {
-    uint64_t now = bytes_taken(t), start = t->release.at_start;
+    t->release.seen_at = t->report.bytes_moved; /* what follows is not in it */
+    uint64_t now = bytes_taken(t) + journal_bytes(t);
+    uint64_t start = t->release.at_start;
 
     t->report.peak_extra =
         max_u64(t->report.peak_extra, now > start ? now - start : 0);
+}
+
+void
+release_grown(struct transfer *t)
+{
+    const struct release *rel = &t->release;
+
+    if (rel->side &&
+        t->report.bytes_moved - rel->seen_at >= rel->max_extra / 8) {
+        see_peak(t);
+    }
 }
 
 void
@@ -259,10 +280,11 @@ unallocate(struct transfer *t, struct node *layer, struct run *run,
 
 /* What was taken away is gone durably, and its blocks are free. */
 static int
-give_back(struct node *layer)
+give_back(struct transfer *t, struct node *layer)
 {
     int r = node_flush(layer);
 
+    see_peak(t);
     return !r && layer->drv->free_now ? layer->drv->free_now(layer) : r;
 }
 
@@ -280,7 +302,7 @@ unallocate_runs(struct transfer *t, struct runs *runs)
             r = unallocate(t, layer, &runs->run[k], &changed);
         }
         if (!r && changed) {
-            r = give_back(layer);
+            r = give_back(t, layer);
         }
     }
     return r;
@@ -332,6 +354,7 @@ release_above(struct transfer *t, uint64_t off, uint64_t end)
         clean = !dirty_set_any(&t->track.missing, off, end - off) &&
                 !t->track.late;
         if (clean) {
+            see_peak(t);
             r = unallocate_runs(t, &runs);
         }
         unlock_runs(t, &runs);
@@ -360,15 +383,23 @@ find_hidden(struct transfer *t, uint64_t off, uint64_t end, struct runs *ret)
     return 0;
 }
 
+void
+release_whole(const struct node *layer, uint64_t *off, uint64_t *end)
+{
+    uint64_t unit = max_u64(layer->cluster_size, layer->limits.min_align);
+
+    *off = align_up(*off, unit);
+    *end = *end >= layer->size ? layer->size : align_down(*end, unit);
+}
+
 /* Of a layer below: its clusters in a run that the target hides. */
 static int
 release_layer_below(struct transfer *t, struct node *layer,
                     const struct run *run, bool *ret_changed)
 {
-    uint64_t unit = max_u64(layer->cluster_size, layer->limits.min_align);
-    uint64_t off = align_up(run->off, unit), end = run->off + run->len;
+    uint64_t off = run->off, end = run->off + run->len;
 
-    end = end >= layer->size ? layer->size : align_down(end, unit);
+    release_whole(layer, &off, &end);
     while (off < end) {
         struct extent ext;
         int r = node_status(layer, off, end - off, true, &ext);
@@ -418,6 +449,7 @@ release_below(struct transfer *t, uint64_t off, uint64_t end)
     if (!r) {
         r = wait_for_readers(t);
     }
+    see_peak(t);
     for (unsigned i = 0; i < t->release.n_layers && !r; i++) {
         struct node *layer = t->release.layers[i];
         bool changed = false;
@@ -426,7 +458,7 @@ release_below(struct transfer *t, uint64_t off, uint64_t end)
             r = release_layer_below(t, layer, &hidden.run[k], &changed);
         }
         if (!r && changed) {
-            r = give_back(layer);
+            r = give_back(t, layer);
         }
     }
     free(hidden.run);
@@ -448,7 +480,6 @@ release_epoch(struct transfer *t, uint64_t passed)
     uint64_t end = passed >= size ? size : align_down(passed, rel->unit);
     int r;
 
-    see_peak(t);
     do {
         r = rel->side == RELEASE_ABOVE ? release_above(t, rel->upto, end)
                                        : release_below(t, rel->upto, end);

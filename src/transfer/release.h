@@ -32,7 +32,8 @@ struct release {
     uint64_t unit;         /* the largest of their clusters, a dirty block */
     uint64_t upto;         /* what lies before has been given back */
     uint64_t handed_out;   /* bytes, since the last epoch closed */
-    uint64_t at_start; /* bytes that all images took */
+    uint64_t at_start;     /* bytes that all images took */
+    uint64_t seen_at;      /* bytes moved when that was looked at last */
     uint64_t own_seen;     /* tap.own_begun when nothing was held any more */
 };
 
@@ -52,7 +53,17 @@ void release_begin(struct transfer *t);
  * is given back is of no use to the target: another file system.  No yield.
  */
 uint64_t release_extra(const struct transfer *t);
+/*
+ * What a layer gives back of a run that is hidden, or has landed: the clusters
+ * of its own that lie in it as a whole.  Does not yield.
+ */
+void release_whole(const struct node *layer, uint64_t *off, uint64_t *end);
 void release_fini(struct release *release);
+/*
+ * A piece was written: after a part of max-extra, looks at what the images take
+ * by now.  Yields.
+ */
+void release_grown(struct transfer *t);
 /* May another piece be handed out?  Else an epoch is to end first; no yield. */
 bool release_has_room(const struct transfer *t);
 /* Would an epoch that ends at @passed be worth it?  Does not yield. */

@@ -138,6 +138,8 @@ int mirror_plan(const struct transfer_options *options,
 /* The same as a job of type `copy`; @target may be shorter: it grows. */
 int copy_start(struct jobs *jobs, const struct transfer_options *options,
                struct err *err);
+int copy_plan(const struct transfer_options *options,
+              struct transfer_plan *ret, struct err *err);
 /*
  * Post-copy (S2): the disk goes on on @target at once, an empty image that
  * gets @device as its backing file, and is filled from it; then it names no

@@ -976,6 +976,90 @@ def what_cannot_be_is_refused():
     assert info["virtual-size"] == 512, info
 
 
+def folder_state():
+    state = {}
+    for name in sorted(os.listdir(".")):
+        if os.path.isfile(name):
+            with open(name, "rb") as f:
+                state[name] = (f.read(), os.stat(name).st_mtime_ns)
+    return state
+
+
+def said(qmp, command, **arguments):
+    try:
+        return qmp.cmd(command, device="top", target="target", **arguments)
+    except QmpError as e:
+        return e.desc
+
+
+def in_the_way_of_a_copy():
+    """How the disk and its target are, what is asked for, what is said."""
+    def over_top():
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "top", "-F",
+            "qcow2", "other", str(SIZE))
+        return make_target("qcow2")
+
+    def of_version_2():
+        node = make_target("qcow2")
+        run("qemu-img", "amend", "-f", "qcow2", "-o", "compat=0.10", "target")
+        return node
+
+    def longer():
+        node = make_target("qcow2")
+        run("qemu-img", "resize", "-q", "-f", "qcow2", "target", str(2 * SIZE))
+        return node
+
+    for mode in ("pre-copy", "post-copy", "hybrid"):
+        yield over_top, {"mode": mode, "delete_source": True}, "be deleted"
+    yield of_version_2, {}, "is of version 2"
+    for mode in ("pre-copy", "post-copy", "hybrid", "mirror"):
+        yield longer, {"mode": mode}, "different sizes"
+    yield (lambda: make_target("raw")), {"mode": "post-copy"}, "cannot name"
+    yield (lambda: make_target("raw")), {"granularity": 5}, "granularity"
+    yield (lambda: make_target("raw")), {"mode": "mirror",
+                                         "auto_complete": True}, "by itself"
+
+
+def a_plan_refuses_what_the_copy_would():
+    """In the same words; and neither changes anything."""
+    for target, arguments, text in in_the_way_of_a_copy():
+        make_disk()
+        node = target()
+        with daemon() as d:
+            qmp = d.qmp()
+            add_node(qmp, node)
+            before = folder_state()
+            plan = said(qmp, "query-copy-plan", **arguments)
+            assert text in plan, (plan, text)
+            assert folder_state() == before, arguments
+            copied = said(qmp, "block-copy", job_id="j", **arguments)
+            assert copied == plan, (copied, plan)
+            d.stop()
+        for name in os.listdir("."):
+            os.unlink(name)
+
+
+def a_plan_changes_nothing():
+    for mode in ("pre-copy", "post-copy", "hybrid", "mirror"):
+        make_disk()
+        with daemon() as d:
+            qmp = d.qmp()
+            add_node(qmp, make_target("qcow2"))
+            more = {} if mode == "mirror" else {"delete_source": True}
+            before = folder_state()
+            for _ in range(2):
+                plan = said(qmp, "query-copy-plan", mode=mode, **more)
+                assert plan["bytes-to-copy"] == 9 * MIB, (mode, plan)
+            new = qmp.cmd("query-copy-plan", device="top", format="qcow2",
+                          mode=mode, **more)
+            assert new["bytes-to-copy"] == 9 * MIB, (mode, new)
+            assert folder_state() == before
+            assert said(qmp, "block-copy", job_id="j", mode=mode, **more) == {}
+            d.stop()
+        for name in os.listdir("."):
+            os.unlink(name)
+
+
 def the_preset_that_says_only_copy():
     make_disk()
     with daemon() as d:
@@ -1018,4 +1102,5 @@ if __name__ == "__main__":
           a_target_of_version_2_becomes_3_where_that_is_allowed,
           a_copy_that_cannot_end_does_not_begin,
           a_full_target_pauses_the_copy_and_not_the_guest,
+          a_plan_refuses_what_the_copy_would, a_plan_changes_nothing,
           what_cannot_be_is_refused, the_preset_that_says_only_copy])

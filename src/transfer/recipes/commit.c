@@ -141,47 +141,59 @@ sink_claim(struct transfer *t, const struct transfer_options *o,
     return r;
 }
 
-int
-sink_match_size(const struct transfer_options *o, struct err *err)
+/* Grown, the base shows nothing new. */
+static int
+check_size(const struct transfer_options *o, struct err *err)
 {
-    struct node *top = o->top, *base = o->base;
+    const struct node *top = o->top, *base = o->base;
 
-    if (base->size >= top->size) {
-        return 0;
-    }
-    if (base->backing && base->backing->child->size > base->size) {
+    if (base->size < top->size && base->backing &&
+        base->backing->child->size > base->size) {
         return err_set(err, -ENOTSUP,
                        "The base '%s' is shorter than the top '%s' and than "
                        "its own backing file",
                        base->name, top->name);
     }
-    return node_truncate(base, top->size, err);
+    return 0;
+}
+
+/* The base holds all that the top reads as. */
+static int
+match_base(struct transfer *t, const struct transfer_options *o,
+           struct err *err)
+{
+    int r = transfer_make_writable(t, o->base, err);
+
+    return r || o->base->size >= o->top->size
+               ? r
+               : node_truncate(o->base, o->top->size, err);
 }
 
 /* In this order: what is claimed stays while the rest yields. */
 static int
-prepare(struct transfer *t, const struct transfer_options *o, struct err *err)
+prepare(struct transfer *t, const struct transfer_options *o, bool only_look,
+        struct err *err)
 {
     int r = sink_claim(t, o, err);
 
     if (!r) {
         r = transfer_freeze(t, t->overlay ? t->overlay : o->top, o->base, err);
     }
-    if (!r) {
-        r = transfer_make_writable(t, o->base, err);
+    if (only_look) {
+        transfer_unclaim(t);
     }
-    return r ? r : sink_match_size(o, err);
+    r = r ? r : check_size(o, err);
+    r = r ? r : node_check_writable(o->base, err);
+    return r || only_look ? r : match_base(t, o, err);
 }
 
-int
-commit_start(struct jobs *jobs, const struct transfer_options *o,
-             struct err *err)
+/* @only_look: for a plan; nothing is changed or kept claimed. */
+static int
+make(const struct transfer_options *o, bool only_look, struct transfer **ret,
+     struct err *err)
 {
-    int r = job_check_id(jobs, o->job_id, err);
+    int r = check(o, err);
 
-    if (!r) {
-        r = check(o, err);
-    }
     if (!r) {
         r = check_other_jobs(o->top, CLAIM_READ, err);
     }
@@ -195,18 +207,38 @@ commit_start(struct jobs *jobs, const struct transfer_options *o,
     struct transfer *t = transfer_new(overlay ? &below : &active, o);
 
     t->overlay = overlay ? node_ref(overlay) : NULL;
-    r = prepare(t, o, err);
+    r = prepare(t, o, only_look, err);
+    if (!r && only_look) {
+        r = check(o, err); /* it has yielded */
+    }
     if (r) {
         transfer_discard(t);
         return r;
     }
+    *ret = t;
+    return 0;
+}
+
+int
+commit_start(struct jobs *jobs, const struct transfer_options *o,
+             struct err *err)
+{
+    struct transfer *t;
+    int r = job_check_id(jobs, o->job_id, err);
+
+    r = r ? r : make(o, false, &t, err);
+    if (r) {
+        return r;
+    }
+    bool is_active = !t->overlay;
+
     t->copy = (struct copy){
         .source = o->top, .target = o->base, .flags = REQ_BACKGROUND};
     t->shadowed = true;
     t->guest = o->device;
     t->sync = SYNC_TOP;
-    t->tracked = !overlay;
-    t->wait_for_verb = !overlay && o->wait_for_verb;
+    t->tracked = is_active;
+    t->wait_for_verb = is_active && o->wait_for_verb;
     t->finish = o->finish;
     t->copy_mode = o->copy_mode;
     t->on_target_error = o->on_target_error;
@@ -239,7 +271,12 @@ int
 commit_plan(const struct transfer_options *o, struct transfer_plan *ret,
             struct err *err)
 {
-    int r = check(o, err);
+    struct transfer *t;
+    int r = make(o, true, &t, err);
 
-    return r ? r : sink_measure(o, ret, err);
+    if (r) {
+        return r;
+    }
+    transfer_discard(t);
+    return sink_measure(o, ret, err);
 }

@@ -241,11 +241,11 @@ static const struct transfer_recipe recipe = {
     .begin = mark_target,
 };
 
-int
-hybrid_start(struct jobs *jobs, const struct transfer_options *o,
-             struct err *err)
+/* @only_look: for a plan. */
+static int
+make(const struct transfer_options *o, bool only_look, struct transfer **ret,
+     struct err *err)
 {
-    struct transfer *t;
     int r = check_overlay_target(o, err);
 
     if (!r && !o->target->drv->unallocate) {
@@ -253,19 +253,33 @@ hybrid_start(struct jobs *jobs, const struct transfer_options *o,
                     "The format of the target '%s' cannot unallocate",
                     o->target->name);
     }
-    if (!r) {
-        r = mirror_make(jobs, &recipe, o, &t, err);
-    }
+    r = r ? r : mirror_make(&recipe, o, only_look, ret, err);
     if (r) {
         return r;
     }
     /* Yields: another job could have moved the disk, were it not claimed. */
     r = o->resumed ? 0 : check_empty(o->target, err);
     if (!r) {
-        r = transfer_freeze(t, o->device, NULL, err);
+        r = transfer_freeze(*ret, o->device, NULL, err);
+    }
+    if (only_look) {
+        transfer_unclaim(*ret);
     }
     if (r) {
-        transfer_discard(t);
+        transfer_discard(*ret);
+    }
+    return r;
+}
+
+int
+hybrid_start(struct jobs *jobs, const struct transfer_options *o,
+             struct err *err)
+{
+    struct transfer *t;
+    int r = job_check_id(jobs, o->job_id, err);
+
+    r = r ? r : make(o, false, &t, err);
+    if (r) {
         return r;
     }
     t->hybrid = t->wait_for_verb = true;
@@ -277,10 +291,13 @@ int
 hybrid_plan(const struct transfer_options *o, struct transfer_plan *ret,
             struct err *err)
 {
-    int r = check_overlay_target(o, err);
+    struct transfer *t;
+    int r = make(o, true, &t, err);
 
-    if (!r) {
-        r = check_empty(o->target, err);
+    if (r) {
+        return r;
     }
-    return r ? r : mirror_plan(o, ret, err);
+    r = transfer_measure(t, hybrid_next, ret, err);
+    transfer_discard(t);
+    return r;
 }

@@ -18,7 +18,6 @@
  */
 #include <errno.h>
 
-#include "block/dependents.h"
 #include "block/edit.h"
 #include "block/resize.h"
 #include "transfer/pivot.h"
@@ -27,36 +26,6 @@
 #include "transfer/resume.h"
 
 enum { RETRY_MS = 5 };
-
-int
-check_dependents(struct node *top, struct node *bottom,
-                 const struct transfer_options *o, struct err *err)
-{
-    const struct dependents_search how = {
-        .folders = o->dependents_in,
-        .n_folders = o->n_dependents_in,
-        .stays = true,
-        .exclusive = o->exclusive,
-    };
-
-    return dependents_check_below(top, bottom, &how, err);
-}
-
-int
-check_versions(struct node *top, struct node *bottom, bool may_upgrade,
-               struct err *err)
-{
-    int r = 0;
-
-    for (struct node *n = top; n && !r;
-         n = n->backing ? n->backing->child : NULL) {
-        r = n->drv->ensure_mark ? n->drv->ensure_mark(n, may_upgrade, err) : 0;
-        if (n == bottom) {
-            break;
-        }
-    }
-    return r;
-}
 
 /* Asked right before the swap: is all of the disk in the snapshot? */
 static int
@@ -285,21 +254,6 @@ check_into_snapshot(const struct transfer_options *o, struct err *err)
     return 0;
 }
 
-static int
-make_writable(struct transfer *t, const struct transfer_options *o,
-              struct err *err)
-{
-    int r = 0;
-
-    for (struct node *n = o->device; !r; n = n->backing->child) {
-        r = transfer_make_writable(t, n, err);
-        if (n == o->base) {
-            break;
-        }
-    }
-    return r;
-}
-
 /* What a map in memory says from here on, the file says, too. */
 static int
 flush_layers(const struct transfer_options *o, struct err *err)
@@ -316,86 +270,117 @@ flush_layers(const struct transfer_options *o, struct err *err)
     return r;
 }
 
-/* In this order: what is claimed stays while the rest yields. */
+static struct layers
+layers_of(const struct transfer_options *o)
+{
+    return (struct layers){.top = o->device,
+                           .last = o->base,
+                           .overlay = find_overlay(o->device),
+                           .sinks = true};
+}
+
+/* What is claimed stays while the rest yields. */
 static int
-prepare(struct transfer *t, const struct transfer_options *o, struct err *err)
+claim(struct transfer *t, const struct transfer_options *o, struct err *err)
 {
     int r = sink_claim(t, o, err);
 
     if (!r) {
         r = transfer_claim_more(t, o->device, CLAIM_FILL, err);
     }
-    if (!r) {
-        r = transfer_freeze(t, t->overlay ? t->overlay : o->device, o->base,
-                            err);
-    }
-    if (!r) {
-        r = check_dependents(o->device, o->base->backing
-                                            ? o->base->backing->child
-                                            : NULL,
-                             o, err);
-    }
-    if (!r) {
-        r = make_writable(t, o, err);
-    }
-    if (!r) {
-        r = check_versions(o->device, o->base, o->upgrade, err);
-    }
-    return r ? r : flush_layers(o, err);
+    return r ? r
+             : transfer_freeze(t, t->overlay ? t->overlay : o->device, o->base,
+                               err);
 }
 
 static int
-start_into_snapshot(struct jobs *jobs, const struct transfer_options *given,
-                    struct err *err)
+check_other_work(const struct transfer_options *o, struct err *err)
+{
+    int r = check_other_jobs(o->device, CLAIM_READ, err);
+
+    if (!r) {
+        r = check_other_jobs(o->device, CLAIM_FILL, err);
+    }
+    return r ? r : check_not_resizing(o->base, err);
+}
+
+/* @only_look: for a plan; nothing is changed or kept claimed. */
+static int
+sink_make(const struct transfer_options *given, bool only_look,
+          struct transfer **ret, struct err *err)
 {
     struct transfer_options o = *given;
     int r = check_into_snapshot(&o, err); /* it may yield */
-    struct node *overlay = find_overlay(o.device);
+    struct layers layers = layers_of(&o);
 
-    if (!r) {
-        r = check_other_jobs(o.device, CLAIM_READ, err);
-    }
-    if (!r) {
-        r = check_other_jobs(o.device, CLAIM_FILL, err);
-    }
-    if (!r) {
-        r = check_not_resizing(o.base, err);
-    }
+    r = r ? r : check_other_work(&o, err);
     if (r) {
         return r;
     }
     struct transfer *t = transfer_new(&into_snapshot, &o);
+    struct node *overlay = find_overlay(o.device);
 
     o.top = o.device;
     t->overlay = overlay ? node_ref(overlay) : NULL;
-    r = prepare(t, &o, err);
+    r = claim(t, &o, err);
+    if (only_look) {
+        transfer_unclaim(t);
+    }
+    r = r ? r : check_layers(&layers, &o, err);
+    if (!r && only_look) {
+        r = check(&o, err); /* it has yielded */
+    } else if (!r) {
+        r = open_layers(t, &layers, &o, err);
+        r = r ? r : flush_layers(&o, err);
+    }
     if (r) {
         transfer_discard(t);
         return r;
     }
+    *ret = t;
+    return 0;
+}
+
+static int
+start_into_snapshot(struct jobs *jobs, const struct transfer_options *o,
+                    struct err *err)
+{
+    struct transfer *t;
+    int r = sink_make(o, false, &t, err);
+
+    if (r) {
+        return r;
+    }
     t->copy = (struct copy){
-        .source = o.device, .target = o.base, .flags = REQ_BACKGROUND};
+        .source = o->device, .target = o->base, .flags = REQ_BACKGROUND};
     t->shadowed = true;
-    t->guest = o.device;
+    t->guest = o->device;
     t->sync = SYNC_TOP;
     t->tracked = t->sinks = true;
     t->copy_mode = COPY_MODE_FORWARD;
-    release_init(t, RELEASE_ABOVE, o.device, o.base);
-    transfer_launch(t, jobs, &o);
+    release_init(t, RELEASE_ABOVE, o->device, o->base);
+    transfer_launch(t, jobs, o);
     return 0;
+}
+
+/* What lies below the snapshot stays below the overlay. */
+static struct transfer_options
+as_stream(const struct transfer_options *given)
+{
+    struct transfer_options o = *given;
+
+    o.base = o.base->backing ? o.base->backing->child : NULL;
+    o.keep_name = false; /* it has it */
+    return o;
 }
 
 static int
 start_into_overlay(struct jobs *jobs, const struct transfer_options *given,
                    struct err *err)
 {
-    struct transfer_options o = *given;
+    struct transfer_options o = as_stream(given);
     struct transfer *t;
-
-    o.base = o.base->backing ? o.base->backing->child : NULL;
-    o.release = true;
-    o.keep_name = false; /* it has it */
-    int r = stream_make(jobs, &into_overlay, &o, &t, err);
+    int r = stream_make(&into_overlay, &o, false, &t, err);
 
     if (!r) {
         transfer_launch(t, jobs, &o);
@@ -403,24 +388,70 @@ start_into_overlay(struct jobs *jobs, const struct transfer_options *given,
     return r;
 }
 
+/* Without a release it is what it then comes to, a commit. */
+static int
+check_plain_sink(const struct transfer_options *o, struct err *err)
+{
+    struct layers layers = layers_of(o);
+    int r = check_dependents(&layers, o, err);
+
+    return r ? r : check(o, err); /* it has yielded */
+}
+
+static int
+plan_into_snapshot(const struct transfer_options *given,
+                   struct transfer_plan *ret, struct err *err)
+{
+    struct transfer_options o = *given;
+    struct transfer *t;
+
+    o.top = o.device;
+    if (!o.release) {
+        int r = check_plain_sink(&o, err);
+
+        return r ? r : commit_plan(&o, ret, err);
+    }
+    int r = sink_make(given, true, &t, err);
+
+    if (r) {
+        return r;
+    }
+    transfer_discard(t);
+    return sink_measure(&o, ret, err);
+}
+
+static int
+plan_into_overlay(const struct transfer_options *given,
+                  struct transfer_plan *ret, struct err *err)
+{
+    struct transfer_options o = as_stream(given);
+
+    return o.release ? stream_measure(&into_overlay, &o, ret, err)
+                     : stream_plan(&o, ret, err);
+}
+
+static int
+check_arguments(const struct transfer_options *o, struct err *err)
+{
+    const char *found = o->release         ? NULL
+                        : o->delete_source ? "delete"
+                        : o->keep_name     ? "keep-name"
+                        : o->max_extra     ? "max-extra"
+                                           : NULL;
+
+    return found ? err_set(err, -EINVAL, "'%s' needs 'release'", found) : 0;
+}
+
 /* The plan of either direction. */
 static int
 plan_into(const struct transfer_options *o, enum merge_into into,
           struct transfer_plan *ret, struct err *err)
 {
-    struct transfer_options plan = *o;
     int r = check(o, err); /* again: it may have been planned before */
 
-    if (r) {
-        return r;
-    }
-    if (into == MERGE_INTO_SNAPSHOT) {
-        r = check_into_snapshot(o, err);
-        plan.top = o->device;
-        return r ? r : sink_measure(&plan, ret, err);
-    }
-    plan.base = o->base->backing ? o->base->backing->child : NULL;
-    return stream_plan(&plan, ret, err);
+    return r                            ? r
+           : into == MERGE_INTO_SNAPSHOT ? plan_into_snapshot(o, ret, err)
+                                         : plan_into_overlay(o, ret, err);
 }
 
 /* Where one direction cannot be gone, it is the other. */
@@ -429,15 +460,15 @@ choose_cheaper(const struct transfer_options *o, enum merge_into *ret,
                struct transfer_plan *ret_plan, struct err *err)
 {
     struct transfer_plan down;
-    auto_err no = ERR_INIT;
-    int r = plan_into(o, MERGE_INTO_OVERLAY, ret_plan, err);
+    auto_err no = ERR_INIT, neither = ERR_INIT;
+    int up = plan_into(o, MERGE_INTO_OVERLAY, ret_plan, &neither);
+    int r = plan_into(o, MERGE_INTO_SNAPSHOT, &down, &no);
 
-    if (r) {
-        return r;
+    if (up && r) {
+        return err_propagate(err, &neither);
     }
     *ret = MERGE_INTO_OVERLAY;
-    if (!plan_into(o, MERGE_INTO_SNAPSHOT, &down, &no) &&
-        down.bytes_to_copy <= ret_plan->bytes_to_copy) {
+    if (!r && (up || down.bytes_to_copy <= ret_plan->bytes_to_copy)) {
         *ret = MERGE_INTO_SNAPSHOT;
         *ret_plan = down;
     }
@@ -451,8 +482,12 @@ merge_choose(const struct transfer_options *o, enum merge_into *ret,
     node_ref(o->device);
     node_ref(o->base);
     *ret = o->into;
-    int r = o->into == MERGE_INTO_AUTO ? choose_cheaper(o, ret, ret_plan, err)
+    int r = check_arguments(o, err);
+
+    if (!r) {
+        r = o->into == MERGE_INTO_AUTO ? choose_cheaper(o, ret, ret_plan, err)
                                        : plan_into(o, o->into, ret_plan, err);
+    }
 
     node_unref(o->base);
     node_unref(o->device);
@@ -467,14 +502,12 @@ start_plain(struct jobs *jobs, const struct transfer_options *given,
     struct transfer_options o = *given;
 
     if (into == MERGE_INTO_SNAPSHOT) {
-        int r = check_dependents(
-            o.device, o.base->backing ? o.base->backing->child : NULL, &o, err);
+        int r = check_plain_sink(&o, err);
 
-        r = r ? r : check(&o, err); /* it has yielded */
         o.top = o.device;
         return r ? r : commit_start(jobs, &o, err);
     }
-    o.base = o.base->backing ? o.base->backing->child : NULL;
+    o = as_stream(given);
     return stream_start(jobs, &o, err);
 }
 
@@ -504,16 +537,10 @@ start(struct jobs *jobs, const struct transfer_options *given, struct err *err)
     }
     r = job_check_id(jobs, o.job_id, err);
     if (!r) {
+        r = check_arguments(&o, err);
+    }
+    if (!r) {
         r = choose(given, &o.into, err);
-    }
-    if (!r && !o.release && o.delete_source) {
-        r = err_set(err, -EINVAL, "'delete' needs 'release'");
-    }
-    if (!r && !o.release && o.keep_name) {
-        r = err_set(err, -EINVAL, "'keep-name' needs 'release'");
-    }
-    if (!r && !o.release && o.max_extra) {
-        r = err_set(err, -EINVAL, "'max-extra' needs 'release'");
     }
     if (r) {
         return r;

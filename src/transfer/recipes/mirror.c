@@ -183,7 +183,7 @@ static const struct transfer_recipe mirror = RECIPE("mirror");
 static const struct transfer_recipe copy = RECIPE("copy");
 
 int
-match_size(const struct transfer_options *o, struct err *err)
+check_target_size(const struct transfer_options *o, struct err *err)
 {
     struct node *source = o->device, *target = o->target;
 
@@ -198,17 +198,25 @@ match_size(const struct transfer_options *o, struct err *err)
                       "or resize the disk");
         return r;
     }
-    if (target->size < source->size && target->drv->truncate) {
-        return node_truncate(target, source->size, err);
+    if (target->size == source->size ||
+        (target->size < source->size && target->drv->truncate)) {
+        return 0;
     }
-    if (target->size != source->size) {
-        return err_set(err, -EINVAL,
-                       "Source and target image have different sizes: '%s' "
-                       "has %llu bytes, '%s' %llu",
-                       source->name, (unsigned long long)source->size,
-                       target->name, (unsigned long long)target->size);
-    }
-    return 0;
+    return err_set(err, -EINVAL,
+                   "Source and target image have different sizes: '%s' "
+                   "has %llu bytes, '%s' %llu",
+                   source->name, (unsigned long long)source->size,
+                   target->name, (unsigned long long)target->size);
+}
+
+int
+match_size(const struct transfer_options *o, struct err *err)
+{
+    int r = check_target_size(o, err);
+
+    return r || o->target->size >= o->device->size
+               ? r
+               : node_truncate(o->target, o->device->size, err);
 }
 
 /* Is @node @top, or below nothing but filters that show it whole? */
@@ -347,51 +355,73 @@ check_same_size(const struct transfer_options *o, struct err *err)
 }
 
 int
-mirror_make(struct jobs *jobs, const struct transfer_recipe *recipe,
-            const struct transfer_options *o, struct transfer **ret,
-            struct err *err)
+copy_claim(struct transfer *t, const struct transfer_options *o, bool only_look,
+           struct err *err)
 {
-    int r = job_check_id(jobs, o->job_id, err);
+    int r = transfer_claim(t, o->device, CLAIM_READ, &t->source_root, err);
 
-    if (!r) {
-        r = check(o, err);
-    }
-    if (!r) {
-        r = check_other_jobs(o->device, CLAIM_READ, err);
-    }
-    if (!r) {
-        r = check_not_resizing(o->target, err);
-    }
-    if (!r && recipe == &mirror) {
-        r = check_same_size(o, err);
-    }
-    if (r) {
-        return r;
-    }
-    struct transfer *t = transfer_new(recipe, o);
+    return r || (only_look && o->target->read_only)
+               ? r
+               : transfer_claim(t, o->target, CLAIM_TARGET, &t->root, err);
+}
+
+/* Both nodes, and the edges over the source; does not yield. */
+static int
+claim(struct transfer *t, const struct transfer_options *o, bool only_look,
+      struct err *err)
+{
+    int r = copy_claim(t, o, only_look, err);
+
+    return r || (t->finish != FINISH_SWITCH && !t->wait_for_verb)
+               ? r
+               : departure_hold_overlays(t, err);
+}
+
+/* Can the target be marked?  An upgrade comes later. */
+static int
+check_mark(const struct transfer_options *o, struct err *err)
+{
     struct node *image = node_skip_filters(o->target);
 
-    r = transfer_claim(t, o->device, CLAIM_READ, &t->source_root, err);
-    if (!r) {
-        r = transfer_claim(t, o->target, CLAIM_TARGET, &t->root, err);
-    }
+    return image->drv->ensure_mark && !o->upgrade
+               ? image->drv->ensure_mark(image, false, err)
+               : 0;
+}
+
+/* Nothing is changed. */
+static int
+check_images(struct transfer *t, const struct transfer_options *o,
+             struct err *err)
+{
+    int r = departure_check(t, err);
+
+    r = r ? r : node_check_writable(o->target, err);
+    r = r ? r : check_mark(o, err);
+    return r ? r : check_target_size(o, err);
+}
+
+/* A new target that can be marked, as large as the disk. */
+static int
+fit_target(const struct transfer_options *o, struct err *err)
+{
+    struct node *image = node_skip_filters(o->target);
+    int r = image->drv->ensure_mark
+                ? image->drv->ensure_mark(image, o->upgrade, err)
+                : 0;
+
+    return r ? r : match_size(o, err);
+}
+
+static struct transfer *
+new_transfer(const struct transfer_recipe *recipe,
+             const struct transfer_options *o)
+{
+    struct transfer *t = transfer_new(recipe, o);
+
     t->copy = (struct copy){.source = o->device,
                             .target = o->target,
                             .flags = REQ_BACKGROUND};
     t->sync = o->sync;
-    if (!r) {
-        r = departure_check(t, err);
-    }
-    if (!r && image->drv->ensure_mark) {
-        r = image->drv->ensure_mark(image, o->upgrade, err);
-    }
-    if (!r) {
-        r = match_size(o, err);
-    }
-    if (r) {
-        transfer_discard(t);
-        return r;
-    }
     t->guest = o->device;
     t->tracked = true;
     t->replaces = o->replaces ? node_ref(o->replaces) : NULL;
@@ -405,8 +435,43 @@ mirror_make(struct jobs *jobs, const struct transfer_recipe *recipe,
         t->granularity = (uint32_t)max_u64(t->granularity,
                                            o->target->cluster_size);
     }
-    if (t->finish == FINISH_SWITCH || t->wait_for_verb) {
-        r = departure_hold_overlays(t, err);
+    return t;
+}
+
+static int
+check_options(const struct transfer_recipe *recipe,
+              const struct transfer_options *o, struct err *err)
+{
+    int r = check(o, err);
+
+    if (!r) {
+        r = check_other_jobs(o->device, CLAIM_READ, err);
+    }
+    if (!r) {
+        r = check_not_resizing(o->target, err);
+    }
+    return !r && recipe == &mirror ? check_same_size(o, err) : r;
+}
+
+int
+mirror_make(const struct transfer_recipe *recipe,
+            const struct transfer_options *o, bool only_look,
+            struct transfer **ret, struct err *err)
+{
+    int r = check_options(recipe, o, err);
+
+    if (r) {
+        return r;
+    }
+    struct transfer *t = new_transfer(recipe, o);
+
+    r = claim(t, o, only_look, err);
+    if (only_look) {
+        transfer_unclaim(t);
+    }
+    r = r ? r : check_images(t, o, err);
+    if (!r) {
+        r = only_look ? check(o, err) : fit_target(o, err);
     }
     if (r) {
         transfer_discard(t);
@@ -421,8 +486,9 @@ start(struct jobs *jobs, const struct transfer_recipe *recipe,
       const struct transfer_options *o, struct err *err)
 {
     struct transfer *t;
-    int r = mirror_make(jobs, recipe, o, &t, err);
+    int r = job_check_id(jobs, o->job_id, err);
 
+    r = r ? r : mirror_make(recipe, o, false, &t, err);
     if (!r) {
         transfer_launch(t, jobs, o);
     }
@@ -459,19 +525,33 @@ mirror_awaits_backing(struct jobs *jobs, const struct root *root)
 }
 
 int
+mirror_measure(const struct transfer_recipe *recipe,
+               const struct transfer_options *o, struct transfer_plan *ret,
+               struct err *err)
+{
+    struct transfer *t;
+    int r = mirror_make(recipe, o, true, &t, err);
+
+    if (r) {
+        return r;
+    }
+    r = transfer_measure(t, mirror_next, ret, err);
+    transfer_discard(t);
+    return r;
+}
+
+int
 mirror_plan(const struct transfer_options *o, struct transfer_plan *ret,
             struct err *err)
 {
-    auto_free struct transfer *t = xzalloc(sizeof(*t));
-    int r = check(o, err);
+    return mirror_measure(&mirror, o, ret, err);
+}
 
-    t->copy.source = o->device;
-    t->copy.target = o->target;
-    t->sync = o->sync;
-    t->granularity = (uint32_t)max_u64(4096, o->target->cluster_size);
-    t->target_is_zero = o->target_is_zero;
-
-    return r ? r : transfer_measure(t, mirror_next, ret, err);
+int
+copy_plan(const struct transfer_options *o, struct transfer_plan *ret,
+          struct err *err)
+{
+    return mirror_measure(&copy, o, ret, err);
 }
 
 int

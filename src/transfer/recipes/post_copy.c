@@ -201,15 +201,46 @@ switch_over(struct transfer *t, struct err *err)
     return r;
 }
 
-int
-post_copy_start(struct jobs *jobs, const struct transfer_options *o,
-                struct err *err)
+/* Both nodes, and edges that stay; does not yield. */
+static int
+claim(struct transfer *t, const struct transfer_options *o, bool only_look,
+      struct err *err)
 {
-    int r = job_check_id(jobs, o->job_id, err);
+    /* Until the switch, it is not resized either. */
+    int r = copy_claim(t, o, only_look, err);
 
     if (!r) {
-        r = check_other_jobs(o->device, CLAIM_READ, err);
+        r = transfer_freeze(t, o->device, NULL, err);
     }
+    return r ? r : departure_hold_overlays(t, err);
+}
+
+/* Nothing is changed. */
+static int
+check_images(struct transfer *t, const struct transfer_options *o,
+             struct err *err)
+{
+    int r = check(o, err);
+
+    if (!r) {
+        r = node_check_writable(o->target, err);
+    }
+    if (!r) {
+        r = check_target_size(o, err);
+    }
+    if (!r) {
+        r = departure_check(t, err);
+    }
+    return r ? r : departure_check_overlays(t, err);
+}
+
+/* @only_look: for a plan; nothing is changed or kept claimed. */
+static int
+make(const struct transfer_options *o, bool only_look, struct transfer **ret,
+     struct err *err)
+{
+    int r = check_other_jobs(o->device, CLAIM_READ, err);
+
     if (!r) {
         r = check_not_resizing(o->target, err);
     }
@@ -217,7 +248,6 @@ post_copy_start(struct jobs *jobs, const struct transfer_options *o,
         return r;
     }
     struct transfer *t = transfer_new(&recipe, o);
-    uint64_t start_ns = loop_now(jobs_loop(jobs));
 
     t->copy = (struct copy){.source = o->device,
                             .target = o->target,
@@ -225,28 +255,26 @@ post_copy_start(struct jobs *jobs, const struct transfer_options *o,
                             .flags = REQ_BACKGROUND};
     t->on_target_error = o->on_target_error;
     t->finish = o->finish;
-    /* Until the switch, it is not resized either. */
-    r = transfer_claim(t, o->device, CLAIM_READ, &t->source_root, err);
-    if (!r) {
-        r = transfer_claim(t, o->target, CLAIM_TARGET, &t->root, err);
+    r = claim(t, o, only_look, err);
+    if (only_look) {
+        transfer_unclaim(t);
     }
-    if (!r) {
-        r = check(o, err);
+    r = r ? r : check_images(t, o, err);
+    if (r) {
+        transfer_discard(t);
+        return r;
     }
-    if (!r) {
-        r = match_size(o, err);
-    }
-    if (!r) {
-        r = departure_check(t, err);
-    }
+    *ret = t;
+    return 0;
+}
+
+static int
+begin(struct transfer *t, const struct transfer_options *o, struct err *err)
+{
+    int r = match_size(o, err);
+
     if (!r) {
         r = transfer_check_space(t, err); /* before there is no way back */
-    }
-    if (!r) {
-        r = transfer_freeze(t, o->device, NULL, err);
-    }
-    if (!r) {
-        r = departure_hold_overlays(t, err);
     }
     if (!r) {
         r = departure_prepare_overlays(t, err);
@@ -254,9 +282,22 @@ post_copy_start(struct jobs *jobs, const struct transfer_options *o,
     if (!r) {
         r = departure_prepare(t, err);
     }
-    if (!r) {
-        r = switch_over(t, err);
+    return r ? r : switch_over(t, err);
+}
+
+int
+post_copy_start(struct jobs *jobs, const struct transfer_options *o,
+                struct err *err)
+{
+    uint64_t start_ns = loop_now(jobs_loop(jobs));
+    struct transfer *t;
+    int r = job_check_id(jobs, o->job_id, err);
+
+    r = r ? r : make(o, false, &t, err);
+    if (r) {
+        return r;
     }
+    r = begin(t, o, err);
     if (r) {
         transfer_discard(t);
         return r;
@@ -271,10 +312,13 @@ int
 post_copy_plan(const struct transfer_options *o, struct transfer_plan *ret,
                struct err *err)
 {
-    auto_free struct transfer *t = xzalloc(sizeof(*t));
-    int r = check(o, err);
+    struct transfer *t;
+    int r = make(o, true, &t, err);
 
-    t->copy.source = o->device;
-    t->copy.target = o->target;
-    return r ? r : transfer_measure(t, stream_next, ret, err);
+    if (r) {
+        return r;
+    }
+    r = transfer_measure(t, stream_next, ret, err);
+    transfer_discard(t);
+    return r;
 }

@@ -17,10 +17,23 @@ int mirror_next(struct transfer *t, uint64_t off, uint64_t limit,
 int mark_target(struct transfer *t, struct err *err);
 /* How it ends: as the verb says that ended it, else as its @finish. */
 enum finish finish_of(const struct transfer *t);
-/* Checks the options of a mirror, claims both nodes; the job is not launched. */
-int mirror_make(struct jobs *jobs, const struct transfer_recipe *recipe,
-                const struct transfer_options *o, struct transfer **ret,
-                struct err *err);
+/*
+ * Claims what is copied, and where to; a target that a plan has opened to be
+ * read, to look at it, would be opened to write.  Does not yield.
+ */
+int copy_claim(struct transfer *t, const struct transfer_options *o,
+               bool only_look, struct err *err);
+/*
+ * Checks the options of a mirror, claims both nodes; the job is not launched.
+ * @only_look: as of stream_make().
+ */
+int mirror_make(const struct transfer_recipe *recipe,
+                const struct transfer_options *o, bool only_look,
+                struct transfer **ret, struct err *err);
+/* What mirror_make() was asked to look at.  Yields. */
+int mirror_measure(const struct transfer_recipe *recipe,
+                   const struct transfer_options *o, struct transfer_plan *ret,
+                   struct err *err);
 /*
  * stream.c: will a header be able to name the base that stays (-ENOTSUP: a part
  * of a file)?  Does not yield.
@@ -33,8 +46,6 @@ int check_base_name(const struct transfer_options *o, struct err *err);
  */
 int sink_claim(struct transfer *t, const struct transfer_options *o,
                struct err *err);
-/* The base holds all that the top reads as, and shows nothing new by that. */
-int sink_match_size(const struct transfer_options *o, struct err *err);
 /*
  * merge_delete.c: what a merge that is over is to delete and to rename, durably
  * beside @heir, which goes on without it; then that.
@@ -53,25 +64,40 @@ int sink_measure(const struct transfer_options *o, struct transfer_plan *ret,
 /* The base is durable; now the layer above the top is to name it. */
 int sink_drop_layers(struct job *job, struct err *err);
 /*
- * Of each image from @top down to @bottom (NULL: the last): is it of a version
- * whose header can say who wrote to it, or may become one?  They can be
- * written.  Yields.
+ * layers.c: from @top down to, with, @last.  What they hold comes together in
+ * the last one, or else in the uppermost; @overlay lies over that, or is NULL.
  */
-int check_versions(struct node *top, struct node *bottom, bool may_upgrade,
-                   struct err *err);
-/*
- * dependents_check() of every layer below @top down to, without, @bottom: each
- * is to lose data that the one above it hides or holds.  Yields.
- */
-int check_dependents(struct node *top, struct node *bottom,
+struct layers {
+    struct node *top, *last;
+    const struct node *overlay;
+    bool sinks;
+};
+
+/* dependents_check() of every layer but the uppermost: each loses data. */
+int check_dependents(const struct layers *layers,
                      const struct transfer_options *o, struct err *err);
+/*
+ * May they change, and go, as a job with `release` wants it: does anybody else
+ * need one, can they be written, and say who wrote to them?  Nothing is changed.
+ * Yields.
+ */
+int check_layers(const struct layers *layers, const struct transfer_options *o,
+                 struct err *err);
+/* Then they can be written, and are of such a version.  Yields. */
+int open_layers(struct transfer *t, const struct layers *layers,
+                const struct transfer_options *o, struct err *err);
 /*
  * Stream: checks the options, claims the device; the job is not launched.  With
  * `release` the layers below are claimed, too, and give back what is hidden.
+ * @only_look: for a plan; all is checked, and nothing changed or kept claimed.
  */
-int stream_make(struct jobs *jobs, const struct transfer_recipe *recipe,
-                const struct transfer_options *o, struct transfer **ret,
-                struct err *err);
+int stream_make(const struct transfer_recipe *recipe,
+                const struct transfer_options *o, bool only_look,
+                struct transfer **ret, struct err *err);
+/* What stream_make() was asked to look at.  Yields. */
+int stream_measure(const struct transfer_recipe *recipe,
+                   const struct transfer_options *o, struct transfer_plan *ret,
+                   struct err *err);
 /*
  * Post-copy: checks a target that is to get the source as its backing file,
  * all but that it is empty.
@@ -98,6 +124,7 @@ int put_on_top(struct transfer *t, uint64_t deadline_ns,
  */
 int check_other_jobs(struct node *node, enum claim claim, struct err *err);
 /* Grows the target to the source's size; -EINVAL where that cannot be. */
+int check_target_size(const struct transfer_options *o, struct err *err);
 int match_size(const struct transfer_options *o, struct err *err);
 
 #endif

@@ -146,19 +146,6 @@ claim_below(struct transfer *t, const struct transfer_options *o,
     return r;
 }
 
-static int
-make_writable(struct transfer *t, const struct transfer_options *o,
-              struct err *err)
-{
-    int r = transfer_make_writable(t, o->device, err);
-
-    for (struct edge *e = o->device->backing;
-         o->release && e && e->child != o->base && !r; e = e->child->backing) {
-        r = transfer_make_writable(t, e->child, err);
-    }
-    return r;
-}
-
 static struct node *
 last_dropped(const struct transfer_options *o)
 {
@@ -170,45 +157,54 @@ last_dropped(const struct transfer_options *o)
     return n;
 }
 
-int
-stream_make(struct jobs *jobs, const struct transfer_recipe *as,
-            const struct transfer_options *o, struct transfer **ret,
-            struct err *err)
+/* What is claimed stays where nothing that it depends on has changed. */
+static int
+claim(struct transfer *t, const struct transfer_options *o, bool only_look,
+      struct err *err)
 {
-    int r = job_check_id(jobs, o->job_id, err);
+    /* What is opened to be read, to look at it, would be opened to write. */
+    bool is_read = only_look && o->device->read_only;
+    int r = transfer_claim(t, o->device, is_read ? CLAIM_READ : CLAIM_FILL,
+                           &t->root, err);
 
-    if (!r) {
-        r = check(o, err);
-    }
-    if (!r) {
-        r = check_other_jobs(o->device, CLAIM_FILL, err);
-    }
-    if (r) {
-        return r;
-    }
-    struct transfer *t = transfer_new(as, o);
-
-    t->base = o->base ? node_ref(o->base) : NULL;
-    r = transfer_claim(t, o->device, CLAIM_FILL, &t->root, err);
     if (!r && o->release) {
         r = claim_below(t, o, err);
     }
-    if (!r) {
-        r = transfer_freeze(t, o->device, o->base, err);
-    }
-    if (!r && o->release) {
-        r = check_dependents(o->device, o->base, o, err);
-    }
-    if (!r) {
-        r = make_writable(t, o, err);
-    }
-    if (!r && o->release && o->device->backing) {
-        r = check_versions(o->device, last_dropped(o), o->upgrade, err);
-    }
-    if (r) {
-        transfer_discard(t);
-        return r;
-    }
+    return r ? r : transfer_freeze(t, o->device, o->base, err);
+}
+
+static struct layers
+layers_of(const struct transfer_options *o)
+{
+    bool all = o->release && o->device->backing;
+
+    return (struct layers){.top = o->device,
+                           .last = all ? last_dropped(o) : o->device};
+}
+
+/* Nothing is changed. */
+static int
+check_images(const struct transfer_options *o, struct err *err)
+{
+    struct layers layers = layers_of(o);
+
+    return layers.last == o->device ? node_check_writable(o->device, err)
+                                    : check_layers(&layers, o, err);
+}
+
+static int
+open_images(struct transfer *t, const struct transfer_options *o,
+            struct err *err)
+{
+    struct layers layers = layers_of(o);
+
+    return layers.last == o->device ? transfer_make_writable(t, o->device, err)
+                                    : open_layers(t, &layers, o, err);
+}
+
+static void
+set_up(struct transfer *t, const struct transfer_options *o)
+{
     struct edge *backing = o->device->backing;
 
     t->copy = (struct copy){.source = backing ? backing->child : NULL,
@@ -219,6 +215,36 @@ stream_make(struct jobs *jobs, const struct transfer_recipe *as,
     if (o->release && backing) {
         release_init(t, RELEASE_BELOW, backing->child, o->base);
     }
+}
+
+int
+stream_make(const struct transfer_recipe *as, const struct transfer_options *o,
+            bool only_look, struct transfer **ret, struct err *err)
+{
+    int r = check(o, err);
+
+    if (!r) {
+        r = check_other_jobs(o->device, CLAIM_FILL, err);
+    }
+    if (r) {
+        return r;
+    }
+    struct transfer *t = transfer_new(as, o);
+
+    t->base = o->base ? node_ref(o->base) : NULL;
+    r = claim(t, o, only_look, err);
+    if (only_look) {
+        transfer_unclaim(t);
+    }
+    r = r ? r : check_images(o, err);
+    if (!r) {
+        r = only_look ? check(o, err) : open_images(t, o, err);
+    }
+    if (r) {
+        transfer_discard(t);
+        return r;
+    }
+    set_up(t, o);
     *ret = t;
     return 0;
 }
@@ -228,8 +254,9 @@ stream_start(struct jobs *jobs, const struct transfer_options *o,
              struct err *err)
 {
     struct transfer *t;
-    int r = stream_make(jobs, &recipe, o, &t, err);
+    int r = job_check_id(jobs, o->job_id, err);
 
+    r = r ? r : stream_make(&recipe, o, false, &t, err);
     if (!r) {
         transfer_launch(t, jobs, o);
     }
@@ -237,28 +264,26 @@ stream_start(struct jobs *jobs, const struct transfer_options *o,
 }
 
 int
-stream_plan(const struct transfer_options *o, struct transfer_plan *ret,
-            struct err *err)
+stream_measure(const struct transfer_recipe *as,
+               const struct transfer_options *o, struct transfer_plan *ret,
+               struct err *err)
 {
-    struct edge *backing = o->device->backing;
-    auto_free struct transfer *t = xzalloc(sizeof(*t));
-    int r = check(o, err);
+    struct transfer *t;
+    int r = stream_make(as, o, true, &t, err);
 
     if (r) {
         return r;
     }
     /* The chain may change while this looks at it. */
-    t->copy.target = o->device;
-    t->base = o->base;
-    t->copy.source = backing ? node_ref(backing->child) : NULL;
-    if (o->release && backing) {
-        t->release.max_extra = o->max_extra;
-        release_init(t, RELEASE_BELOW, backing->child, o->base);
-    }
-    r = transfer_measure(t, stream_next, ret, err);
-    release_fini(&t->release);
-    if (t->copy.source) {
-        node_unref(t->copy.source);
-    }
+    t->held[0] = t->copy.source ? node_ref(t->copy.source) : NULL;
+    r = transfer_measure(t, as->next, ret, err);
+    transfer_discard(t);
     return r;
+}
+
+int
+stream_plan(const struct transfer_options *o, struct transfer_plan *ret,
+            struct err *err)
+{
+    return stream_measure(&recipe, o, ret, err);
 }
