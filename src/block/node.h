@@ -290,6 +290,11 @@ struct driver {
      * NULL: nothing is to be done.
      */
     int (*reopen)(struct node *node, bool read_only, struct err *err);
+    /*
+     * Would `reopen` refuse to make it writable for what is in the image?  Looks
+     * only.  NULL: it would not.
+     */
+    int (*check_write)(struct node *node, struct err *err);
     int (*check)(struct node *node, unsigned fix, struct check_report *report,
                  struct err *err);
     /*

@@ -98,7 +98,7 @@ check_one(struct node *node, struct err *err)
     if (!r && file) {
         r = check_claim(file, file_claim(node, false), err);
     }
-    return r;
+    return r || !node->drv->check_write ? r : node->drv->check_write(node, err);
 }
 
 int

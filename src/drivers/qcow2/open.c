@@ -396,9 +396,8 @@ qcow2_open(struct node *node, json_t *options, struct err *err)
 
 /* What was looked at when it was opened to be read is looked at again. */
 static int
-check_before_writing(struct node *node, struct err *err)
+qcow2_check_write(struct node *node, struct err *err)
 {
-    struct qcow2 *q = qcow2_of(node);
     struct node *file = node->file->child;
     auto_free unsigned char *head = xzalloc(HEAD_READ);
     int r = node_read_buf(file, 0, head, min_u64(file->size, HEAD_READ));
@@ -407,11 +406,24 @@ check_before_writing(struct node *node, struct err *err)
         return err_set_errno(err, r, "Could not read the header of '%s'",
                              self(node));
     }
+    struct qcow2 *q = qcow2_of(node);
+
     if (q->version >= 3) {
         q->autoclear = ld_be64(head + H_AUTOCLEAR);
     }
     node->read_only = false;
     r = check_features(node, head, err);
+    node->read_only = true;
+    return r;
+}
+
+static int
+check_before_writing(struct node *node, struct err *err)
+{
+    struct qcow2 *q = qcow2_of(node);
+    int r = qcow2_check_write(node, err);
+
+    node->read_only = false;
     if (!r) {
         r = meta_log_recover(node, q->autoclear, err);
     }
@@ -484,6 +496,7 @@ const struct driver driver_qcow2 = {
     .open = qcow2_open,
     .close = qcow2_close,
     .reopen = qcow2_reopen,
+    .check_write = qcow2_check_write,
     .create = qcow2_create,
     .map = qcow2_map,
     .read = qcow2_read_compressed,
