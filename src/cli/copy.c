@@ -56,20 +56,15 @@ stays(const struct copy *c)
 
 /* The job and the start. */
 
-/* As the daemon finds them. */
+/* What a plan needs, too, to refuse what the start would. */
 static json_t *
-block_copy_arguments(const struct copy *c)
+plan_arguments(const struct copy *c)
 {
-    json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:s, s:b}", "job-id", c->id,
-                          "device", c->node, "target", c->target.node, "mode",
-                          c->mode, "finish", stays(c) ? "stay" : "switch",
-                          "auto-dismiss", 0);
+    json_t *o = json_pack("{s:s, s:s, s:s}", "device", c->node, "mode", c->mode,
+                          "finish", stays(c) ? "stay" : "switch");
 
     if (c->manual) {
         json_object_set_new(o, "auto-complete", json_false());
-    }
-    if (c->speed) {
-        json_object_set_new(o, "speed", json_integer((json_int_t)c->speed));
     }
     if (c->delete_source) {
         json_object_set_new(o, "delete-source", json_true());
@@ -82,6 +77,21 @@ block_copy_arguments(const struct copy *c)
     }
     if (json_array_size(c->folders)) {
         json_object_set_new(o, "dependents-in", disk_absolute_list(c->folders));
+    }
+    return o;
+}
+
+/* As the daemon finds them. */
+static json_t *
+block_copy_arguments(const struct copy *c)
+{
+    json_t *o = plan_arguments(c);
+
+    json_object_set_new(o, "job-id", json_string(c->id));
+    json_object_set_new(o, "target", json_string(c->target.node));
+    json_object_set_new(o, "auto-dismiss", json_false());
+    if (c->speed) {
+        json_object_set_new(o, "speed", json_integer((json_int_t)c->speed));
     }
     return o;
 }
@@ -263,12 +273,11 @@ dry_run(struct copy *c, struct err *err)
     int r = is_new ? 0 : target_open(t, true, err);
 
     if (!r) {
-        r = qmp_client_call(
-            c->client, "query-copy-plan",
-            json_pack("{s:s, s:s, s:s}", "device", c->node, "mode", c->mode,
-                      is_new ? "format" : "target",
-                      is_new ? t->format : t->node),
-            &plan, err);
+        json_t *args = plan_arguments(c);
+
+        json_object_set_new(args, is_new ? "format" : "target",
+                            json_string(is_new ? t->format : t->node));
+        r = qmp_client_call(c->client, "query-copy-plan", args, &plan, err);
     }
     target_undo(t);
     if (r) {

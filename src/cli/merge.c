@@ -21,8 +21,9 @@ struct merge {
     char *node, *lower, *id; /* the nodes of disk and snapshot; the job */
 };
 
+/* What a plan needs, too, to refuse what the start would. */
 static json_t *
-layers(const struct merge *m)
+arguments(const struct merge *m)
 {
     json_t *o = json_pack("{s:s}", "device", m->node);
 
@@ -37,6 +38,10 @@ layers(const struct merge *m)
                             json_integer((json_int_t)m->max_extra));
     }
     json_object_set_new(o, "keep-name", json_boolean(m->keep_name));
+    json_object_set_new(o, "delete", json_boolean(m->delete));
+    json_object_set_new(o, "exclusive", json_boolean(m->exclusive));
+    json_object_set_new(o, "upgrade", json_boolean(m->upgrade));
+    json_object_set_new(o, "dependents-in", disk_absolute_list(m->folders));
     return o;
 }
 
@@ -76,13 +81,22 @@ say_what_is_lost(const struct merge *m, json_t *lost)
     }
 }
 
+static void
+add_hint(struct err *err)
+{
+    if (strstr(err->msg, "of version 2")) {
+        err_hint(err, "--upgrade makes it version 3");
+    }
+}
+
 static int
 dry_run(const struct merge *m, struct err *err)
 {
     json_t *plan = NULL;
 
-    if (qmp_client_call(m->client, "query-merge-plan", layers(m), &plan,
-                        err)) {
+    if (qmp_client_call(m->client, "query-merge-plan", arguments(m),
+                        &plan, err)) {
+        add_hint(err);
         return cli_error(m->cli, err);
     }
     const char *stays = qmp_text(plan, "survivor");
@@ -106,24 +120,17 @@ dry_run(const struct merge *m, struct err *err)
 static int
 start(const struct merge *m, struct err *err)
 {
-    json_t *args = layers(m);
+    json_t *args = arguments(m);
 
     json_object_set_new(args, "job-id", json_string(m->id));
     json_object_set_new(args, "auto-dismiss", json_false());
-    json_object_set_new(args, "delete", json_boolean(m->delete));
-    json_object_set_new(args, "exclusive", json_boolean(m->exclusive));
-    json_object_set_new(args, "upgrade", json_boolean(m->upgrade));
-    if (m->folders) {
-        json_object_set_new(args, "dependents-in",
-                            disk_absolute_list(m->folders));
-    }
     if (m->speed) {
         json_object_set_new(args, "speed", json_integer((json_int_t)m->speed));
     }
     int r = qmp_client_call(m->client, "block-merge", args, NULL, err);
 
-    if (r && strstr(err->msg, "of version 2")) {
-        err_hint(err, "--upgrade makes it version 3");
+    if (r) {
+        add_hint(err);
     }
     return r;
 }
