@@ -897,6 +897,7 @@ begin(struct transfer *t, struct err *err)
         if (!t->journal) {
             end_log(t);
         }
+        job_set_begun(&t->job);
     }
     return r || !t->recipe->begin ? r : t->recipe->begin(t, err);
 }
@@ -1181,7 +1182,7 @@ transfer_launch(struct transfer *t, struct jobs *jobs,
         t->note = xstrdup(options->note);
         t->device = node_ref(options->device);
     }
-    t->job.user_paused = options->start_paused;
+    t->job.user_paused = t->job.by_verb = options->start_paused;
     t->job.pauses = options->start_paused;
     job_start(jobs, &t->job, options->job_id);
 }
@@ -1191,6 +1192,12 @@ transfer_report_pause(struct transfer *t, uint64_t pause_ns, uint64_t held)
 {
     t->report.pause_ns = max_u64(t->report.pause_ns, pause_ns);
     t->report.held += held;
+}
+
+void
+transfer_remember(struct job *job)
+{
+    resume_change(transfer_of(job));
 }
 
 const char *

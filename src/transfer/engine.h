@@ -223,6 +223,7 @@ const char *transfer_note(const struct job *job);
 /* job_driver.run, .clean and .cancelled of every recipe. */
 int transfer_run(struct job *job, struct err *err);
 void transfer_clean(struct job *job, bool success);
+void transfer_remember(struct job *job);
 void transfer_cancelled(struct job *job);
 
 static inline struct transfer *

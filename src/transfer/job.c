@@ -295,6 +295,7 @@ job_main(void *arg)
     }
     job->busy = true;
     r = job->cancelled ? -ECANCELED : job->driver->run(job, &job->err);
+    job_set_begun(job);
     job->busy = false;
     if (job->status == JOB_PAUSED || job->status == JOB_STANDBY) {
         set_status(job, job->ready ? JOB_READY : JOB_RUNNING);
@@ -341,6 +342,27 @@ job_start(struct jobs *jobs, struct job *job, const char *id)
     list_push(&jobs->list, &job->link);
     set_status(job, JOB_CREATED);
     coro_start(jobs->loop, job_main, job);
+}
+
+void
+job_set_begun(struct job *job)
+{
+    job->begun = true;
+    waitq_wake_all(&job->jobs->changed);
+}
+
+static bool
+begins(const struct job *job)
+{
+    return job && !job->begun && !job->pauses;
+}
+
+void
+jobs_wait_begun(struct jobs *jobs, const char *id, uint64_t deadline_ns)
+{
+    while (begins(jobs_find(jobs, id)) &&
+           waitq_wait_until(&jobs->changed, deadline_ns)) {
+    }
 }
 
 void
@@ -444,7 +466,7 @@ job_pause(struct job *job, struct err *err)
         r = err_set(err, -EBUSY, "Job is already paused");
     }
     if (!r) {
-        job->user_paused = true;
+        job->user_paused = job->by_verb = job->is_changed = true;
         job->pauses++;
         waitq_wake_all(&job->wake);
     }
@@ -460,7 +482,8 @@ job_resume(struct job *job, struct err *err)
         r = err_set(err, -EINVAL, "Can't resume a job that was not paused");
     }
     if (!r) {
-        job->user_paused = false;
+        job->user_paused = job->by_verb = false;
+        job->is_changed = true;
         job->io_status = JOB_IO_OK;
         job->pauses--;
         waitq_wake_all(&job->wake);
@@ -475,6 +498,7 @@ job_set_speed(struct job *job, uint64_t speed, struct err *err)
 
     if (!r) {
         job->speed = speed;
+        job->is_changed = true;
         waitq_wake_all(&job->wake);
     }
     return r;
@@ -533,6 +557,10 @@ job_pause_point(struct job *job)
 {
     bool busy = job->busy;
 
+    if (job->is_changed && job->driver->remember) {
+        job->is_changed = false;
+        job->driver->remember(job);
+    }
     if (!job->pauses || job->cancelled) {
         return;
     }

@@ -100,6 +100,11 @@ struct job_driver {
      * be NULL.
      */
     void (*cancelled)(struct job *job);
+    /*
+     * Its speed is another, or a user has paused it or lets it go on: called in
+     * its own coroutine, soon; yields.  May be NULL.
+     */
+    void (*remember)(struct job *job);
 };
 
 /* Embedded in what a driver needs; zeroed, then job_start(). */
@@ -113,6 +118,9 @@ struct job {
 
     unsigned pauses;  /* reasons to be paused */
     bool user_paused; /* one of them is job-pause or an error */
+    bool by_verb;     /* and it is job-pause */
+    bool is_changed;  /* what driver->remember() is for */
+    bool begun;       /* see job_set_begun() */
     bool cancelled, busy, ready;
     bool has_moved; /* no copy as of then can be left: any cancel is forced */
     enum job_end end;
@@ -177,6 +185,11 @@ int job_id_take(struct jobs *jobs, const char *id, struct job_id *ret,
 void job_id_free(struct job_id *id);
 /* Takes the job into the list and starts it.  Events come from here on. */
 void job_start(struct jobs *jobs, struct job *job, const char *id);
+/*
+ * Until the job of that name has begun, is over, or is paused; not beyond
+ * @deadline_ns.  Yields.
+ */
+void jobs_wait_begun(struct jobs *jobs, const char *id, uint64_t deadline_ns);
 
 /* Verbs: refused with QEMU's text where the status does not allow them. */
 int job_cancel(struct job *job, bool force, struct err *err);
@@ -197,6 +210,8 @@ job_cancelled(const struct job *job)
     return job->cancelled;
 }
 
+/* All that it does before its first step is done.  Does not yield. */
+void job_set_begun(struct job *job);
 /*
  * Returns at once unless the job is paused; else waits until it is resumed or
  * cancelled.  Yields.

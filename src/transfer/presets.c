@@ -60,6 +60,9 @@ check_active(const struct transfer_options *o, struct err *err)
     return r;
 }
 
+/* A disk that hangs does not hold up who commands it for longer. */
+#define BEGIN_NS (NS_PER_S / 2)
+
 /* Two of one name do not begin at once. */
 static int
 start(struct jobs *jobs, enum transfer_preset preset,
@@ -101,6 +104,12 @@ transfer_start(struct jobs *jobs, enum transfer_preset preset,
     int r = check_active(options, err);
 
     r = r ? r : start(jobs, preset, &o, err);
+    if (!r && o.job_id && !o.resumed) {
+        /* Whoever is told that it runs finds it after a crash, too. */
+        struct loop *loop = jobs_loop(jobs);
+
+        jobs_wait_begun(jobs, o.job_id, loop_now(loop) + BEGIN_NS);
+    }
     let_go(options);
     return r;
 }

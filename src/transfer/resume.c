@@ -137,6 +137,8 @@ resume_describe(enum transfer_preset preset, const struct transfer_options *o)
     return text;
 }
 
+static const char *const does_not_matter[] = {"speed", "paused"};
+
 bool
 resume_is_same(struct jobs *jobs, enum transfer_preset preset,
                const struct transfer_options *o)
@@ -158,8 +160,10 @@ resume_is_same(struct jobs *jobs, enum transfer_preset preset,
         json_object_del(a, "into");
         json_object_del(b, "into");
     }
-    json_object_del(a, "speed");
-    json_object_del(b, "speed");
+    for (size_t i = 0; i < ARRAY_LEN(does_not_matter); i++) {
+        json_object_del(a, does_not_matter[i]);
+        json_object_del(b, does_not_matter[i]);
+    }
     bool same = json_equal(a, b);
 
     json_decref(a);
@@ -305,6 +309,27 @@ resume_record(struct transfer *t)
                  "%s: it will not go on by itself after a crash: the journal "
                  "of '%s' cannot be written: %s",
                  t->owner, image, err_text(r));
+    }
+}
+
+void
+resume_change(struct transfer *t)
+{
+    json_t *note = t->note ? json_loads(t->note, 0, NULL) : NULL;
+
+    if (!note) {
+        return;
+    }
+    json_object_set_new(note, "speed", json_integer((json_int_t)t->job.speed));
+    json_object_set_new(note, "paused", json_boolean(t->job.by_verb));
+    free(t->note);
+    t->note = json_dumps(note, JSON_COMPACT);
+    json_decref(note);
+    if (t->journal && add_record(t, t->journal, JOURNAL_JOB)) {
+        NODE_SAY(t->device, info,
+                 "%s: after a crash its speed, or its pause, will be what it "
+                 "was: the journal of '%s' cannot be written",
+                 t->owner, journal_image(t->journal));
     }
 }
 
@@ -729,7 +754,7 @@ start(struct jobs *jobs, struct node *device, json_t *note, bool paused,
         .on_target_error = policy(note, "on-target-error"),
         .dependents_in = dependents,
         .n_dependents_in = n,
-        .start_paused = paused,
+        .start_paused = paused || flag(note, "paused"),
         .resumed = true,
     };
 
@@ -796,7 +821,8 @@ resume(struct jobs *jobs, struct node *device, json_t *note, bool paused)
     } else {
         NODE_SAY(device, info, "Job '%s' (%s), which was under way on '%s', %s",
                  id, note_text(note, "preset"), file,
-                 paused ? "is there again, paused" : "goes on");
+                 paused || flag(note, "paused") ? "is there again, paused"
+                                                : "goes on");
         if (json_object_get(note, "sessions")) {
             remember_sessions(jobs, device, id);
         }

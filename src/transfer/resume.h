@@ -26,6 +26,8 @@ char *resume_describe(enum transfer_preset preset,
  * written the job goes on without, which is said.  Yields.
  */
 void resume_record(struct transfer *t);
+/* The job's speed is another, or it is paused: its record says so.  Yields. */
+void resume_change(struct transfer *t);
 /*
  * The disk is on the target, whose layers below are all that is left to copy:
  * from now on the record is that of a stream, in the target's journal.  Yields.

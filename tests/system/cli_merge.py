@@ -268,6 +268,19 @@ def a_path_that_is_in_use_is_refused():
     judge("top")
 
 
+def a_dry_run_refuses_what_the_start_would():
+    make()
+    os.mkdir("far")
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b",
+        os.path.abspath("mid"), "-F", "qcow2", "far/other")
+    for more in ["--dry-run"], []:
+        out = run(SLUICE, "merge", "top", "-f", "qcow2", "--dependents-in",
+                  "far", *more, ok=(FAILED, CONFLICT))[1]
+        assert "far/other" in out, out
+    run(SLUICE, "merge", "top", "-f", "qcow2", "--dependents-in", "far",
+        "--exclusive", "--dry-run")
+
+
 def dependants_are_looked_for():
     make()
     run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "mid", "-F", "qcow2",
@@ -328,5 +341,6 @@ if __name__ == "__main__":
           ctrl_c_leaves_an_ordinary_chain,
           what_was_killed_goes_on_with_the_same_command,
           a_path_that_is_in_use_is_refused, dependants_are_looked_for,
+          a_dry_run_refuses_what_the_start_would,
           without_space_it_ends_and_goes_on_later,
           a_path_without_its_format_is_a_daemons])

@@ -149,6 +149,60 @@ def a_name_that_leaves_no_room_for_seven_bytes_more():
     judge("qcow2", long)
 
 
+def what_is_answered_is_recorded():
+    """Killed right then, it goes on; and nothing is left when it has ended."""
+    for command, arguments in (("block-merge", {"into": "snapshot"}),
+                               ("block-merge", {"into": "overlay"}),
+                               ("block-stream", {}),
+                               ("block-commit", {"top": "mid"})):
+        for _ in range(5):
+            make()
+            with daemon() as d:
+                d.qmp().cmd(command, job_id="j", device="top", speed=1,
+                            **arguments)
+                d.kill()
+                d.wait()
+            assert [j["id"] for j in status("top")["jobs"]] == ["j"], command
+        with daemon() as d:
+            q = d.qmp()
+            wait_for(lambda: job(q))
+            finish(q)
+            d.stop()
+        assert not [n for n in os.listdir() if n.endswith(".sluice")]
+
+
+def its_pause_and_its_speed_are_kept():
+    make()
+    with daemon() as d:
+        q = d.qmp()
+        q.cmd("block-merge", job_id="j", device="top", into="snapshot",
+              speed=1)
+        q.cmd("block-job-set-speed", device="j", speed=5 * MIB)
+        wait_for(lambda: status("top")["jobs"][0]["speed"] == 5 * MIB)
+        q.cmd("job-pause", id="j")
+        wait_for(lambda: job(q)["status"] == "paused")
+        wait_for(lambda: status("top")["jobs"][0].get("paused"))
+        d.kill()
+        d.wait()
+    for turn in range(2):
+        with daemon() as d:
+            q = d.qmp()
+            wait_for(lambda: job(q))
+            assert q.cmd("query-block-jobs")[0]["speed"] == 5 * MIB
+            if turn:
+                wait_for(lambda: job(q)["status"] == "running")
+                finish(q)
+                d.stop()
+            else:
+                assert "there again, paused" in d.errors(), d.errors()
+                wait_for(lambda: job(q)["status"] == "paused")
+                q.cmd("job-resume", id="j")
+                wait_for(lambda: not status("top")["jobs"][0].get("paused"))
+                d.kill()
+                d.wait()
+    judge("qcow2", "mid")
+
+
 def goes_on_once_it_can_be_written(name, opened, **then):
     """What is only looked at, or another program's, is left alone."""
     def test():
@@ -597,6 +651,7 @@ if __name__ == "__main__":
                                 os.path.join(".", "top"), "links/top"),
         goes_on_by_another_name("the job of a hard link goes on with another",
                                 "links/top", "top", hard=True),
+        what_is_answered_is_recorded, its_pause_and_its_speed_are_kept,
         goes_on_once_it_can_be_written(
             "a job goes on when its disk is made active", {"active": False},
             command="blockdev-set-active",

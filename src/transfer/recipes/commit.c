@@ -73,6 +73,7 @@ sink_drop_layers(struct job *job, struct err *err)
                    .run = transfer_run,                                        \
                    .prepare = end,                                             \
                    .clean = transfer_clean,                                    \
+                   .remember = transfer_remember,                              \
                    .cancelled = transfer_cancelled},                           \
         .next = mirror_next,                                                   \
     }

@@ -39,6 +39,7 @@ static const struct transfer_recipe recipe = {
     .driver = {.type = "convert",
                .run = transfer_run,
                .clean = transfer_clean,
+               .remember = transfer_remember,
                .cancelled = transfer_cancelled},
     .next = convert_next,
 };

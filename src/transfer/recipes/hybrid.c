@@ -236,6 +236,7 @@ static const struct transfer_recipe recipe = {
                .run = hybrid_run,
                .prepare = hybrid_prepare,
                .clean = transfer_clean,
+               .remember = transfer_remember,
                .cancelled = transfer_cancelled},
     .next = hybrid_next,
     .begin = mark_target,

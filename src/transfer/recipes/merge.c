@@ -156,6 +156,7 @@ begin(struct transfer *t, struct err *err)
                    .run = transfer_run,                                        \
                    .prepare = end,                                             \
                    .clean = transfer_clean,                                    \
+                   .remember = transfer_remember,                              \
                    .cancelled = transfer_cancelled},                           \
         .next = find, .begin = start,                                          \
     }

@@ -175,6 +175,7 @@ mirror_prepare(struct job *job, struct err *err)
                    .run = transfer_run,                                        \
                    .prepare = mirror_prepare,                                  \
                    .clean = transfer_clean,                                    \
+                   .remember = transfer_remember,                              \
                    .cancelled = transfer_cancelled},                           \
         .next = mirror_next, .begin = mark_target,                             \
     }

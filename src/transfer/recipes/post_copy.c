@@ -44,6 +44,7 @@ static const struct transfer_recipe recipe = {
                .run = post_copy_run,
                .prepare = post_copy_prepare,
                .clean = transfer_clean,
+               .remember = transfer_remember,
                .cancelled = transfer_cancelled},
     .next = stream_next,
 };

@@ -97,6 +97,7 @@ static const struct transfer_recipe recipe = {
                .run = transfer_run,
                .prepare = stream_prepare,
                .clean = transfer_clean,
+               .remember = transfer_remember,
                .cancelled = transfer_cancelled},
     .next = stream_next,
 };
