@@ -446,6 +446,22 @@ def chain_of(name):
                   "file.driver=file,file.filename=top")
 
 
+def the_layers_between_do_not_lose_their_backing_file():
+    """With keep-name it has another name, so they must go, too."""
+    make(between=True)
+    with daemon(between=True) as d:
+        for command, more in (("query-merge-plan", {}),
+                              ("block-merge", {"job_id": "j"})):
+            try:
+                d.qmp().cmd(command, device="top", snapshot="base",
+                            into="snapshot", keep_name=True, **more)
+            except QmpError as e:
+                assert "needs 'delete'" in e.desc, e.desc
+            else:
+                raise AssertionError("'mid' names what is no more")
+        d.stop()
+
+
 def a_plan_refuses_what_the_merge_would():
     """In the same words; and neither changes anything."""
     for hinder, arguments, text in REFUSED:
@@ -1034,6 +1050,7 @@ if __name__ == "__main__":
                                               12 * MIB),
           stream_and_commit_release_as_a_merge_does,
           other_disks_of_a_template_are_found,
+        the_layers_between_do_not_lose_their_backing_file,
         an_old_version_is_refused_unless_it_may_become_new,
           a_cut_merge_goes_on,
           in_exactly_the_promised_space, the_rest_of_the_space_goes_away,

@@ -207,6 +207,15 @@ can_resize(struct node *node)
            !json_object_get(node->options, "size");
 }
 
+static bool
+has_layers_between(const struct transfer_options *o)
+{
+    const struct node *disk = node_skip_filters(o->device);
+
+    return !disk->backing || node_skip_filters(disk->backing->child) !=
+                                 node_skip_filters(o->base);
+}
+
 static int
 check_into_snapshot(const struct transfer_options *o, struct err *err)
 {
@@ -218,6 +227,12 @@ check_into_snapshot(const struct transfer_options *o, struct err *err)
     }
     const struct node *overlay = find_overlay(o->device);
 
+    if (!r && o->keep_name && !o->delete_source && has_layers_between(o)) {
+        r = err_set(err, -EINVAL,
+                    "'keep-name' needs 'delete' here: the layers between "
+                    "'%s' and '%s' would name a file that is no more",
+                    o->device->name, o->base->name);
+    }
     if (!r && o->keep_name && overlay) {
         r = err_set(err, -ENOTSUP,
                     "'keep-name' is for a disk: '%s' lies over '%s'",
