@@ -470,6 +470,9 @@ saw_read(struct tap *tap, uint64_t off, uint64_t len)
     if (!t->copy.fill) {
         return; /* the guest reads the source: nothing gets faster by it */
     }
+    if (t->release.side) {
+        return; /* it could not be given back before all below it is */
+    }
     if (t->hot_n && t->hot[(t->hot_head + t->hot_n - 1) % HOT_MAX] == piece) {
         return;
     }

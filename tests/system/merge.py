@@ -446,6 +446,25 @@ def chain_of(name):
                   "file.driver=file,file.filename=top")
 
 
+def a_guest_that_reads_all_over_takes_no_space():
+    """What is copied early for it could be given back only when all before it
+    was: so nothing is."""
+    make()
+    with daemon() as d:
+        qmp = d.qmp()
+        qmp.cmd("block-merge", job_id="j", device="top", into="overlay",
+                speed=4 * MIB, auto_dismiss=False)
+        with Nbd("nbd.sock", "a") as nbd:
+            for i in range(SIZE // MIB - 1, 0, -1):
+                nbd.read(i * MIB, 4096)
+                time.sleep(0.02)
+        qmp.cmd("block-job-set-speed", device="j", speed=0)
+        report = finish(qmp)
+        d.stop()
+    judge("top", "qcow2")
+    assert report["peak-extra"] <= 5 * MIB, report
+
+
 def the_layers_between_do_not_lose_their_backing_file():
     """With keep-name it has another name, so they must go, too."""
     make(between=True)
@@ -1051,6 +1070,7 @@ if __name__ == "__main__":
           stream_and_commit_release_as_a_merge_does,
           other_disks_of_a_template_are_found,
         the_layers_between_do_not_lose_their_backing_file,
+        a_guest_that_reads_all_over_takes_no_space,
         an_old_version_is_refused_unless_it_may_become_new,
           a_cut_merge_goes_on,
           in_exactly_the_promised_space, the_rest_of_the_space_goes_away,
