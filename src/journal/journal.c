@@ -107,12 +107,6 @@ journal_uuid(const struct journal *j)
     return j->uuid;
 }
 
-struct loop *
-journal_loop(const struct journal *j)
-{
-    return j->loop;
-}
-
 struct journals *
 journal_owner(struct journal *j)
 {

@@ -119,8 +119,7 @@ char *journal_path(const struct journal *journal, const char *name);
 const char *journal_image(const struct journal *journal);
 /* JOURNAL_UUID bytes, the journal's own while it lives.  Does not yield. */
 const unsigned char *journal_uuid(const struct journal *journal);
-/* Neither yields. */
-struct loop *journal_loop(const struct journal *journal);
+/* Does not yield. */
 struct journals *journal_owner(struct journal *journal);
 /* What it says of the disk's file; false: nothing.  Does not yield. */
 bool journal_word(const struct journal *journal, struct journal_record *ret);

@@ -498,18 +498,37 @@ check_layer_record(struct node *node, struct journal *j,
     return !may_be;
 }
 
+/* Records of layers; or nothing at all, of a job that had not begun. */
+static bool
+is_to_be_checked(struct journals *js, const char *image)
+{
+    struct journal_record record;
+    bool says_something = false, is_of_layers = false;
+    struct journal *j;
+    uint32_t pos = 0;
+
+    if (journal_open(js, image, &j)) {
+        return false;
+    }
+    while (journal_next(j, &pos, &record)) {
+        says_something = true;
+        is_of_layers |= record.type == JOURNAL_LAYER;
+    }
+    journal_close(j);
+    return is_of_layers || !says_something;
+}
+
 void
 resume_check_layer(struct node *node)
 {
     struct journals *js = graph_journals(node->graph);
     const char *image = node_own_file(node)->filename;
-    auto_free char *disk = resume_disk_of(js, image);
     struct journal_record record;
     struct layer_record layer;
     struct journal *j;
     uint32_t pos = 0;
 
-    if (!disk || journal_share(js, image, &j)) {
+    if (!is_to_be_checked(js, image) || journal_share(js, image, &j)) {
         return;
     }
     while (journal_next(j, &pos, &record)) {

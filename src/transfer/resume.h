@@ -71,7 +71,7 @@ void resume_jobs(struct jobs *jobs, struct node *node, enum resume_mode mode);
 char *resume_disk_of(struct journals *journals, const char *image);
 /*
  * @node was opened to be written, by itself: says whose layer it is, and
- * forgets jobs that are over.  Yields.
+ * forgets jobs that are over, or never began.  Yields.
  */
 void resume_check_layer(struct node *node);
 /*

@@ -171,6 +171,21 @@ def what_is_answered_is_recorded():
         assert not [n for n in os.listdir() if n.endswith(".sluice")]
 
 
+def a_journal_that_says_nothing_goes():
+    """Of a job that had not begun when its daemon was killed."""
+    make()
+    cut("qcow2", "block-merge", into="snapshot")
+    for name in "top.sluice", "mid.sluice":
+        with open(name, "r+b") as f:
+            f.seek(32)  # behind its head
+            f.write(bytes(os.path.getsize(name) - 32))
+    with daemon() as d:
+        assert not job(d.qmp())
+        wait_for(lambda: not [n for n in os.listdir()
+                              if n.endswith(".sluice")])
+        d.stop()
+
+
 def its_pause_and_its_speed_are_kept():
     make()
     with daemon() as d:
@@ -651,6 +666,7 @@ if __name__ == "__main__":
                                 os.path.join(".", "top"), "links/top"),
         goes_on_by_another_name("the job of a hard link goes on with another",
                                 "links/top", "top", hard=True),
+        a_journal_that_says_nothing_goes,
         what_is_answered_is_recorded, its_pause_and_its_speed_are_kept,
         goes_on_once_it_can_be_written(
             "a job goes on when its disk is made active", {"active": False},
