@@ -147,11 +147,15 @@ how_it_ends(const struct copy *c)
                            c->id, c->id, c->id);
 }
 
+/* A mirror that is not told how it ends is kept in step. */
 static enum at_ready
 at_ready(const struct copy *c)
 {
     return c->wait                      ? READY_WAIT
-           : c->manual || is_mirror(c)  ? READY_RETURN
+           : c->manual                  ? READY_RETURN
+           : is_mirror(c)               ? (!c->then     ? READY_RETURN
+                                           : stays(c)   ? READY_STOP
+                                                        : READY_COMPLETE)
            : !strcmp(c->mode, "hybrid") ? READY_COMPLETE
                                         : READY_WAIT;
 }
@@ -250,7 +254,7 @@ say_plan(struct copy *c, json_t *plan)
     auto_free char *what =
         xasprintf("of '%s' to '%s' (%s%s%s), then %s", c->disk, to,
                   t->format ? t->format : "", t->format ? ", " : "", c->mode,
-                  is_mirror(c) ? "keep it in step"
+                  is_mirror(c) && !c->then ? "keep it in step"
                   : stays(c)   ? "leave it as a copy"
                                : "switch to it");
     json_t *more = json_pack("{s:s, s:s, s:s, s:s, s:b}", "disk", c->disk,
@@ -440,9 +444,10 @@ verb_copy(struct cli *cli)
 int
 verb_mirror(struct cli *cli)
 {
-    struct copy c = {.cli = cli, .mode = "mirror", .then = "stay"};
+    struct copy c = {.cli = cli, .mode = "mirror"};
     const char *speed = NULL;
     const struct cli_option options[] = {
+        {0, "then", &c.then, NULL, false},
         {'f', NULL, &c.format, NULL, false},
         {0, "reuse", NULL, &c.reuse, false},
         {0, "speed", &speed, NULL, false},

@@ -189,15 +189,18 @@ is_ready(struct follow *f, const json_t *job)
         f->end = FOLLOW_READY;
         return true;
     }
-    if (f->at_ready != READY_COMPLETE ||
+    bool stops = f->at_ready == READY_STOP;
+
+    if ((f->at_ready != READY_COMPLETE && !stops) ||
         qmp_number(job, "current-progress") <
             qmp_number(job, "total-progress")) {
         return false; /* a hybrid copy is ready before it has copied */
     }
     auto_err err = ERR_INIT;
 
-    if (!qmp_client_call(f->client, "job-complete",
-                         json_pack("{s:s}", "id", f->id), NULL, &err)) {
+    if (!qmp_client_call(f->client, stops ? "block-job-cancel" : "job-complete",
+                         json_pack("{s:s}", stops ? "device" : "id", f->id),
+                         NULL, &err)) {
         f->at_ready = READY_WAIT;
         return false;
     }

@@ -16,6 +16,7 @@ enum at_ready {
     READY_WAIT,     /* go on following */
     READY_RETURN,   /* leave it to the user */
     READY_COMPLETE, /* complete it, once everything was copied */
+    READY_STOP,     /* stop it then, with the copy as it is */
     READY_TOLD,     /* it was told how to end: that is waited for */
 };
 

@@ -50,8 +50,8 @@ const struct verb cli_verbs[] = {
      "move a daemon's disk to another image while it is used", verb_copy,
      false},
     {"mirror",
-     "mirror DISK TARGET [-f FORMAT] [--reuse] [--speed RATE] [--job-id ID] "
-     "[--upgrade] [--detach|--wait] [--dry-run]",
+     "mirror DISK TARGET [--then switch|stay] [-f FORMAT] [--reuse] "
+     "[--speed RATE] [--job-id ID] [--upgrade] [--detach|--wait] [--dry-run]",
      "keep a copy of a daemon's disk in step with it", verb_mirror, false},
     {"commit",
      "commit DISK | PATH -f FORMAT [--top LAYER] [--base LAYER] "

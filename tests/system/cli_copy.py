@@ -5,6 +5,7 @@ snapshot, and how their jobs are ended.  qemu-img is the judge.
 
 cli_copy.py SLUICED SLUICE
 """
+import hashlib
 import json
 import os
 import pty
@@ -283,7 +284,7 @@ def usage_errors():
                  ["copy", "d", "t", "--then", "stay", "--delete-source"],
                  ["copy", "d", "t", "--wait", "--detach"],
                  ["copy", "d", "t", "--dependents-in"],
-                 ["mirror", "d"], ["mirror", "d", "t", "--then", "stay"],
+                 ["mirror", "d"], ["mirror", "d", "t", "--then", "go"],
                  ["commit"], ["commit", "d", "e"],
                  ["commit", "d", "--speed", "x"],
                  ["commit", "d", "--then", "x"],
@@ -359,6 +360,25 @@ def a_mirror_switches_when_it_is_told_to():
         d.guest_writes(MIB, b"s")
         d.stop()
     judge("m", "raw")
+
+
+def a_mirror_can_be_told_how_it_ends():
+    for then in "stay", "switch":
+        with Disk() as d:
+            r = d.verb("mirror", "e", "./m", "--then", then)
+            assert r["switched"] == (then == "switch"), r
+            assert not d.jobs(), d.jobs()
+            assert (d.node_of_export() == "top") == (then == "stay")
+            before = hashlib.sha256(open("m", "rb").read()).digest()
+            with Nbd("nbd.sock", "a") as nbd:  # reaches the one or the other
+                nbd.write(9 * MIB, b"later" * 1000)
+                nbd.flush()
+            after = hashlib.sha256(open("m", "rb").read()).digest()
+            assert (before == after) == (then == "stay")
+            d.stop()
+        if then == "stay":
+            judge("m", "qcow2")
+        os.unlink("m")
 
 
 def a_mirror_can_be_waited_for():
@@ -622,6 +642,7 @@ if __name__ == "__main__":
           a_mirror_stays_until_it_is_stopped,
           a_stop_says_what_came_of_it_of_jobs_that_dismiss_themselves,
           a_mirror_switches_when_it_is_told_to, a_mirror_can_be_waited_for,
+          a_mirror_can_be_told_how_it_ends,
           by_hand("pre-copy"), by_hand("hybrid"), a_detached_copy_goes_on,
           ctrl_c_detaches, cancelled("qcow2", False), cancelled("raw", True),
           the_source_is_deleted, commits_layers_in_the_middle,
