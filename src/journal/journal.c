@@ -367,8 +367,9 @@ journals_init(struct journals *js, struct loop *loop, const char *state_dir)
 {
     js->loop = loop;
     js->state_dir = state_dir ? xstrdup(state_dir) : NULL;
-    comutex_init(&js->lock);
     list_init(&js->open);
+    list_init(&js->turns);
+    waitq_init(&js->turn_ended);
 }
 
 void
@@ -535,16 +536,67 @@ open_or_make(const struct journals *js, const struct journal_places *places,
     return r;
 }
 
+/*
+ * Who opens, makes or removes the journal of one image is alone with that; those
+ * of others may be on a file system that hangs.
+ */
+struct turn {
+    struct list link;
+    const struct journal_places *places;
+};
+
+static bool
+is_one_of(const char *path, const struct journal_places *places)
+{
+    for (unsigned i = 0; i < places->n; i++) {
+        if (!strcmp(path, places->paths[i])) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool
+is_taken(const struct journals *js, const struct journal_places *places)
+{
+    list_for_each (it, &js->turns) {
+        const struct turn *turn = container_of(it, struct turn, link);
+
+        for (unsigned i = 0; i < turn->places->n; i++) {
+            if (is_one_of(turn->places->paths[i], places)) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+static void
+turn_begin(struct journals *js, struct turn *turn,
+           const struct journal_places *places)
+{
+    while (is_taken(js, places)) {
+        waitq_wait(&js->turn_ended);
+    }
+    turn->places = places;
+    list_push(&js->turns, &turn->link);
+}
+
+static void
+turn_end(struct journals *js, struct turn *turn)
+{
+    list_remove(&turn->link);
+    waitq_wake_all(&js->turn_ended);
+}
+
 static struct journal *
 find_open(struct journals *js, const struct journal_places *places)
 {
     list_for_each (it, &js->open) {
         struct journal *j = container_of(it, struct journal, link);
 
-        for (unsigned i = 0; i < places->n; i++) {
-            if (!strcmp(j->path, places->paths[i])) {
-                return j;
-            }
+        if (is_one_of(j->path, places)) {
+            return j;
         }
     }
     return NULL;
@@ -570,16 +622,16 @@ int
 journal_share(struct journals *js, const char *image, struct journal **ret)
 {
     struct journal_places places;
-
-    *ret = NULL;
-    comutex_lock(&js->lock);
+    struct turn turn;
     int r = journal_places_find(js, image, &places);
 
+    *ret = NULL;
     if (!r) {
+        turn_begin(js, &turn, &places);
         r = share_at(js, &places, ret);
+        turn_end(js, &turn);
         journal_places_fini(&places);
     }
-    comutex_unlock(&js->lock);
     return r;
 }
 
@@ -592,17 +644,23 @@ journal_leave(struct journal *j)
     if (!j) {
         return;
     }
+    const struct journal_places its = {.paths = {j->path}, .n = 1};
     struct journals *js = j->journals;
+    struct turn turn;
 
-    comutex_lock(&js->lock);
+    turn_begin(js, &turn, &its);
     if (!--j->users) {
         list_remove(&j->link);
         if (!journal_next(j, &pos, &record)) {
             journal_remove(j);
         }
+    } else {
+        j = NULL;
+    }
+    turn_end(js, &turn);
+    if (j) {
         journal_close(j);
     }
-    comutex_unlock(&js->lock);
 }
 
 /* Room. */

@@ -55,8 +55,9 @@ struct journal;
 /* Those of one graph that are open to be written. */
 struct journals {
     struct loop *loop;
-    struct comutex lock; /* of the list, and of who makes and removes */
     struct list open;
+    struct list turns; /* of who opens, makes or removes one just now */
+    struct waitq turn_ended;
     char *state_dir; /* NULL: there is none */
 };
 
