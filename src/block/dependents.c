@@ -12,9 +12,8 @@
 #include "block/graph_internal.h"
 #include "run/file.h"
 
-/* An image that is to go, or to change. */
 struct target {
-    struct node *node, *except; /* except: NULL, or who may need it */
+    struct dependents_of of;
     const struct node *file;
     uint64_t n_links, n_names; /* names that it has, and that were found */
 };
@@ -64,11 +63,11 @@ belongs_to(const struct node *node, const struct node *file)
 static int
 check_nodes(const struct search *s, const struct target *t, struct err *err)
 {
-    list_for_each(it, &t->node->parents)
+    list_for_each(it, &t->of.node->parents)
     {
         const struct edge *e = container_of(it, struct edge, link);
 
-        if (e->role == EDGE_BACKING && e->parent != t->except) {
+        if (e->role == EDGE_BACKING && e->parent != t->of.except) {
             return refuse(s, t, "it is the backing file of node ",
                           e->parent->name, err);
         }
@@ -204,7 +203,7 @@ look_into(struct search *s, struct file *f, const char *path, struct err *err)
                           path, err);
     }
     t = name ? find_named(s, path, name) : NULL;
-    return t && !shows(t->except, f) && !shows(t->file, f)
+    return t && !shows(t->of.except, f) && !shows(t->file, f)
                ? refuse(s, t, "it is the backing file of ", path, err)
                : 0;
 }
@@ -284,9 +283,9 @@ add_files(const struct search *s, struct texts *files)
 
     for (size_t i = 0; i < s->n_targets; i++) {
         nodes = xrealloc(nodes, (n + 2) * sizeof(*nodes));
-        nodes[n++] = s->targets[i].node;
-        if (s->targets[i].except) {
-            nodes[n++] = s->targets[i].except;
+        nodes[n++] = s->targets[i].of.node;
+        if (s->targets[i].of.except) {
+            nodes[n++] = s->targets[i].of.except;
         }
     }
     for (size_t i = 0; i < n; i++) {
@@ -402,10 +401,10 @@ check_here(const struct search *s, const struct target *t, struct err *err)
 {
     const struct node *file = t->file;
 
-    if (t->node->read_only && !s->what->stays && !s->what->is_opened_to_look) {
+    if (t->of.node->read_only && !s->what->stays && !s->what->is_opened_to_look) {
         return err_set(err, -EACCES,
                        "'%s' may not be deleted: node '%s' is read-only",
-                       file->filename, t->node->name);
+                       file->filename, t->of.node->name);
     }
     return check_nodes(s, t, err);
 }
@@ -434,74 +433,44 @@ check(struct search *s, struct err *err)
     for (size_t i = 0; i < s->n_targets && !r; i++) {
         r = check_alone(s, &s->targets[i], err);
     }
-    return r || !s->n_targets ? r : look_everywhere(s, err);
+    return r ? r : look_everywhere(s, err);
 }
 
 /* One that stays and has no file has nobody outside who could miss it. */
 static int
-add_target(struct search *s, struct node *node, struct node *except,
-           struct err *err)
+add_target(struct search *s, const struct dependents_of *of, struct err *err)
 {
     const struct dependents_search *what = s->what;
-    const struct node *file = what->stays           ? node_file_below(node)
-                              : what->may_be_device ? node_own_file(node)
-                                                    : node_local_file(node);
+    const struct node *file = what->stays           ? node_file_below(of->node)
+                              : what->may_be_device ? node_own_file(of->node)
+                                                    : node_local_file(of->node);
 
     if (!file && !what->stays) {
         return err_set(err, -ENOTSUP,
                        "Node '%s' is no regular file of its own, which could "
                        "be deleted",
-                       node->name);
+                       of->node->name);
     }
     if (file) {
-        s->targets = xrealloc(s->targets,
-                              (s->n_targets + 1) * sizeof(*s->targets));
-        s->targets[s->n_targets++] = (struct target){
-            .node = node_ref(node),
-            .except = except ? node_ref(except) : NULL,
-            .file = file};
+        s->targets[s->n_targets++] = (struct target){.of = *of, .file = file};
     }
     return 0;
 }
 
-static void
-search_fini(struct search *s)
-{
-    while (s->n_targets) {
-        struct target *t = &s->targets[--s->n_targets];
-
-        if (t->except) {
-            node_unref(t->except);
-        }
-        node_unref(t->node);
-    }
-    free(s->targets);
-}
-
 int
-dependents_check(const struct dependents_search *what, struct err *err)
+dependents_check(const struct dependents_of *of, size_t n,
+                 const struct dependents_search *how, struct err *err)
 {
-    struct search s = {.what = what, .graph = what->node->graph};
-    int r = add_target(&s, what->node, (struct node *)(uintptr_t)what->except, err);
-
-    r = r ? r : check(&s, err);
-    search_fini(&s);
-    return r;
-}
-
-int
-dependents_check_below(struct node *top, const struct node *bottom,
-                       const struct dependents_search *how, struct err *err)
-{
-    struct search s = {.what = how, .graph = top->graph};
+    auto_free struct target *targets = xzalloc((n + 1) * sizeof(*targets));
+    struct search s = {.what = how, .targets = targets};
     int r = 0;
 
-    for (struct node *above = top;
-         above->backing && above->backing->child != bottom && !r;
-         above = above->backing->child) {
-        r = add_target(&s, above->backing->child, above, err);
+    for (size_t i = 0; i < n && !r; i++) {
+        r = add_target(&s, &of[i], err);
     }
-    r = r ? r : check(&s, err);
-    search_fini(&s);
+    if (!r && s.n_targets) {
+        s.graph = of->node->graph;
+        r = check(&s, err);
+    }
     return r;
 }

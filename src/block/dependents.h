@@ -5,9 +5,13 @@
 
 #include "block/node.h"
 
-struct dependents_search {
+/* An image, and an overlay of it that will not need it (NULL: none). */
+struct dependents_of {
     struct node *node;
-    const struct node *except; /* an overlay that will not need it; or NULL */
+    const struct node *except;
+};
+
+struct dependents_search {
     const char *const *folders; /* to be searched besides */
     size_t n_folders;
     bool stays;     /* its data goes, not its file */
@@ -17,22 +21,18 @@ struct dependents_search {
 };
 
 /*
- * 0 where nobody uses the image's file: no other node here, no other program
- * by QEMU's locks, no qcow2 or QED image as its backing file.  These are looked
- * for in its folder, in those of all images that stand on it here (and on
- * @except), and in @folders; not in folders in these.  -EBUSY with what was
- * searched and found, also where a hard link of it was not found; where the
- * file is to go, -EACCES where it is read-only, -ENOTSUP where it is no regular
- * file.  A block device has no folder of its own.  Yields.
+ * 0 where nobody uses the files of these @n images: no other node here, no other
+ * program by QEMU's locks, no qcow2 or QED image as its backing file.  Such are
+ * looked for in their folders, in those of all images that stand on them here,
+ * and in @how->folders; not in folders in these.  Each file there is looked at
+ * once, however many images are asked for.
+ *
+ * -EBUSY with what was searched and found, also where a hard link of one was not
+ * found; where the file is to go, -EACCES where it is read-only, -ENOTSUP where
+ * it is no regular file.  A block device has no folder of its own.  Yields; the
+ * nodes are the caller's until then.
  */
-int dependents_check(const struct dependents_search *search, struct err *err);
-/*
- * Of each layer below @top that is above @bottom (NULL: of all), except by the
- * layer over it; @how->node and @how->except are not used.  Looks at each file
- * once, however many layers there are.  The chain stays as it is meanwhile.
- */
-int dependents_check_below(struct node *top, const struct node *bottom,
-                           const struct dependents_search *how,
-                           struct err *err);
+int dependents_check(const struct dependents_of *of, size_t n,
+                     const struct dependents_search *how, struct err *err);
 
 #endif

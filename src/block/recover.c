@@ -72,9 +72,8 @@ check_source(struct node *disk, const struct switch_intent *i,
     if (r) {
         return r;
     }
-    const struct dependents_search search = {
-        .node = source,
-        .except = disk,
+    const struct dependents_of old = {source, disk};
+    const struct dependents_search how = {
         .folders = (const char *const *)i->folders,
         .n_folders = i->n_folders,
         .is_opened_to_look = true,
@@ -85,7 +84,7 @@ check_source(struct node *disk, const struct switch_intent *i,
         r = err_set(err, -ESTALE, "'%s' was written to since",
                     i->source.path);
     }
-    r = r ? r : dependents_check(&search, err);
+    r = r ? r : dependents_check(&old, 1, &how, err);
     node_unref(source);
     return r;
 }

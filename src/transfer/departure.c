@@ -28,16 +28,17 @@ left_image(struct transfer *t)
 int
 departure_check(struct transfer *t, struct err *err)
 {
-    const struct dependents_search search = {
-        .node = left_image(t),
+    const struct dependents_of left = {
+        left_image(t),
         /* With all copied, it needs nothing of what its header may name. */
-        .except = t->sync == SYNC_FULL ? t->copy.target : NULL,
+        t->sync == SYNC_FULL ? t->copy.target : NULL};
+    const struct dependents_search how = {
         .folders = (const char *const *)t->folders,
         .n_folders = t->n_folders,
         .exclusive = t->exclusive,
     };
 
-    return t->delete_source ? dependents_check(&search, err) : 0;
+    return t->delete_source ? dependents_check(&left, 1, &how, err) : 0;
 }
 
 /* What the target takes the place of. */

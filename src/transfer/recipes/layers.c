@@ -39,29 +39,12 @@ set_fini(struct set *s)
     free(s->node);
 }
 
-static int
-check_deletion(struct node *layer, const struct node *above,
-               const struct transfer_options *o, struct err *err)
-{
-    const struct dependents_search search = {
-        .node = layer,
-        .except = above,
-        .folders = o->dependents_in,
-        .n_folders = o->n_dependents_in,
-        .is_opened_to_look = true, /* it can be written by then */
-        .may_be_device = layer->file != NULL,
-        .exclusive = o->exclusive,
-    };
-
-    return dependents_check(&search, err);
-}
-
 /* Each below the uppermost loses data that the one above it hides or holds. */
 static int
 check_losses(const struct set *s, const struct transfer_options *o,
              struct err *err)
 {
-    const struct edge *below = s->node[s->n - 1]->backing;
+    auto_free struct dependents_of *of = xmalloc(s->n * sizeof(*of));
     const struct dependents_search how = {
         .folders = o->dependents_in,
         .n_folders = o->n_dependents_in,
@@ -69,8 +52,10 @@ check_losses(const struct set *s, const struct transfer_options *o,
         .exclusive = o->exclusive,
     };
 
-    return dependents_check_below(s->node[0], below ? below->child : NULL, &how,
-                                  err);
+    for (size_t i = 1; i < s->n; i++) {
+        of[i - 1] = (struct dependents_of){s->node[i], s->node[i - 1]};
+    }
+    return dependents_check(of, s->n - 1, &how, err);
 }
 
 int
@@ -91,16 +76,23 @@ static int
 check_deletions(const struct set *s, const struct layers *l,
                 const struct transfer_options *o, struct err *err)
 {
-    size_t first = l->sinks ? 0 : 1, end = l->sinks ? s->n - 1 : s->n;
-    int r = 0;
+    auto_free struct dependents_of *of = xmalloc(s->n * sizeof(*of));
+    const struct dependents_search how = {
+        .folders = o->dependents_in,
+        .n_folders = o->n_dependents_in,
+        .is_opened_to_look = true, /* it can be written by then */
+        .may_be_device = true,
+        .exclusive = o->exclusive,
+    };
+    size_t first = l->sinks ? 0 : 1, end = l->sinks ? s->n - 1 : s->n, n = 0;
 
-    for (size_t i = first; i < end && !r; i++) {
+    for (size_t i = first; i < end; i++) {
         if (o->delete_source || (o->keep_name && l->sinks && !i)) {
-            r = check_deletion(s->node[i], i ? s->node[i - 1] : l->overlay, o,
-                               err);
+            of[n++] = (struct dependents_of){
+                s->node[i], i ? s->node[i - 1] : l->overlay};
         }
     }
-    return r;
+    return dependents_check(of, n, &how, err);
 }
 
 /* Of a version whose header can say who wrote to it; an upgrade comes later. */

@@ -126,23 +126,36 @@ delete_file(struct transfer *t, const struct node *file, struct err *err)
 }
 
 static int
-delete_layer(struct transfer *t, struct node *layer, const struct node *above,
-             struct err *err)
+delete_layer(struct transfer *t, struct node *layer, struct err *err)
 {
     const struct node *file = node_local_file(layer);
-    const struct dependents_search search = {
-        .node = layer,
-        .except = above,
+
+    return file ? delete_file(t, file, err) : wipe_header(layer, err);
+}
+
+/* Once more, for a clone may have been made meanwhile. */
+static int
+check_dependents_again(struct transfer *t, struct err *err)
+{
+    const struct release *rel = &t->release;
+    auto_free struct dependents_of *of = xmalloc((rel->n_layers + 1) *
+                                                 sizeof(*of));
+    const struct dependents_search how = {
         .folders = (const char *const *)t->folders,
         .n_folders = t->n_folders,
-        .may_be_device = layer->file != NULL,
+        .may_be_device = true,
         .exclusive = t->exclusive,
     };
-    int r = dependents_check(&search, err);
+    size_t n = 0;
 
-    return r      ? r
-           : file ? delete_file(t, file, err)
-                  : wipe_header(layer, err);
+    for (unsigned i = rel->n_layers; i--;) {
+        if (!takes_name(t, rel->layers[i])) {
+            of[n++] = (struct dependents_of){
+                rel->layers[i],
+                i + 1 < rel->n_layers ? rel->layers[i + 1] : NULL};
+        }
+    }
+    return dependents_check(of, n, &how, err);
 }
 
 int
@@ -154,13 +167,14 @@ merge_delete_layers(struct transfer *t, struct err *err)
     if (t->keep_name) {
         r = keep_name(t->copy.source, t->copy.target, err);
     }
+    if (!r && t->delete_source) {
+        r = check_dependents_again(t, err);
+    }
     for (unsigned i = rel->n_layers; i-- && t->delete_source && !r;) {
         if (takes_name(t, rel->layers[i])) {
             continue; /* its file has gone with its name */
         }
-        r = delete_layer(t, rel->layers[i],
-                         i + 1 < rel->n_layers ? rel->layers[i + 1] : NULL,
-                         err);
+        r = delete_layer(t, rel->layers[i], err);
     }
     if (r) {
         err_prefix(err, "The layers are merged, but not all that are empty "
