@@ -446,6 +446,28 @@ def chain_of(name):
                   "file.driver=file,file.filename=top")
 
 
+def many_layers_with_long_names_go():
+    """What says that they go does not fit where a journal begins with."""
+    names = [f"{i:03}" + "n" * 200 for i in range(90)]
+    create("qcow2", names[0])
+    for below, name in zip(names, names[1:]):
+        create("qcow2", name, (below, "qcow2"))
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 9 1M 64k", names[-1])
+    with Daemon(SLUICED, "--blockdev", "driver=qcow2,node-name=top,"
+                f"file.driver=file,file.filename={names[-1]}") as d:
+        qmp = d.qmp()
+        base, = [n["node-name"] for n in
+                 qmp.cmd("query-named-block-nodes", flat=True)
+                 if n["drv"] == "qcow2" and n["file"].endswith(names[0])]
+        qmp.cmd("block-merge", job_id="j", device="top", snapshot=base,
+                into="snapshot", delete=True, auto_dismiss=False)
+        finish(qmp)
+        assert "journal" not in d.errors(), d.errors()
+        d.stop()
+    assert os.listdir(".") == [names[0]], os.listdir(".")
+    run("qemu-io", "-f", "qcow2", "-c", "read -P 9 1M 64k", names[0])
+
+
 def a_guest_that_reads_all_over_takes_no_space():
     """What is copied early for it could be given back only when all before it
     was: so nothing is."""
@@ -1071,6 +1093,7 @@ if __name__ == "__main__":
           other_disks_of_a_template_are_found,
         the_layers_between_do_not_lose_their_backing_file,
         a_guest_that_reads_all_over_takes_no_space,
+        many_layers_with_long_names_go,
         an_old_version_is_refused_unless_it_may_become_new,
           a_cut_merge_goes_on,
           in_exactly_the_promised_space, the_rest_of_the_space_goes_away,
