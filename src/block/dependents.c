@@ -122,39 +122,87 @@ count_name(const struct search *s, struct target *t, const char *path)
     }
 }
 
-/*
- * The name of the backing file in the header that the file has, to be freed;
- * NULL: it has none, or is no image.  -EUCLEAN where it can be no name.
- */
+/* What the header of an image names, none where it is no image. */
 static int
-read_backing(const struct search *s, struct file *f, char **ret)
+find_names(const struct search *s, struct file *f, struct header_names *ret)
 {
-    enum { NAME_LIMIT = 4096 }; /* of QED; of qcow2 it is 1023 */
-    unsigned char head[HEADER_PEEK];
-    uint64_t off = 0, size;
-    uint32_t len = 0;
+    auto_free unsigned char *head = xzalloc(HEADER_PEEK);
     bool is_image = false;
-    int r = file_read_buf(f, 0, head, sizeof(head));
+    int r = file_read_buf(f, 0, head, HEADER_PEEK);
 
-    *ret = NULL;
-    for (const struct driver *const *d = s->graph->drivers; *d && !r; d++) {
-        is_image |= (*d)->find_backing && (*d)->find_backing(head, &off, &len);
+    *ret = (struct header_names){0};
+    for (const struct driver *const *d = s->graph->drivers;
+         *d && !r && !is_image; d++) {
+        is_image = (*d)->find_names && (*d)->find_names(head, ret);
     }
-    r = r ? r : file_size(f, &size);
-    if (r || !is_image || !off || !len) {
-        return r;
-    }
-    if (len > NAME_LIMIT || off > size || len > size - off) {
-        return -EUCLEAN;
-    }
-    auto_free char *name = xzalloc(len + 1);
-
-    r = file_read_buf(f, off, name, len);
-    *ret = r ? NULL : take_ptr(name);
     return r;
 }
 
-/* The one whose name it could be, where it is no path. */
+/* To be freed.  -EUCLEAN where it can be no name. */
+static int
+read_name(struct file *f, uint64_t off, uint32_t len, char **ret)
+{
+    enum { NAME_LIMIT = 4096 }; /* of QED; of qcow2 it is 1023 */
+    uint64_t size;
+    int r = file_size(f, &size);
+
+    if (!r && (!off || len > NAME_LIMIT || off > size || len > size - off)) {
+        r = -EUCLEAN;
+    }
+    if (r) {
+        return r;
+    }
+    *ret = xzalloc(len + 1);
+    r = file_read_buf(f, off, *ret, len);
+    if (r) {
+        free(take_ptr(*ret));
+    }
+    return r;
+}
+
+/* Where the path leads, if that is one of ours. */
+static struct target *
+find_by_path(const struct search *s, const char *path)
+{
+    struct target *t = NULL;
+    struct file *f;
+
+    if (!file_open(s->graph->loop, path, 0, &f)) {
+        t = find_target(s, f);
+        file_close(f);
+    }
+    return t;
+}
+
+/* Relative to the image's folder, and as it is: QEMU takes either. */
+static struct target *
+find_by_both(const struct search *s, const char *image, const char *name)
+{
+    auto_free char *path = backing_path_from(image, name);
+    struct target *t = find_by_path(s, path);
+
+    return t || !strcmp(path, name) ? t : find_by_path(s, name);
+}
+
+/* "json:" and options: any text in them may be a file's name. */
+static struct target *
+find_in_options(const struct search *s, const char *image, json_t *value)
+{
+    struct target *t = NULL;
+    const char *key;
+    json_t *inner;
+
+    if (json_is_string(value)) {
+        return find_by_both(s, image, json_string_value(value));
+    }
+    json_object_foreach(value, key, inner)
+    {
+        t = t ? t : find_in_options(s, image, inner);
+    }
+    return t;
+}
+
+/* The one whose name it could be, where it is of a kind that is not known. */
 static struct target *
 find_by_text(const struct search *s, const char *name)
 {
@@ -166,46 +214,48 @@ find_by_text(const struct search *s, const char *name)
     return NULL;
 }
 
-/* Which of ours is the backing file @name of the image @path?  NULL: none. */
+/* Which of ours is the file @name of the image @path?  NULL: none. */
 static struct target *
 find_named(const struct search *s, const char *path, const char *name)
 {
-    if (!backing_is_path(name)) {
-        return find_by_text(s, name);
+    if (backing_is_path(name)) {
+        return find_by_both(s, path, name);
     }
-    auto_free char *backing = backing_path_from(path, name);
-    struct target *t = NULL;
-    struct file *f;
+    json_t *options = strncmp(name, "json:", 5)
+                          ? NULL
+                          : json_loads(name + 5, JSON_REJECT_DUPLICATES, NULL);
+    struct target *t = options ? find_in_options(s, path, options)
+                               : find_by_both(s, path, strchr(name, ':') + 1);
 
-    if (!file_open(s->graph->loop, backing, 0, &f)) {
-        t = find_target(s, f);
-        file_close(f);
-    }
-    return t;
+    json_decref(options);
+    return t ? t : find_by_text(s, name);
 }
 
 static int
 look_into(struct search *s, struct file *f, const char *path, struct err *err)
 {
-    struct target *t = find_target(s, f);
-    auto_free char *name = NULL;
+    struct target *ours = find_target(s, f), *t;
+    struct header_names names;
+    int r = find_names(s, f, &names);
 
-    if (t) {
-        count_name(s, t, path);
+    if (ours) {
+        count_name(s, ours, path);
     }
-    int r = read_backing(s, f, &name);
+    for (unsigned i = 0; i < names.n && !r; i++) {
+        auto_free char *name = NULL;
 
-    if (r) {
-        /* Of what is open it is known what it stands on. */
-        return t ? 0
-                 : refuse(s, &s->targets[0], "the header of this image is "
-                                             "damaged, and could name it: ",
-                          path, err);
+        r = read_name(f, names.name[i].off, names.name[i].len, &name);
+        t = r ? NULL : find_named(s, path, name);
+        if (t && !shows(t->of.except, f) && !shows(t->file, f)) {
+            return refuse(s, t, "it is the backing file of ", path, err);
+        }
     }
-    t = name ? find_named(s, path, name) : NULL;
-    return t && !shows(t->of.except, f) && !shows(t->file, f)
-               ? refuse(s, t, "it is the backing file of ", path, err)
-               : 0;
+    /* Of what is open it is known what it stands on. */
+    return r && !ours ? refuse(s, &s->targets[0],
+                               "the header of this image is damaged, and "
+                               "could name it: ",
+                               path, err)
+                      : 0;
 }
 
 static int

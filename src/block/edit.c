@@ -244,6 +244,23 @@ check_sizes(const struct edit *edits, unsigned n, struct err *err)
     return r;
 }
 
+int
+check_no_loop(const struct node *node, const struct node *to, struct err *err)
+{
+    list_for_each(it, &node->parents)
+    {
+        const struct node *over = container_of(it, struct edge, link)->parent;
+
+        if (over != to && chain_contains(to, over)) {
+            return err_set(err, -ELOOP,
+                           "'%s' cannot take the place of '%s': it stands on "
+                           "'%s', which stands on that",
+                           to->name, node->name, over->name);
+        }
+    }
+    return 0;
+}
+
 /* All edits, then all checks; undone where one fails.  Does not yield. */
 static int
 swap(const struct edit *edits, unsigned n, struct done *done, struct err *err)
@@ -254,6 +271,11 @@ swap(const struct edit *edits, unsigned n, struct done *done, struct err *err)
         r = check_sizes(edits, n, err);
     }
     for (unsigned i = 0; i < n && !r; i++) {
+        if (edits[i].kind == EDIT_REPLACE &&
+            check_no_loop(edits[i].node, edits[i].to, err)) {
+            undo(edits, i, done);
+            return -ELOOP;
+        }
         if (edits[i].kind == EDIT_REPLACE) {
             do_replace(edits[i].node, edits[i].to, &done[i]);
         } else if (edits[i].to && chain_contains(edits[i].to, edits[i].node)) {

@@ -56,4 +56,11 @@ int graph_edit(struct graph *graph, const struct edit *edits, unsigned n,
                const struct edit_options *options, struct edit_report *report,
                struct err *err);
 
+/*
+ * -ELOOP where @to stands on something that stands on @node, so that it cannot
+ * take its place.  Does not yield.
+ */
+int check_no_loop(const struct node *node, const struct node *to,
+                  struct err *err);
+
 #endif

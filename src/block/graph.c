@@ -91,8 +91,40 @@ chain_let_go(struct node *top)
 }
 
 void
+graph_add_done(struct graph *graph, const char *job, const struct node *file)
+{
+    graph->done = graph->done ? graph->done : json_array();
+    json_array_append_new(
+        graph->done,
+        json_pack("{s:s, s:I, s:I}", "job", job, "ino",
+                  (json_int_t)file->file_id.ino, "born",
+                  (json_int_t)file->file_born));
+}
+
+bool
+graph_is_done(const struct graph *graph, const char *job,
+              const struct node *file)
+{
+    json_t *one;
+    size_t i;
+
+    json_array_foreach(graph->done, i, one)
+    {
+        if (!strcmp(json_string_value(json_object_get(one, "job")), job) &&
+            json_integer_value(json_object_get(one, "ino")) ==
+                (json_int_t)file->file_id.ino &&
+            json_integer_value(json_object_get(one, "born")) ==
+                (json_int_t)file->file_born) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void
 graph_free(struct graph *graph)
 {
+    json_decref(take_ptr(graph->done));
     bool closed = graph_close(graph);
 
     assert(closed);

@@ -17,6 +17,7 @@ struct graph {
     struct list throttle_groups;
     unsigned next_name;
     bool ending; /* nothing is opened any more */
+    json_t *done; /* jobs of earlier daemons that were at their ends */
     bool quiet;
     struct waitq parked;
     uint64_t park_gen; /* counts unparks, so that none is missed */

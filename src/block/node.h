@@ -210,7 +210,16 @@ struct encoded {
  * the caller's hold on the node's range lock; a driver that needs more, widens
  * it (range_lock_widen()) and looks again.
  */
-enum { HEADER_PEEK = 64 };
+enum { HEADER_PEEK = 4096 };
+
+/* The backing file's, and that of the file with the data. */
+struct header_names {
+    struct {
+        uint64_t off;
+        uint32_t len;
+    } name[2];
+    unsigned n;
+};
 
 struct driver {
     const char *name;
@@ -263,12 +272,11 @@ struct driver {
                   struct extent *ret);
     int (*truncate)(struct node *node, uint64_t size, struct err *err);
     /*
-     * Formats: where a header says that the backing file's name is; of @head
-     * are HEADER_PEEK bytes.  Nothing else in it is looked at, so that one that
-     * could not be opened tells it, too.  false: it is of another format.
+     * Formats: where a header has the names of files that the image needs; of
+     * @head are HEADER_PEEK bytes.  Nothing else in it is looked at, so that one
+     * that could not be opened tells it, too.  false: it is of another format.
      */
-    bool (*find_backing)(const unsigned char *head, uint64_t *ret_off,
-                         uint32_t *ret_len);
+    bool (*find_names)(const unsigned char *head, struct header_names *ret);
     /* Rewrites the header's backing file, durably; NULL name: none. */
     int (*set_backing)(struct node *node, const char *filename,
                        const char *format, struct err *err);
@@ -555,6 +563,14 @@ bool node_is_part(const struct node *node);
 /* -ENOTSUP: no header of an image can name it, since it is a part of a file. */
 int node_check_name(const struct node *node, struct err *err);
 struct switch_intent;
+/*
+ * A job of an earlier daemon on @file was at its end, and what was left of it is
+ * done: so the same command again is not to begin another one.  Neither yields.
+ */
+void graph_add_done(struct graph *graph, const char *job,
+                    const struct node *file);
+bool graph_is_done(const struct graph *graph, const char *job,
+                   const struct node *file);
 /*
  * Is the target of a switch marked as unfinished, so that the disk is still the
  * source?  -errno where it cannot be opened.  Yields.

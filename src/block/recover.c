@@ -54,8 +54,9 @@ switch_ask_target(struct graph *graph, const struct switch_intent *i, bool *ret,
 static bool
 is_same(const struct intent_file *a, const struct node *file)
 {
-    return !a->ino || (a->ino == file->file_id.ino &&
-           (!a->born || !file->file_born || a->born == file->file_born));
+    bool born = !a->born || !file->file_born || a->born == file->file_born;
+
+    return born && (!a->ino || a->ino == file->file_id.ino); /* 0: a device */
 }
 
 /*
@@ -154,14 +155,25 @@ leave_source(struct node *node, const struct node *file,
     return r;
 }
 
-/* 0, or -ESTALE where it is another file. */
+/*
+ * 0, or -ESTALE where it is another file.  The name in the record counts only
+ * where it leads to the file that was looked at.
+ */
 static int
 check_source_is_at(struct loop *loop, const struct switch_intent *i,
                    const char *path)
 {
+    uint64_t dev = 0, ino = 0;
     struct file *f;
     int r = file_open(loop, path, 0, &f);
 
+    if (!r && path != i->source.path &&
+        !file_identify(loop, i->source.path, &dev, &ino)) {
+        r = f->dev == dev && f->ino == ino ? 0 : -ESTALE;
+        if (r) {
+            file_close(f);
+        }
+    }
     if (!r) {
         bool same = f->ino == i->source.ino &&
                     (!i->source.born || f->born == i->source.born);
@@ -196,6 +208,16 @@ source_delete(struct loop *loop, const struct switch_intent *i,
              : 0;
 }
 
+/* Who may put a journal beside an image must not have others gone. */
+static int
+check_may_delete(const struct node *node, struct err *err)
+{
+    return graph_limits_paths(node->graph)
+               ? err_set(err, -EPERM, "with --untrusted or --backing-paths "
+                                      "nothing is deleted")
+               : 0;
+}
+
 /* The image is the disk: what was left to do is done. */
 static void
 arrive_at_target(struct node *node, const struct node *file,
@@ -207,8 +229,11 @@ arrive_at_target(struct node *node, const struct node *file,
     if (node->read_only || node->incomplete || !is_same(&i->target, file)) {
         return;
     }
-    int r = i->delete_source ? check_source(node, i, &err) : 0;
+    int r = i->delete_source ? check_may_delete(node, &err) : 0;
 
+    if (!r && i->delete_source) {
+        r = check_source(node, i, &err);
+    }
     if (!r && i->delete_source) {
         r = source_delete(loop, i, &err);
     } else if (r == -ENOENT) {
@@ -302,6 +327,7 @@ finish_deletions(struct node *node, const struct node *file)
     struct journals *journals = graph_journals(node->graph);
     json_t *list = deletions_of(journals, file->filename), *one;
     bool now = json_array_size(list) != 0;
+    auto_err err = ERR_INIT;
     struct journal *j;
     size_t k;
 
@@ -311,12 +337,10 @@ finish_deletions(struct node *node, const struct node *file)
               note_number(one, "heir-born") == file->file_born &&
               !stands_on(node, one);
     }
-    if (now && graph_limits_paths(node->graph)) {
-        /* Who may put a journal beside an image must not have others gone. */
+    if (now && check_may_delete(node, &err)) {
         NODE_SAY(node, warn,
-                 "Job '%s' was cut off when it deleted what it had merged; "
-                 "with --untrusted or --backing-paths nothing is deleted",
-                 note_text(json_array_get(list, 0), "job"));
+                 "Job '%s' was cut off when it deleted what it had merged; %s",
+                 note_text(json_array_get(list, 0), "job"), err.msg);
         now = false;
     }
     if (now && !journal_share(journals, file->filename, &j)) {
@@ -326,6 +350,8 @@ finish_deletions(struct node *node, const struct node *file)
                 finish_deletion(node, one);
             }
         }
+        graph_add_done(node->graph, note_text(json_array_get(list, 0), "job"),
+                       file);
         deletions_end(j, list);
         journal_leave(j);
     }

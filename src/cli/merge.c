@@ -243,6 +243,20 @@ find_layers(struct merge *m, struct err *err)
     return r;
 }
 
+/* What the last one of this command was killed at. */
+static int
+say_done_earlier(const struct merge *m, const struct err *err)
+{
+    if (m->cli->json) {
+        cli_print_json(json_pack("{s:s, s:s, s:s, s:b}", "type", "result",
+                                 "verb", "merge", "disk", m->disk,
+                                 "done-earlier", 1));
+    } else {
+        printf("%s.\n", err->msg);
+    }
+    return EXIT_OK;
+}
+
 static int
 merge(struct merge *m, struct err *err)
 {
@@ -255,8 +269,11 @@ merge(struct merge *m, struct err *err)
     if (m->cli->dry_run) {
         return dry_run(m, err);
     }
-    return !went_on && start_or_join(m, err) ? cli_error(m->cli, err)
-                                             : follow(m);
+    if (!went_on && start_or_join(m, err)) {
+        return strstr(err->msg, "was finished when") ? say_done_earlier(m, err)
+                                                     : cli_error(m->cli, err);
+    }
+    return follow(m);
 }
 
 static int

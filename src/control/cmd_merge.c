@@ -57,6 +57,22 @@ take_merge_into(bool given, enum qmp_merge_into into)
     return given ? ways[into] : MERGE_INTO_AUTO;
 }
 
+/* The same once more, where "the backing file" is another one by now. */
+static int
+check_not_done(const struct transfer_options *o, struct err *err)
+{
+    const struct node *file = node_own_file(o->device);
+
+    if (!o->job_id || !file || !graph_is_done(o->device->graph, o->job_id, file)) {
+        return 0;
+    }
+    return err_set(err, -EALREADY,
+                   "Job '%s' was cut off at its end and was finished when '%s' "
+                   "was opened; to merge further, name the snapshot or another "
+                   "job",
+                   o->job_id, file->filename);
+}
+
 int
 cmd_block_merge(struct control *ctl, const struct args_block_merge *args,
                 json_t **ret, struct err *err)
@@ -77,6 +93,9 @@ cmd_block_merge(struct control *ctl, const struct args_block_merge *args,
     };
     int r = find_layers(ctl, args->device, args->snapshot, &o, err);
 
+    if (!r && !args->snapshot) {
+        r = check_not_done(&o, err);
+    }
     if (!r) {
         r = take_speed(args->speed, &o, err);
     }

@@ -144,6 +144,27 @@ find_backing(struct control *ctl, struct reopening *r, struct err *err)
     return code;
 }
 
+/* A job that reads it, or what lies over it, relies on what that reads as. */
+static int
+check_no_reader(const struct node *node, struct err *err)
+{
+    int r = node_check_no_job(node, err);
+
+    list_for_each(it, &node->parents)
+    {
+        r = r ? r
+              : check_no_reader(container_of(it, struct edge, link)->parent,
+                                err);
+    }
+    return r;
+}
+
+static struct node *
+backing_of(const struct node *node)
+{
+    return node->backing ? node->backing->child : NULL;
+}
+
 static int
 prepare(struct control *ctl, json_t *options, struct reopening *r,
         struct err *err)
@@ -170,6 +191,9 @@ prepare(struct control *ctl, json_t *options, struct reopening *r,
     if (!code) {
         code = find_backing(ctl, r, err);
     }
+    if (!code && r->sets_backing && backing_of(node) != r->backing) {
+        code = check_no_reader(node, err);
+    }
     if (!code) {
         code = check_fixed(node, options, err);
     }
@@ -177,12 +201,6 @@ prepare(struct control *ctl, json_t *options, struct reopening *r,
 }
 
 /* Backing files. */
-
-static struct node *
-backing_of(const struct node *node)
-{
-    return node->backing ? node->backing->child : NULL;
-}
 
 /* Asked right before the swap: to this it goes back. */
 static int

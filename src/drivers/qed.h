@@ -171,8 +171,7 @@ int qed_write_header(struct qed *q, const struct qed_field *fields,
 int qed_update_header(struct qed *q, const struct qed_field *fields,
                       unsigned n);
 int qed_set_incomplete(struct node *node, bool incomplete, struct err *err);
-bool qed_find_backing(const unsigned char *head, uint64_t *ret_off,
-                      uint32_t *ret_len);
+bool qed_find_names(const unsigned char *head, struct header_names *ret);
 int qed_set_backing(struct node *node, const char *filename, const char *format,
                     struct err *err);
 int qed_truncate(struct node *node, uint64_t size, struct err *err);

@@ -117,16 +117,17 @@ check_backing(const char *filename, const char *format, struct err *err)
 }
 
 bool
-qed_find_backing(const unsigned char *head, uint64_t *ret_off,
-                 uint32_t *ret_len)
+qed_find_names(const unsigned char *head, struct header_names *ret)
 {
     if (ld_le32(head + QED_H_MAGIC) != QED_MAGIC) {
         return false;
     }
-    bool has_one = ld_le64(head + QED_H_FEATURES) & QED_F_BACKING_FILE;
-
-    *ret_off = has_one ? ld_le32(head + QED_H_BACKING_OFF) : 0;
-    *ret_len = has_one ? ld_le32(head + QED_H_BACKING_LEN) : 0;
+    *ret = (struct header_names){0};
+    if (ld_le64(head + QED_H_FEATURES) & QED_F_BACKING_FILE) {
+        ret->n = 1;
+        ret->name[0].off = ld_le32(head + QED_H_BACKING_OFF);
+        ret->name[0].len = ld_le32(head + QED_H_BACKING_LEN);
+    }
     return true;
 }
 

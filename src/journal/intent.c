@@ -266,9 +266,9 @@ intent_end(struct intent *i, bool moved)
     if (!i) {
         return;
     }
-    /* The journal last: a pointer to nothing says nothing. */
-    leave(i->pointer, false);
+    /* A pointer to nothing says nothing, and goes when the target is opened. */
     leave(i->journal, moved);
+    leave(i->pointer, false);
     switch_intent_fini(&i->what);
     free(i);
 }
@@ -297,8 +297,8 @@ void
 intent_remove(struct journals *journals, const struct switch_intent *what,
               bool moved)
 {
-    take_back(journals, what->target.path, false);
     take_back(journals, what->source.path, moved);
+    take_back(journals, what->target.path, false);
 }
 
 /* Finding one. */

@@ -20,7 +20,8 @@ enum {
     AT_UUID = 8,
     AT_SIZE = AT_UUID + JOURNAL_UUID,
     AT_SUM = AT_SIZE + 4,
-    FIRST = AT_SUM + 4, /* the first record */
+    AT_END = AT_SUM + 4, /* of what was added durably, and its sum */
+    FIRST = AT_END + 8,  /* the first record */
     HEAD = 12,
     ALIGN = 8,
 };
@@ -42,6 +43,7 @@ struct journal {
     struct comutex adding;
     unsigned users;
     bool is_unsure; /* a record that failed may be there all the same */
+    bool end_is_unsure; /* the file may say that it is */
 };
 
 /* Where it lies, and what it calls others. */
@@ -249,7 +251,8 @@ head_is_whole(const struct journal *j)
 {
     return !memcmp(j->bytes, magic, sizeof(magic)) &&
            ld_le32(j->bytes + AT_SIZE) == j->size &&
-           ld_le32(j->bytes + AT_SUM) == crc32c(j->bytes, AT_SUM);
+           ld_le32(j->bytes + AT_SUM) == crc32c(j->bytes, AT_SUM) &&
+           ld_le32(j->bytes + AT_END + 4) == crc32c(j->bytes + AT_END, 4);
 }
 
 /*
@@ -290,7 +293,7 @@ read_whole(struct journal *j)
     while ((len = record_at(j, j->end))) {
         j->end += record_size(len);
     }
-    if (!tail_is_plausible(j)) {
+    if (j->end < ld_le32(j->bytes + AT_END) || !tail_is_plausible(j)) {
         return -EUCLEAN;
     }
     memset(j->bytes + j->end, 0, j->torn - j->end);
@@ -392,6 +395,20 @@ make_folder(void *arg)
     mkdir(path, 0700); /* it says what machines there are */
 }
 
+/* Not what a link leads to, which somebody may have put there. */
+static int
+create_new(struct loop *loop, const char *path, struct file **ret)
+{
+    unsigned flags = FILE_WRITE | FILE_CREATE | FILE_EXCLUSIVE;
+    int r = file_open(loop, path, flags, ret);
+
+    if (r == -EEXIST) { /* of one that died */
+        r = file_unlink(loop, path);
+        r = r ? r : file_open(loop, path, flags, ret);
+    }
+    return r;
+}
+
 /*
  * It has its name only when all of it is there: anything less is damage.  The
  * name is not durable yet.
@@ -401,8 +418,7 @@ write_whole(struct journal *j)
 {
     auto_free char *path = xasprintf("%s.new", j->path);
     struct file *file = NULL;
-    int r = file_open(j->loop, path,
-                      FILE_WRITE | FILE_CREATE | FILE_TRUNCATE, &file);
+    int r = create_new(j->loop, path, &file);
 
     if (r) {
         return r;
@@ -420,7 +436,15 @@ write_whole(struct journal *j)
     }
     j->file = file;
     j->torn = 0;
+    j->end_is_unsure = false;
     return 0;
+}
+
+static void
+put_end(struct journal *j, uint32_t end)
+{
+    st_le32(j->bytes + AT_END, end);
+    st_le32(j->bytes + AT_END + 4, crc32c(j->bytes + AT_END, 4));
 }
 
 static void
@@ -430,6 +454,7 @@ write_head(struct journal *j)
     memcpy(j->bytes + AT_UUID, j->uuid, JOURNAL_UUID);
     st_le32(j->bytes + AT_SIZE, j->size);
     st_le32(j->bytes + AT_SUM, crc32c(j->bytes, AT_SUM));
+    put_end(j, j->end);
 }
 
 static void
@@ -731,6 +756,18 @@ compact(struct journal *j, const struct journal_record *more)
     return folder_sync(j->loop, j->path);
 }
 
+/* What ends here is not to be taken for a record that was never complete. */
+static int
+write_end(struct journal *j, uint32_t end)
+{
+    put_end(j, end);
+    int r = file_write_buf(j->file, AT_END, j->bytes + AT_END, 8);
+
+    r = r ? r : file_sync(j->file);
+    j->end_is_unsure = r;
+    return r;
+}
+
 /* With what a record that failed may have left behind it. */
 static int
 append(struct journal *j, const struct journal_record *what)
@@ -746,6 +783,7 @@ append(struct journal *j, const struct journal_record *what)
     int r = file_write_buf(j->file, j->end, record, j->torn - j->end);
 
     r = r ? r : file_sync(j->file);
+    r = r ? r : write_end(j, end);
     j->is_unsure = r;
     if (!r) {
         j->end = j->torn = end;
@@ -769,7 +807,8 @@ journal_add(struct journal *j, enum journal_type type, const void *payload,
         return -ENOSPC;
     }
     comutex_lock(&j->adding);
-    int r = size_with(j, j->end, &record) <= j->size ? 0 : compact(j, &record);
+    bool fits = size_with(j, j->end, &record) <= j->size;
+    int r = fits && !j->end_is_unsure ? 0 : compact(j, &record);
 
     r = r ? r : append(j, &record);
     comutex_unlock(&j->adding);
@@ -832,7 +871,9 @@ journal_close(struct journal *j)
 int
 journal_remove(const struct journal *j)
 {
-    int r = file_unlink(j->loop, j->path);
+    auto_free char *new = xasprintf("%s.new", j->path);
+    int r = file_unlink(j->loop, new); /* of one that died, if any */
 
+    r = file_unlink(j->loop, j->path);
     return r == -ENOENT ? 0 : r ? r : folder_sync(j->loop, j->path);
 }

@@ -3,16 +3,17 @@
  * A journal: a small file of records beside an image, for changes of several
  * steps and for jobs that are under way (docs/design/intents.md, resume.md).
  *
- *   "SLUICE-J", a UUID, the file's size, CRC-32C of these; then records: length
- *   of the payload, CRC-32C of type and payload, type (little-endian, 32 bits
- *   each), payload, zeroes up to a multiple of 8.  Behind the last one there is
- *   nothing, or a part of one that was being written when all ended.
+ *   "SLUICE-J", a UUID, the file's size, CRC-32C of these; where the records end
+ *   that were added, CRC-32C of that; then records: length of the payload,
+ *   CRC-32C of type and payload, type (little-endian, 32 bits each), payload,
+ *   zeroes up to a multiple of 8.  Behind that end there is nothing, or one, or
+ *   a part of one, that was being added when all ended.
  *
  * It is found by any name of the image (place.h).  It is allocated whole before
  * it gets its name, so that records can be added on a full disk, and room is
  * kept in it to end all that it says is under way.  So a file of that name that
- * is shorter, or in which more than the last record is not whole, is damaged:
- * it is refused, for it may have said that the image is not the disk any more.
+ * is shorter, or in which a record before the end is not whole, is damaged: it
+ * is refused, for it may have said that the image is not the disk any more.
  *
  * Whatever writes to it shares one `struct journal`; it is removed when the last
  * one leaves it and nothing that it says counts any more.

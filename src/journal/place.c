@@ -28,12 +28,18 @@ static char *
 path_in_state(const struct journals *js, const char *image)
 {
     auto_free char *here = image[0] == '/' ? NULL : getcwd(NULL, 0);
-    auto_free char *name =
+    auto_free char *path =
         xasprintf("%s%s%s", here ? here : "", here ? "/" : "", image);
+    auto_free char *name = xmalloc(2 * strlen(path) + 1);
+    char *to = name;
 
-    for (char *c = name; *c; c++) {
-        *c = *c == '/' ? '!' : *c;
+    for (const char *c = path; *c; c++) {
+        *to++ = *c == '/' ? '!' : *c;
+        if (*c == '!') {
+            *to++ = '!';
+        }
     }
+    *to = 0;
     return js->state_dir ? xasprintf("%s/%s.sluice", js->state_dir, name)
                          : NULL;
 }
@@ -48,49 +54,12 @@ path_by_inode(const struct journals *js, const struct file_location *at)
                : NULL;
 }
 
-/* The image's path that a name in the state folder stands for, or NULL. */
 static char *
-image_of(const char *entry)
+path_by_device(const struct journals *js, const struct file_location *at)
 {
-    const char *slash = strrchr(entry, '/');
-    const char *name = slash ? slash + 1 : entry;
-    size_t n = strlen(name), end = strlen(".sluice");
-
-    if (name[0] != '!' || n <= end || strcmp(name + n - end, ".sluice")) {
-        return NULL;
-    }
-    char *image = xasprintf("%.*s", (int)(n - end), name);
-
-    for (char *c = image; *c; c++) {
-        *c = *c == '!' ? '/' : *c;
-    }
-    return image;
-}
-
-/* The journal that a device has by another of its names. */
-static void
-find_by_device(const struct journals *js, const char *node,
-               struct journal_places *p)
-{
-    auto_free char *in = xasprintf("%s/.", js->state_dir);
-    bool found = false;
-    char **names;
-    size_t n;
-
-    if (folder_list(js->loop, in, &names, &n)) {
-        return; /* there is none */
-    }
-    for (size_t i = 0; i < n && !found; i++) {
-        auto_free char *image = image_of(names[i]);
-        auto_free char *real = NULL;
-
-        found = image && strcmp(image, p->image) &&
-                !file_real_path(js->loop, image, &real) && !strcmp(real, node);
-        if (found) {
-            add(p, xstrdup(names[i]));
-        }
-    }
-    names_free(names, n);
+    return js->state_dir ? xasprintf("%s/device-%llx.sluice", js->state_dir,
+                                     (unsigned long long)at->born)
+                         : NULL;
 }
 
 static void
@@ -98,10 +67,7 @@ list_places(const struct journals *js, const struct file_location *at,
             struct journal_places *p)
 {
     if (at->is_block_device) {
-        add(p, path_in_state(js, p->image));
-        if (js->state_dir) {
-            find_by_device(js, at->path, p);
-        }
+        add(p, at->born ? path_by_device(js, at) : path_in_state(js, p->image));
         return;
     }
     if (at->n_links > 1) {

@@ -6,21 +6,21 @@
  *   IMAGE.sluice beside the file that all links lead to.  Where it cannot lie
  *   there (a folder that cannot be written, a name that is too long for seven
  *   more bytes), in the state folder, named after that file's path, each '/' a
- *   '!'; where that is too long, by the file's inode and when it was made.
+ *   '!', each '!' two; where that is too long, by the file's inode and when it was made.
  *
  *   Of a file with several names (hard links) in the state folder, by inode:
  *   none of its names is the one by which it will be opened.
  *
- *   Of a block device in the state folder, by the path that was used: the
- *   device of a name is another after each boot, and so is the node that a
- *   link leads to.  Other links that lead to the same node find it, too.
+ *   Of a block device in the state folder, by what the kernel knows it by (its
+ *   serial number and the like); its names and numbers are another device's
+ *   after a boot.  Where it knows nothing, by the path that was used.
  */
 #ifndef SLUICE_JOURNAL_PLACE_H
 #define SLUICE_JOURNAL_PLACE_H
 
 #include "journal/journal.h"
 
-enum { PLACES_MAX = 4 };
+enum { PLACES_MAX = 3 };
 
 struct journal_places {
     char *image; /* the name that counts: without links */

@@ -54,7 +54,11 @@ struct file {
     const struct file_ops *ops;
     struct loop *loop;
     uint64_t dev, ino;       /* identity, for claims */
-    uint64_t born;           /* when it was made, ns; 0: not known */
+    /*
+     * When it was made, ns; of a block device a number that is the same after a
+     * boot and by any name, and no other device's; 0: not known.
+     */
+    uint64_t born;
     uint32_t align;          /* of offset, length and memory; 1 if buffered */
     bool is_block_device;
     bool is_remote; /* on a file system where the cache may be stale */

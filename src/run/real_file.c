@@ -701,7 +701,8 @@ probe(struct real_file *rf, unsigned flags)
     rf->device = rf->f.is_block_device ? st.st_rdev : st.st_dev;
     rf->f.dev = rf->f.is_block_device ? 0 : st.st_dev;
     rf->f.ino = rf->f.is_block_device ? st.st_rdev : st.st_ino;
-    rf->f.born = rf->f.is_block_device ? 0 : birth_of(rf->fd, "");
+    rf->f.born = rf->f.is_block_device ? device_identity(st.st_rdev)
+                                       : birth_of(rf->fd, "");
     rf->f.align = flags & FILE_DIRECT ? direct_align(rf) : 1;
     rf->f.is_remote = fs.f_type == NFS_SUPER_MAGIC;
     rf->direct = flags & FILE_DIRECT;
@@ -811,7 +812,8 @@ locate_in_worker(void *arg)
         .path = take_ptr(path),
         .dev = st.st_dev,
         .ino = st.st_ino,
-        .born = is_device ? 0 : birth_of(AT_FDCWD, c->from),
+        .born = is_device ? device_identity(st.st_rdev)
+                          : birth_of(AT_FDCWD, c->from),
         .n_links = st.st_nlink,
         .is_block_device = is_device,
         .by_link = S_ISLNK(own.st_mode)};

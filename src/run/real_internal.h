@@ -152,6 +152,11 @@ int real_file_open(struct loop *loop, const char *path, unsigned flags,
                    struct file **ret);
 int real_rename(struct loop *loop, const char *from, const char *to);
 int real_unlink(struct loop *loop, const char *path);
+/*
+ * Of the block device with that number: the same after a boot, and by whatever
+ * name; 0 where nothing is known of it by which to tell it.
+ */
+uint64_t device_identity(uint64_t rdev);
 int real_locate(struct loop *loop, const char *path, struct file_location *ret);
 int real_sync_folder(struct loop *loop, const char *path);
 int real_list_folder(struct loop *loop, const char *path, char ***ret,

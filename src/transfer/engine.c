@@ -900,7 +900,6 @@ begin(struct transfer *t, struct err *err)
         if (!t->journal) {
             end_log(t);
         }
-        job_set_begun(&t->job);
     }
     return r || !t->recipe->begin ? r : t->recipe->begin(t, err);
 }
@@ -942,6 +941,7 @@ transfer_run(struct job *job, struct err *err)
     job->total = t->copy.target->size;
     int r = t->start_ns ? 0 : begin(t, err);
 
+    job_set_begun(job);
     if (r) {
         return r;
     }

@@ -312,6 +312,19 @@ resume_record(struct transfer *t)
     }
 }
 
+/* What was there when it began again: it need not have run since. */
+static struct journal *
+open_of_earlier(const struct transfer *t)
+{
+    struct journal *j = NULL;
+
+    if (t->goes_on && t->note && t->job.jobs) {
+        journal_share(graph_journals(t->device->graph),
+                      node_own_file(t->device)->filename, &j);
+    }
+    return j;
+}
+
 void
 resume_change(struct transfer *t)
 {
@@ -342,8 +355,12 @@ resume_record_as_stream(struct transfer *t)
                                  .on_target_error = t->on_target_error,
                                  .auto_finalize = t->job.auto_finalize,
                                  .auto_dismiss = t->job.auto_dismiss};
+    struct journal *old = t->journal ? take_ptr(t->journal)
+                                     : open_of_earlier(t);
 
-    resume_forget(t, true);
+    keep_sessions(t, false);
+    leave_layers(t, true);
+    t->goes_on = false;
     if (t->device) {
         node_unref(t->device);
     }
@@ -351,19 +368,13 @@ resume_record_as_stream(struct transfer *t)
     t->device = node_ref(t->copy.target);
     t->note = resume_describe(PRESET_STREAM, &o);
     resume_record(t);
-}
-
-/* What was there when it began again: it need not have run since. */
-static struct journal *
-open_of_earlier(const struct transfer *t)
-{
-    struct journal *j = NULL;
-
-    if (t->goes_on && t->note && t->job.jobs) {
-        journal_share(graph_journals(t->device->graph),
-                      node_own_file(t->device)->filename, &j);
+    /* That one last: what a crash leaves between them is told by the switch. */
+    if (old && note_add(old, JOURNAL_JOB_ENDED, t->job.id, "")) {
+        NODE_SAY(t->device, warn,
+                 "%s has moved, but the journal of '%s' does not say so",
+                 t->owner, journal_image(old));
     }
-    return j;
+    journal_leave(old);
 }
 
 void
@@ -576,11 +587,12 @@ is_file(const struct node *node, json_t *what)
     if (!file) {
         return false;
     }
-    /* A device is known by its name: its number is another each time. */
+    /* A device that has no identity is known by its name. */
     return file->is_device
-               ? !ino && name &&
-                     is_same_device(graph_loop(node->graph), name,
-                                    file->filename)
+               ? !ino && (born && file->file_born
+                              ? born == (json_int_t)file->file_born
+                              : name && is_same_device(graph_loop(node->graph),
+                                                       name, file->filename))
                : ino == (json_int_t)file->file_id.ino &&
                      born == (json_int_t)file->file_born;
 }
@@ -814,6 +826,7 @@ resume(struct jobs *jobs, struct node *device, json_t *note, bool paused)
     const char *id = note_text(note, "id");
     const char *file = node_own_file(device)->filename;
     auto_err err = ERR_INIT;
+    int r;
 
     if (graph_limits_paths(device->graph) &&
         writes_to_others(device->graph, note)) {
@@ -830,7 +843,10 @@ resume(struct jobs *jobs, struct node *device, json_t *note, bool paused)
                  "forgotten",
                  id, file);
         forget(device, id);
-    } else if (start(jobs, device, note, paused, &err)) {
+    } else if ((r = start(jobs, device, note, paused, &err))) {
+        if (r == -ENOENT) { /* its layers are not there any more */
+            graph_add_done(device->graph, id, node_own_file(device));
+        }
         NODE_SAY(device, warn,
                  "Job '%s' (%s), which was under way on '%s', cannot go on: "
                  "%s%s%s",

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-from harness import Daemon, Process, main, mount, need, run
+from harness import Daemon, Process, journal, main, mount, need, run
 
 SLUICED, SLUICE = (os.path.abspath(p) for p in sys.argv[1:3])
 OK, FAILED, USAGE, NOT_FOUND, CONFLICT, NO_SPACE, CANCELLED = 0, 1, 2, 4, 6, 7, 9
@@ -259,6 +259,34 @@ def what_was_killed_goes_on_with_the_same_command():
     judge("mid")
 
 
+def birth(path):
+    """When it was made, in ns."""
+    seconds, ns = run("stat", "-c", "%.9W", path)[1].strip().split(".")
+    return int(seconds) * 10**9 + int(ns)
+
+
+def the_same_command_again_merges_no_more():
+    """Killed when the header had changed already, and nothing was deleted."""
+    make()
+    run(SLUICE, "merge", "top", "-f", "qcow2", "--into", "overlay")
+    note = {"job": "merge-top", "is-last": True,
+            "heir-ino": os.stat("top").st_ino, "heir-born": birth("top"),
+            "file": "mid", "format": "qcow2", "ino": os.stat("mid").st_ino,
+            "born": birth("mid"), "exclusive": False, "dependents-in": [],
+            "survivor": "top"}
+    for _ in range(2):  # the second time there is nothing left to delete
+        journal("top", (7, b"merge-top/0\0" + json.dumps(note).encode()))
+        out = run(SLUICE, "merge", "top", "-f", "qcow2", "--into",
+                  "overlay")[1]
+        assert "was finished when 'top' was opened" in out, out
+        assert not os.path.exists("mid")
+        info = json.loads(run("qemu-img", "info", "--output=json", "top")[1])
+        assert info["backing-filename"] == "base", info
+    run(SLUICE, "merge", "top", "-f", "qcow2", "--into", "overlay",
+        "--snapshot", "base")
+    judge("top")
+
+
 def a_path_that_is_in_use_is_refused():
     with Disk() as d:
         for verb in "merge", "commit", "stream":
@@ -340,6 +368,7 @@ if __name__ == "__main__":
           a_dry_run_of_a_path_changes_nothing,
           ctrl_c_leaves_an_ordinary_chain,
           what_was_killed_goes_on_with_the_same_command,
+          the_same_command_again_merges_no_more,
           a_path_that_is_in_use_is_refused, dependants_are_looked_for,
           a_dry_run_refuses_what_the_start_would,
           without_space_it_ends_and_goes_on_later,

@@ -171,6 +171,21 @@ def a_clone_in_json(q):
     return ["clone"], nothing
 
 
+def a_clone_in_json_by_a_link(q):
+    os.symlink("top", "current")
+    qcow2("clone", "-u", "-b", 'json:{"driver":"qcow2","file.driver":"file",'
+          '"file.filename":"%s"}' % os.path.abspath("current"), "-F", "qcow2")
+    return ["clone"], nothing
+
+
+def an_image_whose_data_it_is(q):
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file=data",
+        "other", str(SIZE))
+    os.unlink("data")
+    os.symlink("top", "data")
+    return ["other"], nothing
+
+
 def an_image_that_cannot_be_read(q):
     with open("broken", "wb") as f:
         f.write(b"QFI\xfb" + struct.pack(">IQI", 3, 1 << 40, 9) + bytes(100))
@@ -461,6 +476,37 @@ def status_and_check_tell_it_and_repair_ends_it():
     assert "not finished: it is still the former" in out, out
 
 
+def who_puts_a_journal_beside_an_image_has_nothing_deleted():
+    """Neither with --untrusted, nor what is not the file that it says."""
+    for options in (["--untrusted"], []):
+        make()
+        qcow2("victim")
+        source, target = os.stat("victim"), os.stat("target")
+        what = struct.pack("<QQQQQI", source.st_ino, 0, target.st_ino, 0, 0, 1)
+        journal("top", (1, what + b"qcow2\0qcow2\0target\0victim\0"))
+        journal("target", (3, b"of the test file" + b"top\0"))
+        with Daemon(SLUICED, *options) as d:
+            d.qmp().cmd("blockdev-add", **node("target"))
+            assert "is not deleted" in d.errors(), d.errors()
+            d.stop()
+        assert os.path.exists("victim") and os.path.exists("top")
+
+
+def a_journal_is_not_written_through_a_link():
+    make()
+    with open("victim", "w") as f:
+        f.write("mine")
+    os.symlink("victim", "top.sluice.new")
+    with daemon() as d:
+        q = d.qmp()
+        start(q)
+        assert end(q) is None
+        d.stop()
+    with open("victim") as f:
+        assert f.read() == "mine"
+    assert files() == ["base", "target", "victim"], files()
+
+
 def a_switch_that_was_withdrawn_leaves_the_disk():
     make()
     leave_switch(True, (2, b"\0"))
@@ -509,6 +555,9 @@ if __name__ == "__main__":
                   dependents_in=["far"]),
           refused("a clone by another name", a_clone_by_another_name),
           refused("a clone that names it in JSON", a_clone_in_json),
+          refused("a clone that names a link in JSON",
+                  a_clone_in_json_by_a_link),
+          refused("an image whose data it is", an_image_whose_data_it_is),
           refused("an image that cannot be read",
                   an_image_that_cannot_be_read),
           refused("a clone beside what a link leads to",
@@ -526,6 +575,8 @@ if __name__ == "__main__":
           a_clone_made_meanwhile_keeps_the_source,
           the_old_image_is_refused_and_says_where_the_disk_is,
           the_old_image_is_refused_by_any_of_its_names,
+          who_puts_a_journal_beside_an_image_has_nothing_deleted,
+          a_journal_is_not_written_through_a_link,
           status_and_check_tell_it_and_repair_ends_it,
           a_clone_made_before_the_next_daemon_keeps_the_source,
           a_source_that_was_written_since_stays,

@@ -411,10 +411,13 @@ def journal(name, *records):
     """Beside an image, as src/journal/journal.h has it: (type, payload)s."""
     data = b"SLUICE-J" + JOURNAL_UUID + struct.pack("<I", 16384)
     data += struct.pack("<I", crc32c(data))
+    body = b""
     for kind, payload in records:
         head = struct.pack("<I", kind) + payload
         record = struct.pack("<II", len(payload), crc32c(head)) + head
-        data += record + bytes(-len(record) % 8)
+        body += record + bytes(-len(record) % 8)
+    end = struct.pack("<I", len(data) + 8 + len(body))
+    data += end + struct.pack("<I", crc32c(end)) + body
     with open(f"{name}.sluice", "wb") as f:
         f.write(data + bytes(16384 - len(data)))
 

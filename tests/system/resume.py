@@ -11,8 +11,8 @@ import os
 import sys
 import time
 
-from harness import (Daemon, Nbd, QmpError, main, nbd_server, need, run,
-                     wait_for)
+from harness import (Daemon, Nbd, QmpError, journal, main, nbd_server, need,
+                     run, wait_for)
 
 SLUICED, SLUICE = (os.path.abspath(p) for p in sys.argv[1:3])
 MIB = 1 << 20
@@ -175,10 +175,8 @@ def a_journal_that_says_nothing_goes():
     """Of a job that had not begun when its daemon was killed."""
     make()
     cut("qcow2", "block-merge", into="snapshot")
-    for name in "top.sluice", "mid.sluice":
-        with open(name, "r+b") as f:
-            f.seek(32)  # behind its head
-            f.write(bytes(os.path.getsize(name) - 32))
+    for name in "top", "mid":
+        journal(name)
     with daemon() as d:
         assert not job(d.qmp())
         wait_for(lambda: not [n for n in os.listdir()
@@ -249,7 +247,9 @@ def a_damaged_journal_is_said():
     cut("qcow2", "block-stream")
     with open("top.sluice", "rb") as f:
         good = f.read()
-    for bad in (good[:-1], good[:100], b"", bytes(len(good)),
+    flipped = bytearray(good)
+    flipped[100] ^= 4  # in the only record that it has
+    for bad in (bytes(flipped), good[:-1], good[:100], b"", bytes(len(good)),
                 good[:40] + b"!" + good[41:-1] + b"!"):
         with open("top.sluice", "wb") as f:
             f.write(bad)

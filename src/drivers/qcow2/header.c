@@ -229,15 +229,26 @@ change_backing(struct qcow2 *q, unsigned char *head, const char *filename,
     return r ? err_set_errno(err, r, "Could not write the header") : 0;
 }
 
+/* "Header extensions": the external data file's name is one of them. */
 bool
-qcow2_find_backing(const unsigned char *head, uint64_t *ret_off,
-                   uint32_t *ret_len)
+qcow2_find_names(const unsigned char *head, struct header_names *ret)
 {
+    uint64_t backing = ld_be64(head + H_BACKING_OFF), end;
+    struct ext ext;
+
     if (ld_be32(head + H_MAGIC) != QCOW2_MAGIC) {
         return false;
     }
-    *ret_off = ld_be64(head + H_BACKING_OFF);
-    *ret_len = ld_be32(head + H_BACKING_LEN);
+    *ret = (struct header_names){0};
+    if (backing && ld_be32(head + H_BACKING_LEN)) {
+        ret->name[ret->n].off = backing;
+        ret->name[ret->n++].len = ld_be32(head + H_BACKING_LEN);
+    }
+    find_ext(head, HEADER_PEEK, EXT_DATA_FILE, &ext, &end);
+    if (ext.type == EXT_DATA_FILE && ext.len) {
+        ret->name[ret->n].off = ext.at;
+        ret->name[ret->n++].len = ext.len;
+    }
     return true;
 }
 

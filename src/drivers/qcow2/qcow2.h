@@ -69,6 +69,7 @@ enum { FEATURE_ENTRY = 48, FEATURE_NAME = 46, FEATURE_INCOMPATIBLE = 0 };
 /* "Header extensions". */
 #define EXT_END 0u
 #define EXT_BACKING_FORMAT 0xe2792acau
+#define EXT_DATA_FILE 0x44415441u
 #define EXT_FEATURES 0x6803f857u
 #define EXT_BITMAPS 0x23852875u
 
@@ -223,8 +224,7 @@ int qcow2_ensure_mark(struct node *node, bool may_upgrade, struct err *err);
 int qcow2_set_incomplete(struct node *node, bool incomplete, struct err *err);
 /* An entry of the feature name table for our bit. */
 void qcow2_put_feature_name(unsigned char *entry);
-bool qcow2_find_backing(const unsigned char *head, uint64_t *ret_off,
-                        uint32_t *ret_len);
+bool qcow2_find_names(const unsigned char *head, struct header_names *ret);
 int qcow2_set_backing(struct node *node, const char *filename,
                       const char *format, struct err *err);
 int qcow2_truncate(struct node *node, uint64_t size, struct err *err);

@@ -195,8 +195,8 @@ switch_now(struct transfer *t, struct err *err)
     } while (r == -EAGAIN || transfer_drains_again(t, r, err));
     if (!r) {
         t->job.has_moved = true;
+        resume_record_as_stream(t); /* before what led here goes */
         departure_arrive(t);
-        resume_record_as_stream(t);
         track_detach(track);
         t->ending = false;
         t->tracked = false;

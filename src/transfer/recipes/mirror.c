@@ -16,6 +16,7 @@
 #include "block/resize.h"
 #include "transfer/departure.h"
 #include "transfer/engine.h"
+#include "block/edit.h"
 #include "transfer/pivot.h"
 #include "transfer/recipes/recipes.h"
 
@@ -231,6 +232,13 @@ reads_alike(const struct node *top, const struct node *node)
     return top == node;
 }
 
+/* Nobody has a look at the target before the guest is on it. */
+static bool
+ends_by_itself(const struct transfer_options *o)
+{
+    return o->finish == FINISH_SWITCH && !o->wait_for_verb;
+}
+
 /*
  * A copy that switches by itself leaves guests on the target: what it does not
  * copy must be below that.
@@ -243,8 +251,7 @@ check_rest_is_below(const struct transfer_options *o, struct err *err)
     const struct edge *below = o->target->backing;
     const struct node *under = below ? node_skip_filters(below->child) : NULL;
 
-    if (o->sync == SYNC_FULL || o->finish != FINISH_SWITCH ||
-        o->wait_for_verb || (o->sync == SYNC_TOP && !rest) || under == image ||
+    if (o->sync == SYNC_FULL || !ends_by_itself(o) || (o->sync == SYNC_TOP && !rest) || under == image ||
         (rest && under == node_skip_filters(rest->child))) {
         return 0;
     }
@@ -270,6 +277,24 @@ check(const struct transfer_options *o, struct err *err)
                        "Node '%s' is a backing file of '%s': it cannot be its "
                        "mirror",
                        o->target->name, o->device->name);
+    }
+    if (o->finish == FINISH_SWITCH || o->wait_for_verb) {
+        int r = check_no_loop(o->replaces ? o->replaces : o->device, o->target,
+                              err);
+
+        if (r) {
+            return r;
+        }
+    }
+    /* What is stale in it is what is not copied now. */
+    if (o->target->incomplete && o->sync != SYNC_FULL && !o->resumed) {
+        int r = err_set(err, -EINVAL,
+                        "The target '%s' is an unfinished copy, of which "
+                        "'sync': '%s' leaves what is stale",
+                        o->target->name, o->sync == SYNC_TOP ? "top" : "none");
+
+        err_hint(err, "copy it in full, or into a new image");
+        return r;
     }
     if (o->granularity &&
         (o->granularity < 512 || o->granularity > 64 * MIB)) {
@@ -471,6 +496,9 @@ mirror_make(const struct transfer_recipe *recipe,
         transfer_unclaim(t);
     }
     r = r ? r : check_images(t, o, err);
+    if (!r && ends_by_itself(o) && o->sync != SYNC_FULL && !o->resumed) {
+        r = check_empty(o->target, err); /* or the disk would show that, too */
+    }
     if (!r) {
         r = only_look ? check(o, err) : fit_target(o, err);
     }

@@ -34,7 +34,10 @@ post_copy_prepare(struct job *job, struct err *err)
 static int
 post_copy_run(struct job *job, struct err *err)
 {
-    resume_record_as_stream(transfer_of(job));
+    struct transfer *t = transfer_of(job);
+
+    resume_record_as_stream(t); /* before what led here goes */
+    departure_arrive(t);
     return transfer_run(job, err);
 }
 
@@ -193,12 +196,10 @@ switch_over(struct transfer *t, struct err *err)
         r = put_on_top(t, now + DRAIN_DEADLINE_MS * NS_PER_MS, allow_guests, t,
                        err);
     }
-    if (!r) {
-        departure_arrive(t);
-    } else {
+    if (r) {
         take_back(t, was_incomplete);
+        departure_end(t, false, NULL);
     }
-    departure_end(t, false, NULL);
     return r;
 }
 
