@@ -345,7 +345,7 @@ def beside_a_hanging_disk(bars):
 
 
 def copy_cases(quick):
-    size = GIB if quick else 3 * GIB
+    size = GIB // 2 if quick else 3 * GIB
     slow = (16 * MIB, 4) if quick else (64 * MIB, 15)
     return [
         idle_mirror("tmpfs", "qcow2", size, [Bar("mib_s", "copy", 0.85)]),
