@@ -64,11 +64,11 @@ start(const struct commit *c, struct err *err)
         json_object_set_new(args, "speed", json_integer((json_int_t)c->speed));
     }
     if (!c->then) {
-        return qmp_client_call(c->client, "block-commit", args, NULL, err);
+        return follow_start(c->client, "block-commit", args, NULL, err);
     }
     json_object_set_new(args, "preset", json_string("commit"));
     json_object_set_new(args, "finish", json_string(c->then));
-    return qmp_client_call(c->client, "block-transfer", args, NULL, err);
+    return follow_start(c->client, "block-transfer", args, NULL, err);
 }
 
 /* The disk leaves its own layer. */

@@ -287,6 +287,18 @@ wait_for_event(struct follow *f, struct ending *ending)
     }
 }
 
+int
+follow_start(struct qmp_client *client, const char *command, json_t *args,
+             json_t **ret, struct err *err)
+{
+    cli_hold_interrupt(true);
+    int r = qmp_client_call(client, command, args, ret, err);
+
+    cli_catch_interrupt();
+    cli_hold_interrupt(false);
+    return r;
+}
+
 void
 follow_job(struct follow *f)
 {

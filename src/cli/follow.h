@@ -45,6 +45,12 @@ struct follow {
 /* One job out of query-jobs, the caller's; NULL where it is gone. */
 json_t *find_job(struct qmp_client *c, const char *id, struct err *err);
 
+/*
+ * As qmp_client_call(), of a command that starts a job which is followed then:
+ * a Ctrl-C that comes meanwhile is for the following.
+ */
+int follow_start(struct qmp_client *client, const char *command, json_t *args,
+                 json_t **ret, struct err *err);
 /* Follows a job, whether it stays after its end or dismisses itself. */
 void follow_job(struct follow *f);
 /*

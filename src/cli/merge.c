@@ -127,7 +127,7 @@ start(const struct merge *m, struct err *err)
     if (m->speed) {
         json_object_set_new(args, "speed", json_integer((json_int_t)m->speed));
     }
-    int r = qmp_client_call(m->client, "block-merge", args, NULL, err);
+    int r = follow_start(m->client, "block-merge", args, NULL, err);
 
     if (r) {
         add_hint(err);

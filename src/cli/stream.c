@@ -92,8 +92,8 @@ stream(struct cli *cli, struct qmp_client *c, const struct stream_args *a,
     const char *disk = cli->own ? a->disk : node;
     auto_free char *id = disk_job_id("stream", disk, a->job_id);
 
-    r = qmp_client_call(c, cli->dry_run ? "query-stream-plan" : "block-stream",
-                        arguments(cli, a, node, base, id), &plan, err);
+    r = follow_start(c, cli->dry_run ? "query-stream-plan" : "block-stream",
+                     arguments(cli, a, node, base, id), &plan, err);
     int code = r              ? cli_error(cli, err)
                : cli->dry_run ? print_plan(cli, disk, a->base, plan)
                               : follow(cli, c, id, a->detach);
