@@ -15,7 +15,7 @@ import sys
 import time
 
 from harness import (DEADLINE, Daemon, QmpError, defer, main, nbd_server, need,
-                     run)
+                     run, wait_for)
 
 SLUICED, SLUICE, GUEST = (os.path.abspath(p) for p in sys.argv[1:4])
 MIB = 1 << 20
@@ -333,12 +333,15 @@ def two_streams_at_once():
     make_chain()
     with daemon() as d:
         qmp, guest = d.qmp(), Guest()
+        # However fast they are, both are there: neither ends by itself.
         qmp.cmd("block-stream", job_id="i", device="top", base_node="one",
-                speed=1)
-        qmp.cmd("block-stream", job_id="j", device="one", speed=1)
+                auto_finalize=False)
+        qmp.cmd("block-stream", job_id="j", device="one", auto_finalize=False)
         assert len(qmp.cmd("query-jobs")) == 2
         for job in "ij":
-            qmp.cmd("block-job-set-speed", device=job, speed=0)
+            wait_for(lambda: {j["id"]: j["status"] for j in
+                              qmp.cmd("query-jobs")}[job] == "pending")
+            qmp.cmd("job-finalize", id=job)
         while statuses(qmp).count("null") != 2:
             qmp.events.append(qmp.receive())
         assert not [e for e in qmp.events if "error" in e["data"]]
