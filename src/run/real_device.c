@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /*
  * Which block device it is, whatever it is named and numbered today: what the
- * kernel says of it in /sys (Documentation/ABI/testing/sysfs-block, sysfs-class-bdi
- * and the drivers' own), as a number.
+ * kernel says of it in /sys (Documentation/ABI, sysfs-block and the drivers' own),
+ * as a number.
  */
 #include <stdio.h>
 #include <string.h>
@@ -13,6 +13,8 @@
 #include "run/real_internal.h"
 
 enum { TEXT_MAX = 4096 };
+
+#define LOOP_FILE "loop/backing_file"
 
 /* The first line of a file; false where there is none, or it is empty. */
 static bool
@@ -58,7 +60,7 @@ add_inode(uint64_t hash, const char *file)
 uint64_t
 device_identity(uint64_t rdev)
 {
-    static const char *const names[] = {"dm/uuid", "loop/backing_file", "wwid",
+    static const char *const names[] = {"dm/uuid", LOOP_FILE, "wwid",
                                         "device/wwid", "serial",
                                         "device/serial", "md/uuid"};
     auto_free char *folder = xasprintf("/sys/dev/block/%u:%u",
@@ -72,8 +74,7 @@ device_identity(uint64_t rdev)
     for (size_t i = 0; i < ARRAY_LEN(names); i++) {
         if (read_line(is_part ? whole : folder, names[i], text)) {
             hash = add_to_hash(add_to_hash(hash, names[i]), text);
-            hash = strchr(names[i], 'l') == names[i] ? add_inode(hash, text)
-                                                     : hash;
+            hash = strcmp(names[i], LOOP_FILE) ? hash : add_inode(hash, text);
             return hash ? hash : 1;
         }
     }

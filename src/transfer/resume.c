@@ -419,24 +419,6 @@ resume_list(struct journals *journals, const char *image)
     return notes_of(journals, image, JOURNAL_JOB);
 }
 
-char *
-resume_disk_of(struct journals *journals, const char *image)
-{
-    struct layer_record layer = {0};
-    struct journal_record record;
-    struct journal *j;
-    uint32_t pos = 0;
-
-    if (journal_open(journals, image, &j)) {
-        return NULL;
-    }
-    while (!layer.disk && journal_next(j, &pos, &record)) {
-        layer_record_read(j, &record, &layer);
-    }
-    journal_close(j);
-    return layer.disk;
-}
-
 /* Does the journal @uuid of @disk still know the job? */
 static bool
 is_known(struct journals *js, const char *disk, const char *id,

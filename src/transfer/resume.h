@@ -65,11 +65,6 @@ enum resume_mode {
 void resume_jobs(struct jobs *jobs, struct node *node, enum resume_mode mode);
 
 /*
- * The disk whose job writes to @image, a layer of it, as the journal of @image
- * says; NULL: none.  The caller frees it.  Yields.
- */
-char *resume_disk_of(struct journals *journals, const char *image);
-/*
  * @node was opened to be written, by itself: says whose layer it is, and
  * forgets jobs that are over, or never began.  Yields.
  */
