@@ -174,7 +174,10 @@ find_by_path(const struct search *s, const char *path)
     return t;
 }
 
-/* Relative to the image's folder, and as it is: QEMU takes either. */
+/*
+ * With "file:" or in options QEMU takes a name as it is, from the folder that it
+ * runs in; we take it from the image's.  It may be either.
+ */
 static struct target *
 find_by_both(const struct search *s, const char *image, const char *name)
 {
@@ -218,8 +221,10 @@ find_by_text(const struct search *s, const char *name)
 static struct target *
 find_named(const struct search *s, const char *path, const char *name)
 {
-    if (backing_is_path(name)) {
-        return find_by_both(s, path, name);
+    if (backing_is_path(name) && strncmp(name, "file:", 5)) {
+        auto_free char *backing = backing_path_from(path, name);
+
+        return find_by_path(s, backing);
     }
     json_t *options = strncmp(name, "json:", 5)
                           ? NULL

@@ -5,6 +5,7 @@ a daemon that died in the middle left.
 
 delete_source.py SLUICED SLUICE
 """
+import json
 import os
 import struct
 import subprocess
@@ -216,16 +217,40 @@ def another_program(q):
     return ["another program"], stop
 
 
-def hard_links_that_nobody_names_need_nothing():
-    make()
-    os.link("top", "second")
+def goes(**arguments):
+    """Nothing stands against it."""
     with daemon() as d:
         q = d.qmp()
-        start(q)
+        start(q, **arguments)
         assert not end(q)
         d.stop()
     assert not os.path.exists("top")
     holds_the_data()
+
+
+def the_same_name_in_another_folder_is_another_file():
+    make()
+    os.mkdir("far")
+    qcow2("far/other", "-u", "-b", "top", "-F", "qcow2")
+    goes(dependents_in=["far"])
+
+
+def a_clone_that_names_it_deep_in_options(q):
+    """As deep as a header has room for; QED's name may have 4096 bytes."""
+    path = json.dumps({"filename": os.path.abspath("top")}).encode()
+    name = b"json:" + b'{"a":' * 650 + path + b"}" * 650
+    with open("deep", "wb") as f:
+        f.write(struct.pack("<4sIIIQQQQQII", b"QED\0", 65536, 1, 1, 1, 0, 0,
+                            65536, 1 << 20, 512, len(name)))
+        f.write(bytes(512 - f.tell()) + name)
+        f.truncate(1 << 17)
+    return ["deep"], nothing
+
+
+def hard_links_that_nobody_names_need_nothing():
+    make()
+    os.link("top", "second")
+    goes()
 
 
 def images_that_nobody_here_can_open_need_nothing():
@@ -236,13 +261,7 @@ def images_that_nobody_here_can_open_need_nothing():
     run("qemu-img", "create", "-q", "-f", "qcow2", "--object",
         "secret,id=s,data=x", "-o", "encrypt.format=luks,encrypt.key-secret=s",
         "secret", "4M")
-    with daemon() as d:
-        q = d.qmp()
-        start(q)
-        assert not end(q)
-        d.stop()
-    assert not os.path.exists("top")
-    holds_the_data()
+    goes()
 
 
 def a_wide_clone(q):
@@ -253,13 +272,7 @@ def a_wide_clone(q):
 def links_in_a_circle_need_nothing():
     make()
     os.symlink("circle", "circle")
-    with daemon() as d:
-        q = d.qmp()
-        start(q)
-        assert not end(q)
-        d.stop()
-    assert not os.path.exists("top")
-    holds_the_data()
+    goes()
 
 
 def a_clone_beside_what_a_link_leads_to(q):
@@ -567,6 +580,9 @@ if __name__ == "__main__":
           what_a_link_leads_to_is_deleted_by_the_next_daemon,
           refused("a hard link elsewhere", a_hard_link_elsewhere),
           refused("a clone that cannot be opened here", a_wide_clone),
+          refused("a clone that names it deep in options",
+                  a_clone_that_names_it_deep_in_options),
+          the_same_name_in_another_folder_is_another_file,
           hard_links_that_nobody_names_need_nothing,
           images_that_nobody_here_can_open_need_nothing,
           refused("another overlay here", another_overlay),
