@@ -615,6 +615,21 @@ find_unfinished(const struct node *top)
     return top;
 }
 
+static void
+hint_unfinished(const struct node *node, struct err *err)
+{
+    if (node->drv->set_incomplete) {
+        err_hint(err, "the disk is still the image that it was copied from; "
+                      "copy again onto this one, or delete it");
+    } else { /* others may have written it, and could not take the mark away */
+        err_hint(err, "the disk is still the image that it was copied from; "
+                      "copy again onto this one, or delete it; where another "
+                      "program has written all of it since, move its journal "
+                      "away ('%s.sluice', or in the state folder)",
+                 node->filename);
+    }
+}
+
 static const char *
 what_a_holder_does(enum claim held)
 {
@@ -716,8 +731,7 @@ claim_check(struct node *node, enum claim claim, const char *owner,
                         unfinished->filename ? unfinished->filename
                                              : unfinished->name);
 
-        err_hint(err, "the disk is still the image that it was copied from; "
-                      "copy again onto this one, or delete it");
+        hint_unfinished(unfinished, err);
         return r;
     }
     int r = claim_check_holders(node, claim, owner, err);

@@ -11,6 +11,7 @@
 #include "block/dependents.h"
 #include "block/dirty_log.h"
 #include "block/graph_internal.h"
+#include "block/mark.h"
 #include "journal/deletion.h"
 #include "journal/intent.h"
 #include "journal/journal.h"
@@ -45,7 +46,7 @@ switch_ask_target(struct graph *graph, const struct switch_intent *i, bool *ret,
     int r = look_at(graph, &i->target, &target, err);
 
     if (!r) {
-        *ret = target->incomplete;
+        *ret = node_is_unfinished(target);
         node_unref(target);
     }
     return r;
@@ -226,7 +227,7 @@ arrive_at_target(struct node *node, const struct node *file,
     struct loop *loop = node->graph->loop;
     auto_err err = ERR_INIT;
 
-    if (node->read_only || node->incomplete || !is_same(&i->target, file)) {
+    if (node->read_only || node_is_unfinished(node) || !is_same(&i->target, file)) {
         return;
     }
     int r = i->delete_source ? check_may_delete(node, &err) : 0;
@@ -384,6 +385,9 @@ node_recover(struct node *node, struct err *err)
     enum intent_found found;
     int r;
 
+    if (file) {
+        node_find_mark(node);
+    }
     if (node->drv->is_protocol || !file) {
         return 0;
     }
@@ -398,7 +402,7 @@ node_recover(struct node *node, struct err *err)
     switch_intent_fini(&intent);
     /* Most images have no journal, and a chain has many that are only read. */
     if (!r && found != INTENT_NONE && !node->read_only) {
-        if (!node->incomplete) {
+        if (!node_is_unfinished(node)) {
             finish_deletions(node, file);
         }
         keep_session(node, file);

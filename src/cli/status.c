@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "block/mark.h"
 #include "block/node.h"
 #include "cli/cli.h"
 #include "cli/under_way.h"
@@ -15,6 +16,7 @@
 struct status {
     const char *path;
     bool in_use;
+    bool unfinished; /* raw: the others say so themselves */
     enum log_left left;
     struct under_way under_way;
 };
@@ -45,6 +47,7 @@ look(struct cli *cli, struct status *s, struct err *err)
     }
     s->in_use = file->drv->check_alone(file) == -EBUSY;
     s->left = meta_log_look(file);
+    s->unfinished = node_is_unfinished(file);
     return under_way_look(&s->under_way, cli, s->path, err);
 }
 
@@ -63,7 +66,11 @@ say(const struct status *s)
                "sluiced, or check it, before the next reboot\n",
                s->path);
     }
-    if (!under_way_is(u)) {
+    if (s->unfinished) {
+        printf("%s: an unfinished copy: the disk is still the image that it "
+               "was copied from\n",
+               s->path);
+    } else if (!under_way_is(u)) {
         printf("%s: nothing is under way\n", s->path);
     }
     return EXIT_OK;
@@ -76,6 +83,9 @@ say_json(const struct status *s)
                           s->in_use, "writes-in-memory",
                           s->left == LOG_LEFT_BEHIND);
 
+    if (s->unfinished) {
+        json_object_set_new(o, "unfinished-copy", json_true());
+    }
     under_way_add(&s->under_way, o);
     cli_print_json(o);
     return EXIT_OK;

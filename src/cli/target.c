@@ -263,7 +263,10 @@ void
 target_undo(struct target *t)
 {
     if (close_node(t) && t->made) {
+        auto_free char *journal = xasprintf("%s.sluice", t->path);
+
         unlink(t->path);
+        unlink(journal); /* raw: that says that it is unfinished */
         t->made = false;
     }
 }

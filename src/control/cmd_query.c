@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "block/mark.h"
 #include "control/control_internal.h"
 #include "schema_dispatch.h"
 
@@ -122,7 +123,7 @@ image_info(struct node *node)
     if (node->drv->info && !node->inactive) {
         node->drv->info(node, image);
     }
-    if (node->incomplete) {
+    if (node_is_unfinished(node)) {
         json_object_set_new(image, "unfinished-copy", json_true());
     }
     add_backing_names(node, image);

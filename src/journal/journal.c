@@ -165,7 +165,8 @@ static bool
 is_of_a_job(const struct journal_record *r)
 {
     return r->type == JOURNAL_JOB || r->type == JOURNAL_JOB_ENDED ||
-           r->type == JOURNAL_LAYER || r->type == JOURNAL_DELETION;
+           r->type == JOURNAL_LAYER || r->type == JOURNAL_DELETION ||
+           r->type == JOURNAL_UNFINISHED;
 }
 
 /* The length of the string that a payload begins with. */

@@ -49,6 +49,8 @@ enum journal_type {
     JOURNAL_LAYER = 6,
     /* One of a job's files that is deleted at its end (deletion.h). */
     JOURNAL_DELETION = 7,
+    /* The image is an unfinished target (unfinished.h). */
+    JOURNAL_UNFINISHED = 8,
 };
 
 struct journal;

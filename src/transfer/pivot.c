@@ -6,6 +6,7 @@
 
 #include "base/log.h"
 #include "block/edit.h"
+#include "block/mark.h"
 #include "transfer/departure.h"
 
 enum {
@@ -22,11 +23,11 @@ enum {
 static int
 mark_even_if_failed(struct node *target, struct err *err)
 {
-    struct node *file = target->file->child;
+    struct node *file = target->file ? target->file->child : target;
     int target_failed = target->failed, file_failed = file->failed;
 
     target->failed = file->failed = 0;
-    int r = target->drv->set_incomplete(target, true, err);
+    int r = node_set_incomplete(target, true, err);
 
     target->failed = target_failed ? target_failed : target->failed;
     file->failed = file_failed ? file_failed : file->failed;
@@ -42,10 +43,10 @@ put_mark(struct node *target, struct err *err)
 {
     int r = -EIO;
 
-    for (unsigned i = 0; i < MARK_TRIES && r; i++) {
+    for (unsigned i = 0; i < MARK_TRIES && r && r != -ENOTSUP; i++) {
         r = mark_even_if_failed(target, i + 1 < MARK_TRIES ? NULL : err);
     }
-    if (r) {
+    if (r && r != -ENOTSUP) {
         log_error("'%s' may miss writes, and cannot be marked as unfinished: "
                   "it is not the disk",
                   target->filename ? target->filename : target->name);
@@ -60,16 +61,12 @@ transfer_mark(struct transfer *t, bool incomplete, struct err *err)
     int r = 0;
 
     comutex_lock(&t->mark_lock);
-    if (!t->shadowed && target->drv->set_incomplete &&
-        target->incomplete != incomplete) {
-        /* Where taking it away fails, nobody knows whether it is there. */
-        target->incomplete = false;
+    if (!t->shadowed && target->incomplete != incomplete) {
         r = incomplete ? put_mark(target, err)
-                       : target->drv->set_incomplete(target, false, err);
-        target->incomplete = incomplete && !r;
+                       : node_set_incomplete(target, false, err);
     }
     comutex_unlock(&t->mark_lock);
-    return r;
+    return r == -ENOTSUP && !target->drv->set_incomplete ? 0 : r;
 }
 
 void

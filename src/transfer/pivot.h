@@ -25,8 +25,8 @@
 /* Ends @t by @finish.  0, -ECANCELED, or -errno with @err set.  Yields. */
 int transfer_pivot(struct transfer *t, enum finish finish, struct err *err);
 /*
- * Marks the target as unfinished, durably, or as finished; nothing where its
- * format has no such mark.  Yields.
+ * Marks the target as unfinished, durably, or as finished; nothing where it can
+ * have no such mark (block/mark.h).  Yields.
  */
 int transfer_mark(struct transfer *t, bool incomplete, struct err *err);
 

@@ -410,9 +410,6 @@ open_judged(struct judge *j, struct graph *graph, struct node **ret,
         node_del(graph, "top", NULL);
     }
     if (setup->judge_target) {
-        if (setup->target_has_no_mark && source != -ESTALE && !j->s->moved) {
-            return open_top(graph, options, ret, err);
-        }
         int got = open_for_guest(graph, setup->judge_target, ret, NULL);
 
         if (source == -ESTALE && got) {

@@ -54,7 +54,7 @@ struct sweep_setup {
     const char *judge_next;
     /* From the switch on "top.sluice", while it is there, says so. */
     bool leaves_a_record;
-    /* The target has no mark: it is judged where the source says that it is it. */
+    /* qemu-img does not see its mark, which the journal has. */
     bool target_has_no_mark;
     /* A run without failures ends with the disk on that one. */
     bool ends_on_target;

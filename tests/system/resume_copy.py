@@ -3,15 +3,18 @@
 """Copies and mirrors that outlive their daemon: the next one goes on, and copies
 what its log says has changed; what that cannot know is copied anew.
 
-resume_copy.py SLUICED
+resume_copy.py SLUICED SLUICE
 """
+import json
 import os
 import sys
 import time
 
-from harness import Daemon, Nbd, main, nbd_server, need, run, wait_for
+from harness import (Daemon, Nbd, main, nbd_server, need, refused, run,
+                     wait_for)
 
 SLUICED = os.path.abspath(sys.argv[1])
+SLUICE = os.path.abspath(sys.argv[2])
 MIB = 1 << 20
 SIZE = 64 * MIB
 REGION = SIZE // 256
@@ -137,8 +140,24 @@ def the_target_is_made_anew():
     create_target("qcow2")
 
 
-def nothing():
-    pass
+def raw_by_itself():
+    """Its header has no place for a mark: its journal says what it is."""
+    _, text = run(SLUICE, "status", "copy")
+    assert "an unfinished copy" in text and "nothing is" not in text, text
+    _, text = run(SLUICE, "info", "copy", "-f", "raw", "--json")
+    assert json.loads(text)["chain"][0]["unfinished-copy"], text
+    os.symlink("copy", "link")
+    for name in "copy", "link":
+        with Daemon(SLUICED, *nbd_server("other.sock"), "--blockdev",
+                    "driver=raw,node-name=c,file.driver=file,"
+                    f"file.filename={name}") as d:
+            refused(d.qmp(), "is an unfinished copy", "block-export-add",
+                    type="nbd", id="e", node_name="c", writable=True)
+            d.stop()
+    os.unlink("link")
+    _, text = run(SLUICE, "compare", "copy", "top", "-f", "raw", "-F", "qcow2",
+                  ok=(2,))
+    assert "is an unfinished copy" in text and "copy.sluice" in text, text
 
 
 def cut_in_the_pass(fmt, target, command, **arguments):
@@ -227,7 +246,7 @@ if __name__ == "__main__":
         all_anew("a target that was made anew gets all", "qcow2", "qcow2",
                  the_target_is_made_anew),
         all_anew("a raw target gets all: nobody knows who wrote to it",
-                 "qcow2", "raw", nothing),
+                 "qcow2", "raw", raw_by_itself),
         cut_in_the_pass("qcow2", "qed", "blockdev-mirror", sync="full"),
         cut_in_the_pass("raw", "qcow2", "block-copy"),
         cut_in_the_pass("qcow2", "qcow2", "block-copy", mode="hybrid"),

@@ -13,6 +13,7 @@
 #include <errno.h>
 
 #include "block/dirty_log.h"
+#include "block/mark.h"
 #include "block/resize.h"
 #include "transfer/departure.h"
 #include "transfer/engine.h"
@@ -287,7 +288,7 @@ check(const struct transfer_options *o, struct err *err)
         }
     }
     /* What is stale in it is what is not copied now. */
-    if (o->target->incomplete && o->sync != SYNC_FULL && !o->resumed) {
+    if (node_is_unfinished(o->target) && o->sync != SYNC_FULL && !o->resumed) {
         int r = err_set(err, -EINVAL,
                         "The target '%s' is an unfinished copy, of which "
                         "'sync': '%s' leaves what is stale",

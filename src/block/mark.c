@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* See mark.h. */
+#include "block/mark.h"
+
+#include <errno.h>
+
+#include "block/graph_internal.h"
+#include "journal/journal.h"
+#include "journal/unfinished.h"
+
+static uint64_t
+inode_of(const struct node *file)
+{
+    return file->is_device ? 0 : file->file_id.ino;
+}
+
+static int
+set_in_journal(struct node *image, bool incomplete, struct err *err)
+{
+    const struct node *file = node_own_file(image);
+    struct journals *journals = &image->graph->journals;
+
+    if (!file) {
+        return incomplete ? -ENOTSUP : 0;
+    }
+    int r = incomplete ? unfinished_record(journals, file->filename,
+                                           inode_of(file), file->file_born)
+                       : unfinished_end(journals, file->filename);
+
+    if (incomplete && journal_place_is_unfit(r)) {
+        return -ENOTSUP;
+    }
+    return r ? err_set_errno(err, r, "Cannot write the journal of '%s'",
+                             file->filename)
+             : 0;
+}
+
+int
+node_set_incomplete(struct node *image, bool incomplete, struct err *err)
+{
+    /* Where taking it away fails, nobody knows whether it is there. */
+    image->incomplete = false;
+    int r = image->drv->set_incomplete
+                ? image->drv->set_incomplete(image, incomplete, err)
+                : set_in_journal(image, incomplete, err);
+
+    image->incomplete = incomplete && !r;
+    return r;
+}
+
+void
+node_find_mark(struct node *node)
+{
+    struct node *image = node_skip_filters(node);
+    const struct node *file = node_own_file(image);
+
+    if (file && !image->drv->set_incomplete) {
+        image->incomplete =
+            unfinished_find(&image->graph->journals, file->filename,
+                            inode_of(file), file->file_born);
+    } else if (file && !node->read_only) { /* another image by now */
+        unfinished_end(&image->graph->journals, file->filename);
+    }
+}
+
+bool
+node_is_unfinished(struct node *node)
+{
+    return node_skip_filters(node)->incomplete;
+}

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * The mark of an unfinished target (design rule 5): a bit in the image's
+ * header, which other programs respect; where its format has no place for one
+ * (raw), a record in the journal beside it, which only Sluice knows.
+ */
+#ifndef SLUICE_BLOCK_MARK_H
+#define SLUICE_BLOCK_MARK_H
+
+#include "block/node.h"
+
+/*
+ * Marks the image, or takes the mark away, durably; 0, -ENOTSUP, and @err as it
+ * was, where it can have none (no local file, no place for a journal), or
+ * another error, after which nobody knows.  Sets node->incomplete.  Yields.
+ */
+int node_set_incomplete(struct node *image, bool incomplete, struct err *err);
+/* @node was opened: what its image's journal says of that.  Yields. */
+void node_find_mark(struct node *node);
+/* Is the image that @node shows marked?  Does not yield. */
+bool node_is_unfinished(struct node *node);
+
+#endif
