@@ -495,6 +495,23 @@ node_show_file(struct node *node, const char *filename, struct file_id id)
     }
 }
 
+const struct node *
+node_find_same_file(const struct node *node)
+{
+    const struct node *found = NULL;
+
+    list_for_each(it, &node->graph->nodes)
+    {
+        const struct node *n = container_of(it, struct node, link);
+
+        if (n != node && n->file_id.ino == node->file_id.ino &&
+            n->file_id.dev == node->file_id.dev && (!found || n->named)) {
+            found = n;
+        }
+    }
+    return found;
+}
+
 /* Claims and edges. */
 
 bool

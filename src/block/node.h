@@ -456,6 +456,11 @@ int node_backing_path(struct node *node, char **ret, struct err *err);
  * Does not yield.
  */
 int node_set_file(struct node *node, struct file_id id, struct err *err);
+/*
+ * Another node that shows the same file, by the name that it was given if there is
+ * one; NULL: none does.  Does not yield.
+ */
+const struct node *node_find_same_file(const struct node *node);
 /* For drivers: opens or refers to the child in options[key] (required). */
 int node_open_file(struct node *node, json_t *options, struct err *err);
 

@@ -340,6 +340,22 @@ disk_absolute(const char *path)
     return here ? xasprintf("%s/%s", here, path) : xstrdup(path);
 }
 
+int
+disk_check_new(const char *path, struct err *err)
+{
+    auto_free char *folder = xstrndup(path, strrchr(path, '/') - path + 1);
+    struct stat st;
+
+    if (!lstat(path, &st)) {
+        return err_set(err, -EEXIST, "'%s' exists", path);
+    }
+    if (errno == ENOENT && !stat(folder, &st) &&
+        (!access(folder, W_OK) || errno != EROFS)) {
+        return 0;
+    }
+    return err_set_errno(err, -errno, "Could not create '%s'", path);
+}
+
 json_t *
 disk_absolute_list(json_t *paths)
 {

@@ -48,6 +48,12 @@ char *disk_free_name(struct qmp_client *c, const char *wish, struct err *err);
  * all that a job's id cannot have.  The caller's.
  */
 char *disk_job_id(const char *verb, const char *disk, const char *given);
+/*
+ * Can an image be made at @path, which disk_absolute() has made?  -EEXIST where
+ * something is there, or why its folder cannot take it.  Whether the daemon may
+ * write there only the daemon knows.
+ */
+int disk_check_new(const char *path, struct err *err);
 /* The path as the daemon, which runs elsewhere, finds it; the caller's. */
 char *disk_absolute(const char *path);
 /* The same of an array of strings (borrowed). */

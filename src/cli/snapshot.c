@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "base/mem.h"
 #include "cli/cli.h"
@@ -40,15 +39,12 @@ overlay_fini(struct overlay *o)
 static int
 check_file(const struct snapshot *s, const struct overlay *o, struct err *err)
 {
-    struct stat st;
-
     for (const struct overlay *other = s->v; other != o; other++) {
         if (!strcmp(other->file, o->file)) {
             return err_set(err, -EINVAL, "'%s' is named twice", o->file);
         }
     }
-    return lstat(o->file, &st) ? 0
-                               : err_set(err, -EEXIST, "'%s' exists", o->file);
+    return disk_check_new(o->file, err);
 }
 
 static int

@@ -47,16 +47,13 @@ take_format(struct target *t, const char *format, const char *node,
 static int
 take_path(struct target *t, const char *where, struct err *err)
 {
-    struct stat st;
-
     t->path = disk_absolute(where);
-    bool exists = !lstat(t->path, &st);
-
-    if (exists && !t->reuse) {
-        err_set(err, -EEXIST, "'%s' exists", t->path);
-        err_hint(err, "with --reuse the copy goes into that image");
-    } else if (!exists && t->reuse) {
+    if (t->reuse && access(t->path, F_OK)) {
         err_set(err, -ENOENT, "There is no image '%s' to reuse", t->path);
+    } else if (!t->reuse && disk_check_new(t->path, err)) {
+        if (err->code == -EEXIST) {
+            err_hint(err, "with --reuse the copy goes into that image");
+        }
     } else if (strcmp(t->format, "raw") && t->size % 512 && !t->reuse) {
         err_set(err, -EINVAL,
                 "The disk has %llu bytes, which no %s image can have",

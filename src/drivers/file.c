@@ -141,8 +141,12 @@ lock_image(struct node *node, struct file *f, void (*unlock)(struct file *f),
     int r = take_locks(f, !node->read_only, unlock, &p, &with_others);
 
     if (r == -EAGAIN) {
-        r = err_set(err, -EBUSY, "Failed to get %s\"%s\" lock on '%s'",
-                    with_others ? "shared " : "", names[p], node->filename);
+        const struct node *ours = node_find_same_file(node);
+
+        r = err_set(err, -EBUSY, "Failed to get %s\"%s\" lock on '%s'%s%s%s",
+                    with_others ? "shared " : "", names[p], node->filename,
+                    ours ? ": node '" : "", ours ? ours->name : "",
+                    ours ? "' has it open" : "");
         err_hint(err, "Is another process using the image [%s]?",
                  node->filename);
     } else if (r) {

@@ -256,7 +256,12 @@ def what_fails_is_taken_away():
         refused(USAGE, "no job's id", "copy", "e", "./x", "--job-id", "1")
         refused(NOT_FOUND, "nope", "copy", "nope", "./x")
         refused(NOT_FOUND, "./targt", "copy", "e", "targt")
-        refused(NOT_FOUND, "No such file", "copy", "e", "no/where")
+        for dry in ["--dry-run"], []:
+            refused(NOT_FOUND, "No such file", "copy", "e", "no/where", *dry)
+            refused(NOT_FOUND, "No such file", "snapshot", "top", "no/x", *dry)
+            refused(CONFLICT, "exists", "copy", "e", "./mid", *dry)
+            refused(CONFLICT, "node 'top' has it open", "copy", "e", "./top",
+                    "--reuse", *dry)
         refused(FAILED, "format 'vmdk'", "copy", "e", "./x", "-f", "vmdk")
         refused(CONFLICT, "exists", "snapshot", "top", "mid")
         refused(NOT_FOUND, "nope", "snapshot", "nope", "x")

@@ -185,8 +185,9 @@ static int
 check(const struct transfer_options *o, struct err *err)
 {
     if (!o->device->backing) {
-        return err_set(err, -EINVAL, "Node '%s' has no backing file to merge",
-                       o->device->name);
+        return err_set(err, -EINVAL, "'%s' has no backing file to merge",
+                       o->device->filename ? o->device->filename
+                                           : o->device->name);
     }
     if (o->base == o->device || !chain_contains(o->device, o->base)) {
         return err_set(err, -EINVAL, "Node '%s' is not a backing image of '%s'",

@@ -88,9 +88,9 @@ check_overlay_target(const struct transfer_options *o, struct err *err)
     }
     if (!target->drv->set_backing) {
         r = err_set(err, -ENOTSUP,
-                    "The target '%s' is of the format '%s', which cannot name "
-                    "a backing file",
-                    target->name, target->drv->name);
+                    "A target of the format '%s' cannot name a backing file, "
+                    "through which the disk would be read",
+                    target->drv->name);
         err_hint(err, "take a qcow2 or QED target, or pre-copy");
     } else if (target->backing && target->backing->child != source) {
         r = err_set(err, -EINVAL,
