@@ -81,19 +81,11 @@ start(struct jobs *jobs, enum transfer_preset preset,
     return r;
 }
 
-/* The next daemon could not tell which node a target without a name is. */
-static bool
-can_go_on(const struct transfer_options *o)
-{
-    return !o->target || o->target->name[0] != '#';
-}
-
 int
 transfer_start(struct jobs *jobs, enum transfer_preset preset,
                const struct transfer_options *options, struct err *err)
 {
-    auto_free char *note =
-        can_go_on(options) ? resume_describe(preset, options) : NULL;
+    auto_free char *note = resume_describe(preset, options);
     struct transfer_options o = *options;
 
     o.note = note;

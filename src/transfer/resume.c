@@ -78,9 +78,8 @@ set_target(json_t *note, const struct transfer_options *o)
 {
     json_object_update_new(
         note,
-        json_pack("{s:s, s:o, s:i, s:i, s:i, s:I, s:b}", "target-node",
-                  o->target->name, "target-options", options_of(o->target),
-                  "copy-mode", (int)o->copy_mode, "sync", (int)o->sync,
+        json_pack("{s:o, s:i, s:i, s:i, s:I, s:b}", "target-options",
+                  options_of(o->target), "copy-mode", (int)o->copy_mode, "sync", (int)o->sync,
                   "finish", (int)o->finish, "granularity",
                   (json_int_t)o->granularity, "upgrade", o->upgrade));
     set_file(note, "target", o->target);
@@ -612,23 +611,31 @@ policy(json_t *note, const char *key)
     return n <= ON_ERROR_AUTO ? (enum on_error)n : ON_ERROR_AUTO;
 }
 
+/* NULL: drive-mirror's, which nobody has given a name. */
+static const char *
+target_name(json_t *note)
+{
+    return note_text(json_object_get(note, "target-options"), "node-name");
+}
+
 /* One that is there, or as it was opened before; then *@ret_opened. */
 static int
 find_target(struct node *device, json_t *note, struct node **ret,
             bool *ret_opened, struct err *err)
 {
     json_t *what = json_object_get(note, "target");
-    const char *name = note_text(note, "target-node");
+    json_t *options = json_object_get(note, "target-options");
+    const char *name = target_name(note);
 
     *ret_opened = false;
     *ret = NULL;
-    if (!name) {
+    if (!options) {
         return 0;
     }
-    *ret = graph_find(device->graph, name);
+    *ret = name ? graph_find(device->graph, name) : NULL;
     if (!*ret) {
-        int r = node_add(device->graph, json_object_get(note, "target-options"),
-                         ret, err);
+        int r = name ? node_add(device->graph, options, ret, err)
+                     : node_open(device->graph, options, ret, err);
 
         if (r) {
             err_prefix(err, "its target");
@@ -729,8 +736,10 @@ start_with_target(struct jobs *jobs, enum transfer_preset preset,
 
     take_target_options(note, o);
     r = r ? r : transfer_start(jobs, preset, o, err);
-    if (r && opened) {
-        node_del(o->device->graph, note_text(note, "target-node"), NULL);
+    if (opened && !target_name(note)) {
+        node_unref(o->target); /* the job has it now, or nobody */
+    } else if (opened && r) {
+        node_del(o->device->graph, target_name(note), NULL);
     }
     return r;
 }
@@ -792,10 +801,10 @@ start(struct jobs *jobs, struct node *device, json_t *note, bool paused,
 static bool
 writes_to_others(struct graph *graph, json_t *note)
 {
-    const char *target = note_text(note, "target-node");
+    const char *target = target_name(note);
 
-    if (target) {
-        return !graph_find(graph, target);
+    if (json_object_get(note, "target-options")) {
+        return !target || !graph_find(graph, target);
     }
     return look_up(names, ARRAY_LEN(names), note_text(note, "preset")) !=
                PRESET_STREAM ||

@@ -69,14 +69,17 @@ def judge(fmt, target):
     assert not [n for n in os.listdir(".") if "sluice" in n], os.listdir(".")
 
 
-def in_step(fmt, target):
+def in_step(fmt, target, command="blockdev-mirror"):
     """A mirror in step, whose log has been cleared; then a guest's write."""
     make(fmt, target)
     d = daemon(fmt).__enter__()
     q = d.qmp()
-    add_target(q, target)
-    q.cmd("blockdev-mirror", job_id="j", device="disk", target="copy",
-          sync="full")
+    if command == "drive-mirror":  # whose target has no name
+        q.cmd(command, job_id="j", device="disk", target="copy", sync="full",
+              mode="existing", format=target)
+    else:
+        add_target(q, target)
+        q.cmd(command, job_id="j", device="disk", target="copy", sync="full")
     ready(q)
     if target != "raw":
         time.sleep(6)  # the log is cleared every 5 s
@@ -86,9 +89,9 @@ def in_step(fmt, target):
     return d
 
 
-def only_what_changed(fmt, target, end):
+def only_what_changed(fmt, target, end, command="blockdev-mirror"):
     def test():
-        d = in_step(fmt, target)
+        d = in_step(fmt, target, command)
         end(d)
         d.wait()
         with daemon(fmt) as d:
@@ -100,8 +103,8 @@ def only_what_changed(fmt, target, end):
             wait_for(lambda: not job(q))
             d.stop()
         judge(fmt, target)
-    test.__name__ = (f"{fmt} to {target}: only what changed is copied after "
-                     f"{end.__name__}")
+    test.__name__ = (f"{command}, {fmt} to {target}: only what changed is "
+                     f"copied after {end.__name__}")
     return test
 
 
@@ -241,6 +244,7 @@ if __name__ == "__main__":
     main([(f.__name__.replace("_", " "), f) for f in (
         only_what_changed("qcow2", "qcow2", kill),
         only_what_changed("qed", "qcow2", quit_),
+        only_what_changed("qcow2", "qed", kill, "drive-mirror"),
         all_anew("another program's write is copied, too", "qcow2", "qcow2",
                  another_program_writes),
         all_anew("a target that was made anew gets all", "qcow2", "qcow2",
