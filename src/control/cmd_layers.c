@@ -291,8 +291,7 @@ into_itself(struct control *ctl, const struct args_block_commit *args,
         args->base_node ? graph_find(ctl->graph, args->base_node) : top;
 
     if (top == base) {
-        return err_set(err, -EINVAL, "cannot commit an image into itself%s",
-                       top && !top->backing ? ": it has no backing file" : "");
+        return err_set(err, -EINVAL, "cannot commit an image into itself");
     }
     return is_shown_by(top, base)
                ? err_set(err, -EINVAL, "Can't mirror node into itself")
