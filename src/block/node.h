@@ -101,6 +101,7 @@ struct node {
      */
     uint64_t session, last_session;
     bool keep_session;
+    bool is_refused; /* it is no disk any more: it gets the last number back */
     /*
      * A kill would take what is acknowledged (rule 10): what it takes to find
      * it again has no room in shared memory.  So each change is flushed first.
@@ -582,6 +583,12 @@ bool graph_is_done(const struct graph *graph, const char *job,
  */
 int switch_ask_target(struct graph *graph, const struct switch_intent *intent,
                       bool *ret_unfinished, struct err *err);
+/*
+ * The image does not read through any more to the disk that an earlier daemon
+ * moved to it, or no job is to copy the rest: what that switch left to do is done.
+ * Yields.
+ */
+void node_end_switch(struct node *image);
 /*
  * Deletes the source of a switch, durably, where its name still means the file
  * that was opened; a link goes with the file that it leads to.  Yields.

@@ -148,6 +148,7 @@ leave_source(struct node *node, const struct node *file,
                  file->filename, i->target.path);
         return 0;
     }
+    node->is_refused = true;
     r = err_set(err, -ESTALE, "The disk in '%s' went on as '%s'%s%s",
                 file->filename, i->target.path,
                 inner.msg ? ", which cannot be opened: " : "",
@@ -219,6 +220,35 @@ check_may_delete(const struct node *node, struct err *err)
                : 0;
 }
 
+/* Is @ino the file that the image names as its backing file? */
+static bool
+stands_on(struct node *node, uint64_t ino)
+{
+    auto_free char *path = NULL;
+    struct file *f;
+
+    if (!node->header_backing.filename ||
+        node_backing_path(node, &path, NULL) ||
+        file_open(node->graph->loop, path, 0, &f)) {
+        return false;
+    }
+    bool same = f->ino == ino;
+
+    file_close(f);
+    return same;
+}
+
+static bool
+has_job(struct node *node, const struct node *file)
+{
+    json_t *list = notes_of(&node->graph->journals, file->filename,
+                            JOURNAL_JOB);
+    bool has = json_array_size(list) != 0;
+
+    json_decref(list);
+    return has;
+}
+
 /* The image is the disk: what was left to do is done. */
 static void
 arrive_at_target(struct node *node, const struct node *file,
@@ -227,15 +257,22 @@ arrive_at_target(struct node *node, const struct node *file,
     struct loop *loop = node->graph->loop;
     auto_err err = ERR_INIT;
 
-    if (node->read_only || node_is_unfinished(node) || !is_same(&i->target, file)) {
+    if (node->read_only || node_is_unfinished(node) ||
+        !is_same(&i->target, file)) {
         return;
     }
-    int r = i->delete_source ? check_may_delete(node, &err) : 0;
+    bool stands = i->source.ino && stands_on(node, i->source.ino);
 
-    if (!r && i->delete_source) {
+    if (stands && has_job(node, file)) {
+        return; /* its rest is still to be copied: then */
+    }
+    bool deletes = i->delete_source && !stands;
+    int r = deletes ? check_may_delete(node, &err) : 0;
+
+    if (!r && deletes) {
         r = check_source(node, i, &err);
     }
-    if (!r && i->delete_source) {
+    if (!r && deletes) {
         r = source_delete(loop, i, &err);
     } else if (r == -ENOENT) {
         r = 0; /* that was done */
@@ -247,7 +284,7 @@ arrive_at_target(struct node *node, const struct node *file,
     NODE_SAY(node, info,
              "The switch of '%s' to '%s' was cut off; it is finished%s",
              i->source.path, file->filename,
-             i->delete_source && !r ? ", and the old image is deleted" : "");
+             deletes && !r ? ", and the old image is deleted" : "");
     intent_remove(&node->graph->journals, i, true);
 }
 
@@ -275,24 +312,6 @@ intent_of(json_t *deletion)
         }
     }
     return i;
-}
-
-/* Does the image still stand on it?  Then the job is not at its end. */
-static bool
-stands_on(struct node *node, json_t *deletion)
-{
-    auto_free char *path = NULL;
-    struct file *f;
-
-    if (!node->header_backing.filename || !note_text(deletion, "file") ||
-        node_backing_path(node, &path, NULL) ||
-        file_open(node->graph->loop, path, 0, &f)) {
-        return false;
-    }
-    bool same = f->ino == note_number(deletion, "ino");
-
-    file_close(f);
-    return same;
 }
 
 static void
@@ -336,7 +355,9 @@ finish_deletions(struct node *node, const struct node *file)
     {
         now = now && note_number(one, "heir-ino") == file->file_id.ino &&
               note_number(one, "heir-born") == file->file_born &&
-              !stands_on(node, one);
+              /* else the job is not at its end */
+              !(note_text(one, "file") &&
+                stands_on(node, note_number(one, "ino")));
     }
     if (now && check_may_delete(node, &err)) {
         NODE_SAY(node, warn,
@@ -375,6 +396,21 @@ keep_session(struct node *node, const struct node *file)
         node->keep_session |= record.type == JOURNAL_JOB;
     }
     journal_close(j);
+}
+
+void
+node_end_switch(struct node *node)
+{
+    const struct node *file = node_own_file(node);
+    struct switch_intent intent = {0};
+    enum intent_found found;
+
+    if (file && !intent_find(&node->graph->journals, file->filename, &found,
+                             &intent, NULL) &&
+        found == INTENT_AS_TARGET) {
+        arrive_at_target(node, file, &intent);
+    }
+    switch_intent_fini(&intent);
 }
 
 int

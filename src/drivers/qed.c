@@ -283,7 +283,8 @@ set_autoclear(struct qed *q, uint64_t old)
 static void
 end_writing(struct qed *q)
 {
-    struct qed_field f = {QED_H_AUTOCLEAR, 8, 0};
+    struct qed_field f = {
+        QED_H_AUTOCLEAR, 8, q->node->is_refused ? q->node->last_session : 0};
 
     if (q->logs && !q->node->keep_session) {
         qed_write_header(q, &f, 1);

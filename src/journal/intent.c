@@ -217,8 +217,14 @@ intent_prepare(struct journals *journals, const struct switch_intent *what,
     }
     if (r) {
         intent_end(i, false);
-        return err_set_errno(err, r, "Cannot make the journal of '%s'",
-                             what->source.path);
+        err_set_errno(err, r, "Cannot make the journal of '%s'",
+                      what->source.path);
+        if (r == -ENOSPC || r == -EDQUOT) {
+            err_hint(err, "it takes %d KiB beside the image, or in the state "
+                          "folder (--state-dir)",
+                     JOURNAL_SIZE / 1024);
+        }
+        return r;
     }
     *ret = i;
     return 0;
@@ -236,6 +242,12 @@ intent_record(struct intent *i)
 
     i->recorded |= len != 0; /* one that failed may be there all the same */
     return r;
+}
+
+bool
+intent_is_recorded(const struct intent *i)
+{
+    return i->recorded;
 }
 
 int
@@ -260,6 +272,13 @@ leave(struct journal *j, bool all)
     }
 }
 
+static void
+intent_free(struct intent *i)
+{
+    switch_intent_fini(&i->what);
+    free(i);
+}
+
 void
 intent_end(struct intent *i, bool moved)
 {
@@ -269,8 +288,15 @@ intent_end(struct intent *i, bool moved)
     /* A pointer to nothing says nothing, and goes when the target is opened. */
     leave(i->journal, moved);
     leave(i->pointer, false);
-    switch_intent_fini(&i->what);
-    free(i);
+    intent_free(i);
+}
+
+void
+intent_leave(struct intent *i)
+{
+    journal_leave(i->journal);
+    journal_leave(i->pointer);
+    intent_free(i);
 }
 
 static void

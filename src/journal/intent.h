@@ -49,6 +49,8 @@ int intent_prepare(struct journals *journals, const struct switch_intent *intent
                    struct intent **ret, struct err *err);
 /* The target is the disk, unless it is marked: durably. */
 int intent_record(struct intent *intent);
+/* Is it, by now?  Does not yield. */
+bool intent_is_recorded(const struct intent *intent);
 /* The source is the disk: durably.  Nothing where nothing was recorded. */
 int intent_withdraw(struct intent *intent);
 /*
@@ -56,6 +58,8 @@ int intent_withdraw(struct intent *intent);
  * job of the source counts any more either.  NULL does nothing.
  */
 void intent_end(struct intent *intent, bool moved);
+/* What it says stays, for whoever opens the images next; frees. */
+void intent_leave(struct intent *intent);
 
 /* What lies beside an image. */
 enum intent_found {

@@ -494,11 +494,15 @@ make_at(const struct journals *js, const char *path,
     return r;
 }
 
-/* There may be no state folder, and none can be made. */
+/*
+ * There may be no state folder, and none can be made.  A full file system is
+ * what disks are moved away from.
+ */
 static bool
 is_unfit(int r)
 {
-    return r == -ENOENT || journal_place_is_unfit(r);
+    return r == -ENOENT || r == -ENOSPC || r == -EDQUOT ||
+           journal_place_is_unfit(r);
 }
 
 static int

@@ -294,9 +294,7 @@ int
 departure_prepare(struct transfer *t, struct err *err)
 {
     auto_err inner = ERR_INIT;
-    /* A source that is read from after the switch is deleted later. */
-    int r = prepare(t, t->delete_source && !t->copy.fill && !t->hybrid,
-                    &inner);
+    int r = prepare(t, t->delete_source, &inner);
 
     if (can_lie_nowhere(r)) {
         log_info("%s: no record of the switch: %s", t->owner, inner.msg);
@@ -332,10 +330,7 @@ departure_withdraw(struct transfer *t)
     return !r;
 }
 
-/*
- * Recorded anew where the switch was long ago (post-copy), so that a crash
- * between the record and the end deletes it, too.
- */
+/* A switch of which nothing could be recorded is tried once more. */
 static int
 delete_source(struct transfer *t, struct err *err)
 {
@@ -382,5 +377,16 @@ departure_arrive(struct transfer *t)
     if (departure_name_target(t, &err)) {
         log_warn("%s: %s", t->owner, err.msg);
     }
-    intent_end(take_ptr(t->intent), false);
+    if (t->intent && !intent_is_recorded(t->intent)) {
+        intent_end(take_ptr(t->intent), false);
+    }
+}
+
+void
+departure_leave(struct transfer *t)
+{
+    if (t->intent && t->copy.fill) {
+        t->left->keep_session = true; /* who deletes it looks for that */
+        intent_leave(take_ptr(t->intent));
+    }
 }

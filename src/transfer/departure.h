@@ -37,11 +37,14 @@ int departure_prepare_overlays(struct transfer *t, struct err *err);
 /* After the swap: they name the target, durably. */
 int departure_name_target(struct transfer *t, struct err *err);
 /*
- * The target is in the place of a source that is still needed: nothing is
- * recorded any more, and what lies over the target names it.  Where that fails,
- * departure_end() tries again; a line in the log.
+ * The target is in the place of a source that is still needed, and what lies
+ * over the target names it.  Where that fails, departure_end() tries again; a
+ * line in the log.  The record stands until the source is needed no more: who
+ * opens it by its old name must not write to what the disk reads through to.
  */
 void departure_arrive(struct transfer *t);
+/* The daemon ends before that: the record stays for the next.  No yield. */
+void departure_leave(struct transfer *t);
 /* Is the source a layer of a disk that is in use?  Does not yield. */
 bool departure_is_of_a_layer(const struct transfer *t);
 /* The target is the disk; durable. */

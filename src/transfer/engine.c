@@ -1107,6 +1107,9 @@ transfer_unclaim(struct transfer *t)
     if (t->source_root) {
         root_free(take_ptr(t->source_root));
     }
+    if (t->below_root) {
+        root_free(take_ptr(t->below_root));
+    }
     while (t->n_between) {
         root_free(t->between[--t->n_between]);
     }
@@ -1118,9 +1121,17 @@ let_go(struct transfer *t, bool success)
     if (t->track.source) {
         track_stop(&t->track);
     }
+    bool is_over = success || !t->job.jobs || !jobs_are_ending(t->job.jobs);
+    /* The rest of a switch, maybe, that an earlier daemon made. */
+    struct node *filled =
+        is_over && t->goes_on && t->copy.fill ? node_ref(t->copy.target) : NULL;
+
+    if (!is_over) {
+        departure_leave(t);
+    }
     resume_forget(t, success);
     resume_forget_deletions(t);
-    if (success || !t->job.jobs || !jobs_are_ending(t->job.jobs)) {
+    if (is_over) {
         end_log(t);
     }
     departure_end(t, false, NULL);
@@ -1135,6 +1146,10 @@ let_go(struct transfer *t, bool success)
     unref(&t->device);
     unref(&t->held[0]);
     unref(&t->held[1]);
+    if (filled) { /* nobody holds what it read through to */
+        node_end_switch(filled);
+        node_unref(filled);
+    }
 }
 
 static void

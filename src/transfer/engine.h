@@ -80,6 +80,7 @@ struct transfer {
     char *backing_file;
     struct root *root; /* the claim on the target */
     struct root *source_root; /* and on the source, where it has none */
+    struct root *below_root;  /* and on what the target reads through to */
     struct root **between;    /* and on the layers that leave the chain */
     unsigned n_between;
     struct node *guest; /* what the guest uses */

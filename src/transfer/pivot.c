@@ -94,6 +94,9 @@ transfer_claim_to_switch(struct transfer *t, bool switching)
     if (t->shadowed) {
         root_set_claim(t->source_root, switching ? CLAIM_NONE : CLAIM_READ);
     }
+    if (t->below_root) { /* from then on the target's own claim holds it */
+        root_set_claim(t->below_root, switching ? CLAIM_NONE : CLAIM_STABLE);
+    }
     for (unsigned i = 0; i < t->n_between; i++) {
         root_set_claim(t->between[i], switching ? CLAIM_NONE : CLAIM_SINK);
     }
@@ -146,14 +149,12 @@ check(void *arg)
     return 0;
 }
 
-/* What it read through to the source, it has by now. */
+/* What it read through to, it has by now, or that is zero. */
 static bool
-overlays_source(const struct transfer *t)
+leaves_its_backing(const struct transfer *t)
 {
-    const struct edge *backing = node_skip_filters(t->copy.target)->backing;
-
-    return t->sync == SYNC_FULL && backing &&
-           chain_contains(backing->child, t->copy.source);
+    return t->sync == SYNC_FULL && !t->shadowed &&
+           node_skip_filters(t->copy.target)->backing;
 }
 
 /* A name in its header, of what it does not need: nobody shall follow it. */
@@ -162,8 +163,8 @@ names_too_much(const struct transfer *t)
 {
     const struct node *target = node_skip_filters(t->copy.target);
 
-    return overlays_source(t) ||
-           (t->sync == SYNC_FULL && !t->shadowed && !target->backing &&
+    return leaves_its_backing(t) ||
+           (t->sync == SYNC_FULL && !t->shadowed &&
             target->header_backing.filename);
 }
 
@@ -186,7 +187,7 @@ swap(struct transfer *t, enum finish finish, struct attempt *a,
         edits[0] = (struct edit){EDIT_NOTHING, source, NULL};
         a->detach = true;
     }
-    int r = graph_edit(source->graph, edits, overlays_source(t) ? 2 : 1,
+    int r = graph_edit(source->graph, edits, leaves_its_backing(t) ? 2 : 1,
                        &options, &report, err);
 
     if (r && finish == FINISH_SWITCH) {

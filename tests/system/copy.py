@@ -122,6 +122,83 @@ def switch(fmt, command, ready, **arguments):
     judge(fmt)
 
 
+def make_overlay_target():
+    """A target over an image of its own, which holds other data in part."""
+    run("qemu-img", "create", "-q", "-f", "qcow2", "other", str(SIZE))
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 7 2M 4M", "other")
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "other", "-F",
+        "qcow2", "target", str(SIZE))
+
+
+def onto_an_overlay_of_another(command, ready, **arguments):
+    """Zeroes are not copied: who writes below the target would be read."""
+    def test():
+        make_disk()
+        make_overlay_target()
+        with daemon() as d:
+            qmp, guest = d.qmp(), Guest()
+            for name in ("other", "target"):
+                qmp.cmd("blockdev-add", node_name=name, driver="qcow2",
+                        discard="unmap", file={"driver": "file",
+                                               "filename": name},
+                        **({"backing": "other"} if name == "target" else {}))
+            qmp.cmd("blockdev-add", node_name="spare", driver="null-co",
+                    size=SIZE)
+            qmp.events.clear()
+            qmp.cmd(command, job_id="j", device="top", target="target",
+                    auto_finalize=False, **arguments)
+            wait_end(qmp, "BLOCK_JOB_READY" if ready else "pending")
+            for refused in (
+                    ("blockdev-mirror", {"job_id": "k", "device": "spare",
+                                         "sync": "full", "target": "other"}),
+                    ("block-export-add", {"type": "nbd", "id": "w",
+                                          "node_name": "other",
+                                          "writable": True})):
+                try:
+                    qmp.cmd(refused[0], **refused[1])
+                except QmpError as e:
+                    assert "job 'j' needs that nobody writes" in e.desc or \
+                        "read-only" in e.desc, e
+                else:
+                    raise AssertionError(refused)
+            if ready:
+                qmp.cmd("job-complete", id="j")
+                wait_end(qmp, "pending")
+            qmp.cmd("job-finalize", id="j")
+            wait_end(qmp, "null")
+            qmp.cmd("blockdev-del", node_name="top")
+            guest.stop()
+            d.stop()
+        judge("qcow2")
+    return f"{command} onto an overlay of another image", test
+
+
+def over_an_unfinished_copy():
+    """It would lead the disk to an image that nobody opens."""
+    make_disk()
+    make_overlay_target()
+    with daemon() as d:
+        qmp = d.qmp()
+        qmp.cmd("blockdev-add", node_name="other", driver="qcow2",
+                file={"driver": "file", "filename": "other"})
+        qmp.events.clear()
+        qmp.cmd("blockdev-mirror", job_id="j", device="top", target="other",
+                sync="full")
+        wait_end(qmp, "BLOCK_JOB_READY")
+        qmp.cmd("job-cancel", id="j")
+        wait_end(qmp, "null")
+        qmp.cmd("blockdev-add", node_name="target", driver="qcow2",
+                backing="other", file={"driver": "file",
+                                       "filename": "target"})
+        try:
+            qmp.cmd("block-copy", job_id="j", device="top", target="target")
+        except QmpError as e:
+            assert "'other' is an unfinished copy" in e.desc, e
+        else:
+            raise AssertionError("it is copied over an unfinished copy")
+        d.stop()
+
+
 def pre_copy(fmt):
     return (f"pre-copy to {fmt}",
             lambda: switch(fmt, "block-copy", False))
@@ -933,6 +1010,37 @@ def a_full_target_pauses_the_copy_and_not_the_guest():
     judge("qcow2", "small/target", leaks=True)
 
 
+def off_a_full_file_system(mode):
+    """What disks are moved away from: nothing has room beside the source."""
+    def test():
+        make_disk()
+        mount("tmpfs", "full", "-o", "size=64m")
+        run("mv", "base", "top", "full")
+        run("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", "base", "-F",
+            "raw", "full/top")
+        run("qemu-io", "-f", "qcow2", "-c", f"write -P 9 0 {SIZE}", "full/top")
+        run("qemu-img", "convert", "-O", "raw", "full/top", "model")
+        run("dd", "if=/dev/zero", "of=full/other", "bs=4k", check=False)
+        assert os.statvfs("full").f_bavail == 0
+        with Daemon(SLUICED, *nbd_server(), "--state-dir", "state",
+                    "--blockdev", "qcow2,node-name=top,file.driver=file,"
+                    "file.filename=full/top", "--export",
+                    "nbd,id=e,node-name=top,name=a,writable=on") as d:
+            qmp, guest = d.qmp(), Guest()
+            add_node(qmp, make_target("qcow2"))
+            qmp.cmd("block-copy", job_id="j", device="top", target="target",
+                    mode=mode, delete_source=True)
+            if mode == "hybrid":
+                qmp.cmd("job-complete", id="j")
+            end = qmp.wait_event("BLOCK_JOB_COMPLETED")["data"]
+            assert "error" not in end, end
+            guest.stop()
+            d.stop()
+        assert not os.path.exists("full/top") and not os.listdir("state")
+        judge("qcow2")
+    return f"{mode} off a file system that is full", test
+
+
 def what_cannot_be_is_refused():
     make_disk()
     run("qemu-img", "create", "-q", "-f", "raw", "small", str(SIZE // 2))
@@ -1081,6 +1189,9 @@ if __name__ == "__main__":
           mirror("qcow2"), mirror("raw", "background"),
           mirror("qed", "write-blocking"),
           post_copy("qcow2"), post_copy("qed"), hybrid("qcow2"), hybrid("qed"),
+          onto_an_overlay_of_another("block-copy", False),
+          onto_an_overlay_of_another("blockdev-mirror", True, sync="full"),
+          over_an_unfinished_copy,
           a_stop_leaves_a_copy_as_of_then, an_unfinished_copy_is_refused,
           a_target_that_stops_does_not_stop_the_guest,
           a_request_that_takes_long_at_the_switch, discards_that_never_end,
@@ -1102,5 +1213,7 @@ if __name__ == "__main__":
           a_target_of_version_2_becomes_3_where_that_is_allowed,
           a_copy_that_cannot_end_does_not_begin,
           a_full_target_pauses_the_copy_and_not_the_guest,
+          *(off_a_full_file_system(mode)
+            for mode in ("pre-copy", "post-copy", "hybrid")),
           a_plan_refuses_what_the_copy_would, a_plan_changes_nothing,
           what_cannot_be_is_refused, the_preset_that_says_only_copy])

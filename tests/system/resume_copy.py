@@ -10,7 +10,7 @@ import os
 import sys
 import time
 
-from harness import (Daemon, Nbd, main, nbd_server, need, refused, run,
+from harness import (Daemon, Nbd, Process, main, nbd_server, need, refused, run,
                      wait_for)
 
 SLUICED = os.path.abspath(sys.argv[1])
@@ -199,30 +199,58 @@ def cut_in_the_pass(fmt, target, command, **arguments):
     return test
 
 
-def a_post_copy_goes_on_where_the_disk_is():
-    make()
-    with daemon() as d:
-        q = d.qmp()
-        q.cmd("blockdev-add", driver="qcow2", node_name="copy", backing=None,
-              file={"driver": "file", "filename": "copy"})
-        q.cmd("block-copy", job_id="j", device="disk", target="copy",
-              mode="post-copy", speed=SPEED)
-        time.sleep(0.3)
-        with Nbd("nbd.sock", "a") as nbd:
-            nbd.write(60 * MIB, b"y" * 65536)
-        d.kill()
-        d.wait()
-    with daemon(disk="copy") as d:
-        q = d.qmp()
-        wait_for(lambda: job(q) or "goes on" in d.errors())
-        q.cmd("block-job-set-speed", device="j", speed=0)
-        wait_for(lambda: not job(q))
-        with Nbd("nbd.sock", "a") as nbd:
-            assert nbd.read(60 * MIB, 65536) == b"y" * 65536
-            assert nbd.read(59 * MIB, 65536) == b"\1" * 65536
-        d.stop()
-    assert "backing file" not in run("qemu-img", "info", "copy")[1]
-    assert not [n for n in os.listdir(".") if "sluice" in n], os.listdir(".")
+def refuses_the_old_name():
+    """What the disk still reads through to is not written under it."""
+    p = Process(SLUICED, "--blockdev", "driver=qcow2,node-name=disk,"
+                "file.driver=file,file.filename=top")
+    assert p.wait() == 1
+    assert "went on as" in p.errors() and "copy" in p.errors(), p.errors()
+    _, text = run(SLUICE, "status", "top")
+    assert "moves from" in text, text
+
+
+def the_rest_goes_on_where_the_disk_is(mode, end):
+    def test():
+        make()
+        with daemon() as d:
+            q = d.qmp()
+            q.cmd("blockdev-add", driver="qcow2", node_name="copy",
+                  backing=None, file={"driver": "file", "filename": "copy"})
+            q.cmd("block-copy", job_id="j", device="disk", target="copy",
+                  mode=mode, speed=SPEED, delete_source=True)
+            time.sleep(0.3)
+            if mode == "hybrid":
+                q.cmd("job-complete", id="j")
+                wait_for(lambda: q.cmd("query-block-exports")[0]["node-name"]
+                         == "copy")
+            with Nbd("nbd.sock", "a") as nbd:
+                nbd.write(60 * MIB, b"y" * 65536)
+            end(d)
+            d.wait()
+        refuses_the_old_name()
+        with daemon(disk="copy") as d:
+            q = d.qmp()
+            wait_for(lambda: job(q) or "goes on" in d.errors())
+            d.kill()
+            d.wait()
+        refuses_the_old_name()
+        with daemon(disk="copy") as d:
+            q = d.qmp()
+            wait_for(lambda: job(q) or "goes on" in d.errors())
+            if job(q):
+                q.cmd("block-job-set-speed", device="j", speed=0)
+            wait_for(lambda: not job(q))
+            with Nbd("nbd.sock", "a") as nbd:
+                assert nbd.read(60 * MIB, 65536) == b"y" * 65536
+                assert nbd.read(59 * MIB, 65536) == b"\1" * 65536
+            d.stop()
+        assert "backing file" not in run("qemu-img", "info", "copy")[1]
+        assert not os.path.exists("top")
+        left = [n for n in os.listdir(".") if "sluice" in n]
+        assert not left, left
+    test.__name__ = (f"the rest of a {mode} goes on where the disk is after "
+                     f"{end.__name__}")
+    return test
 
 
 def what_was_cancelled_leaves_no_log():
@@ -254,5 +282,6 @@ if __name__ == "__main__":
         cut_in_the_pass("qcow2", "qed", "blockdev-mirror", sync="full"),
         cut_in_the_pass("raw", "qcow2", "block-copy"),
         cut_in_the_pass("qcow2", "qcow2", "block-copy", mode="hybrid"),
-        a_post_copy_goes_on_where_the_disk_is,
+        *(the_rest_goes_on_where_the_disk_is(mode, end)
+          for mode in ("post-copy", "hybrid") for end in (kill, quit_)),
         what_was_cancelled_leaves_no_log)])

@@ -325,7 +325,8 @@ qcow2_begin_log(struct node *node, struct err *err)
 static void
 end_writing(struct qcow2 *q)
 {
-    struct header_field f = {H_AUTOCLEAR, 8, 0};
+    struct header_field f = {
+        H_AUTOCLEAR, 8, q->node->is_refused ? q->node->last_session : 0};
 
     if (q->autoclear && !q->node->keep_session) {
         qcow2_write_header(q, &f, 1);

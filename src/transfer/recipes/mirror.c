@@ -392,6 +392,22 @@ copy_claim(struct transfer *t, const struct transfer_options *o, bool only_look,
                : transfer_claim(t, o->target, CLAIM_TARGET, &t->root, err);
 }
 
+/*
+ * What the target reads through to is what the source has there, or zero where
+ * that is: as it was when it was looked at.
+ */
+static int
+claim_below_target(struct transfer *t, const struct transfer_options *o,
+                   struct err *err)
+{
+    const struct edge *backing = node_skip_filters(o->target)->backing;
+
+    return backing && !chain_contains(backing->child, o->device)
+               ? transfer_claim(t, backing->child, CLAIM_STABLE, &t->below_root,
+                                err)
+               : 0;
+}
+
 /* Both nodes, and the edges over the source; does not yield. */
 static int
 claim(struct transfer *t, const struct transfer_options *o, bool only_look,
@@ -399,6 +415,7 @@ claim(struct transfer *t, const struct transfer_options *o, bool only_look,
 {
     int r = copy_claim(t, o, only_look, err);
 
+    r = r ? r : claim_below_target(t, o, err);
     return r || (t->finish != FINISH_SWITCH && !t->wait_for_verb)
                ? r
                : departure_hold_overlays(t, err);
