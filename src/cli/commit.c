@@ -5,6 +5,7 @@
 
 #include "base/mem.h"
 #include "cli/cli.h"
+#include "cli/close.h"
 #include "cli/connect.h"
 #include "cli/disk.h"
 #include "cli/follow.h"
@@ -17,6 +18,7 @@ struct commit {
     uint64_t speed;
     bool manual, detach, wait;
     char *node, *top_node, *base_node, *id;
+    json_t *layers; /* that are committed: names */
 };
 
 static json_t *
@@ -100,6 +102,7 @@ follow(const struct commit *c)
         follow_job(&f);
     }
     bool done = f.end == FOLLOW_DONE;
+    struct closing closing = {0};
     auto_free char *node = disk_node(c->client, c->disk, c->node);
     auto_free char *file =
         done ? disk_file(c->client, switches(c) ? c->base_node : c->node)
@@ -110,6 +113,10 @@ follow(const struct commit *c)
     if (file) {
         json_object_set_new(more, "file", json_string(file));
     }
+    if (done && !c->cli->own) {
+        closing_try(&closing, c->client, c->layers, c->base_node);
+        closing_add(&closing, more);
+    }
     int code = follow_say(&f, more);
 
     disk_say_file(c->cli, c->disk, file);
@@ -117,6 +124,7 @@ follow(const struct commit *c)
         printf("The disk is now node '%s'; '%s' is out of use.\n", node,
                c->node);
     }
+    closing_say(&closing, c->cli);
     return code;
 }
 
@@ -132,6 +140,11 @@ find_layers(struct commit *c, struct err *err)
         r = disk_find_layer(c->client, c->node, c->base, &c->base_node, err);
     } else if (!r) {
         c->base_node = disk_lowest(c->client, c->node);
+    }
+    if (!r) {
+        c->layers = disk_layers(c->client, c->top ? c->top_node : c->node,
+                                c->base_node);
+        json_array_remove(c->layers, json_array_size(c->layers) - 1);
     }
     return r;
 }
@@ -161,6 +174,7 @@ run(struct commit *c)
     }
     int code = commit(c, &err);
 
+    json_decref(c->layers);
     free(c->node);
     free(c->top_node);
     free(c->base_node);

@@ -5,6 +5,7 @@
 
 #include "base/mem.h"
 #include "cli/cli.h"
+#include "cli/close.h"
 #include "cli/connect.h"
 #include "cli/disk.h"
 #include "cli/follow.h"
@@ -19,6 +20,7 @@ struct merge {
     bool delete, keep_name, exclusive, upgrade, detach, has_speed;
     bool joined, faster; /* it ran already; and has another speed now */
     char *node, *lower, *id; /* the nodes of disk and snapshot; the job */
+    json_t *layers; /* from the one to the other: names */
 };
 
 /* What a plan needs, too, to refuse what the start would. */
@@ -195,6 +197,18 @@ survivor(const struct merge *m)
     return disk_is_below(m->client, m->node, m->lower) ? m->lower : m->node;
 }
 
+static void
+close_layers(const struct merge *m, struct closing *closing)
+{
+    const char *stays = survivor(m);
+    bool is_upper = strcmp(stays, m->lower ? m->lower : "");
+    json_t *left = json_copy(m->layers);
+
+    json_array_remove(left, is_upper ? 0 : json_array_size(left) - 1);
+    closing_try(closing, m->client, left, stays);
+    json_decref(left);
+}
+
 static int
 follow(const struct merge *m)
 {
@@ -208,6 +222,7 @@ follow(const struct merge *m)
         follow_job(&f);
     }
     bool done = f.end == FOLLOW_DONE;
+    struct closing closing = {0};
     auto_free char *node = disk_node(m->client, m->disk, m->node);
     auto_free char *file = done ? disk_file(m->client, survivor(m)) : NULL;
     json_t *more = json_pack("{s:s, s:s, s:s, s:b}", "verb", "merge", "disk",
@@ -220,6 +235,10 @@ follow(const struct merge *m)
     if (m->faster) {
         json_object_set_new(more, "speed", json_integer((json_int_t)m->speed));
     }
+    if (done && !m->cli->own) {
+        close_layers(m, &closing);
+        closing_add(&closing, more);
+    }
     int code = follow_say(&f, more);
 
     disk_say_file(m->cli, m->disk, file);
@@ -227,6 +246,7 @@ follow(const struct merge *m)
         printf("The disk is now node '%s'; '%s' is empty and out of use.\n",
                node, m->node);
     }
+    closing_say(&closing, m->cli);
     return code;
 }
 
@@ -239,6 +259,9 @@ find_layers(struct merge *m, struct err *err)
         r = disk_find_layer(m->client, m->node, m->snapshot, &m->lower, err);
     } else if (!r) {
         m->lower = disk_below(m->client, m->node);
+    }
+    if (!r) {
+        m->layers = disk_layers(m->client, m->node, m->lower);
     }
     return r;
 }
@@ -286,6 +309,7 @@ run(struct merge *m)
     }
     int code = merge(m, &err);
 
+    json_decref(m->layers);
     free(m->node);
     free(m->lower);
     free(m->id);
