@@ -104,11 +104,12 @@ follow(const struct commit *c)
     bool done = f.end == FOLLOW_DONE;
     struct closing closing = {0};
     auto_free char *node = disk_node(c->client, c->disk, c->node);
+    const char *called = qmp_client_called(c->client, node);
     auto_free char *file =
         done ? disk_file(c->client, switches(c) ? c->base_node : c->node)
              : NULL;
     json_t *more = json_pack("{s:s, s:s, s:s}", "verb", "commit", "disk",
-                             c->disk, "node", node);
+                             c->disk, "node", called ? called : node);
 
     if (file) {
         json_object_set_new(more, "file", json_string(file));

@@ -266,6 +266,25 @@ disk_say_file(const struct cli *cli, const char *disk, const char *file)
     }
 }
 
+static void
+hint_layers(json_t *chain, struct err *err)
+{
+    char *files = xstrdup("");
+    json_t *node;
+    size_t i;
+
+    json_array_foreach(chain, i, node)
+    {
+        char *more = xasprintf("%s%s'%s'", files, *files ? ", " : "",
+                               qmp_text(node, "file"));
+
+        free(files);
+        files = more;
+    }
+    err_hint(err, "it has %s", files);
+    free(files);
+}
+
 int
 disk_find_layer(struct qmp_client *c, const char *top, const char *layer,
                 char **ret, struct err *err)
@@ -279,6 +298,14 @@ disk_find_layer(struct qmp_client *c, const char *top, const char *layer,
     found = find_node(nodes, layer); /* wherever it is: the daemon says more */
     chain = chain_of(nodes, top);
     r = found ? 0 : find_any(c, chain, layer, &found, err);
+    if (r == -ENOENT && qmp_client_called(c, top)) {
+        err_clear(err);
+        err_set(err, r, "'%s' has no layer '%s'", qmp_client_called(c, top),
+                layer);
+        hint_layers(chain, err);
+    } else if (!r && qmp_client_called(c, top)) {
+        qmp_client_call_node(c, qmp_text(found, "node-name"), layer);
+    }
     if (!r) {
         *ret = xstrdup(qmp_text(found, "node-name"));
     }

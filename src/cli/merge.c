@@ -88,6 +88,8 @@ add_hint(struct err *err)
 {
     if (strstr(err->msg, "of version 2")) {
         err_hint(err, "--upgrade makes it version 3");
+    } else if (strstr(err->msg, "cannot take the name of")) {
+        err_hint(err, "leave --keep-name out, or take --into overlay");
     }
 }
 
@@ -103,9 +105,8 @@ dry_run(const struct merge *m, struct err *err)
     }
     const char *stays = qmp_text(plan, "survivor");
     auto_free char *file = qmp_client_file(m->client, stays);
-    bool is_disk = m->cli->own && !strcmp(stays, m->node);
-    auto_free char *what = xasprintf("into the %s '%s'", qmp_text(plan, "into"),
-                                     is_disk ? m->disk : file);
+    auto_free char *what =
+        xasprintf("into the %s '%s'", qmp_text(plan, "into"), file);
     json_t *lost = what_is_lost(m, plan);
     int code = plan_say(m->cli, m->client, plan, what,
                         json_pack("{s:s, s:b, s:O}", "disk", m->disk,
@@ -224,9 +225,10 @@ follow(const struct merge *m)
     bool done = f.end == FOLLOW_DONE;
     struct closing closing = {0};
     auto_free char *node = disk_node(m->client, m->disk, m->node);
+    const char *called = qmp_client_called(m->client, node);
     auto_free char *file = done ? disk_file(m->client, survivor(m)) : NULL;
     json_t *more = json_pack("{s:s, s:s, s:s, s:b}", "verb", "merge", "disk",
-                             m->disk, "node", node, "was-under-way",
+                             m->disk, "node", called ? called : node, "was-under-way",
                              (int)m->joined);
 
     if (file) {
