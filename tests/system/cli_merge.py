@@ -247,6 +247,41 @@ def a_path_and_its_layers_are_called_by_their_files():
     assert "leave --keep-name out" in out, out
 
 
+def keep_name_says_whose_name_goes():
+    for where in "", "vm/":
+        make(where or ".")
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "top", "-F",
+            "qcow2", where + "snap")
+        merge = [where + "snap", "--into", "snapshot", "--keep-name"]
+        for verb in ["merge", *merge], ["merge", *merge, "--delete",
+                                        "--snapshot", where + "mid"]:
+            goes = verb[-1] if "--snapshot" in verb else where + "top"
+            r = offline_result(*verb, "--dry-run")
+            assert r["vanishes"] == goes, r
+            out = run(SLUICE, *verb, "-f", "qcow2", "-n")[1]
+            assert f"'{goes}' takes the name '{where}snap'; there will be " \
+                   f"no '{goes}' any more" in out, out
+        r = offline_result("merge", *merge)
+        assert r["renamed-from"] == where + "top", r
+        assert r["file"] == where + "snap", r
+        assert not os.path.exists(where + "top")
+        # A daemon's, and without a rename.
+        with Daemon(SLUICED, "--blockdev", "qcow2,node-name=disk,"
+                    f"file.driver=file,file.filename={where}snap") as d:
+            d.qmp()
+            out = run(SLUICE, "merge", "disk", "--into", "snapshot",
+                      "--keep-name", "--socket", d.socket)[1]
+            assert f"'{where}mid' has taken the name '{where}snap' and is " \
+                   f"the disk; there is no '{where}mid' any more." in out, out
+            d.stop()
+        r = offline_result("merge", where + "snap", "--into", "overlay",
+                           "--keep-name", "--dry-run")
+        assert "vanishes" not in r, r
+        r = offline_result("merge", where + "snap", "--into", "overlay",
+                           "--keep-name")
+        assert "renamed-from" not in r, r
+
+
 def begin(verb, *options):
     """A slow job of a path, once it has moved something."""
     p = Process(SLUICE, verb, "top", "-f", "qcow2", "--json", *options,
@@ -403,6 +438,7 @@ if __name__ == "__main__":
           a_stream_of_a_path_stops_at_a_layer,
           a_dry_run_of_a_path_changes_nothing,
           a_path_and_its_layers_are_called_by_their_files,
+          keep_name_says_whose_name_goes,
           ctrl_c_leaves_an_ordinary_chain,
           what_was_killed_goes_on_with_the_same_command,
           the_same_command_again_merges_no_more,
