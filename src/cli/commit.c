@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /* commit: layers of a daemon's disk go into one below them. */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -129,6 +130,20 @@ follow(const struct commit *c)
     return code;
 }
 
+/* The daemon says, as QEMU does, that it is no base of itself. */
+static int
+find_lowest(struct commit *c, struct err *err)
+{
+    const char *top = c->top ? c->top_node : c->node;
+
+    c->base_node = disk_lowest(c->client, c->node);
+    return c->base_node && strcmp(c->base_node, top)
+               ? 0
+               : err_set(err, -EINVAL,
+                         "'%s' has no backing file to commit into",
+                         c->top ? c->top : c->disk);
+}
+
 static int
 find_layers(struct commit *c, struct err *err)
 {
@@ -140,7 +155,7 @@ find_layers(struct commit *c, struct err *err)
     if (!r && c->base) {
         r = disk_find_layer(c->client, c->node, c->base, &c->base_node, err);
     } else if (!r) {
-        c->base_node = disk_lowest(c->client, c->node);
+        r = find_lowest(c, err);
     }
     if (!r) {
         c->layers = disk_layers(c->client, c->top ? c->top_node : c->node,

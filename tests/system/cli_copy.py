@@ -270,8 +270,11 @@ def what_fails_is_taken_away():
         refused(FAILED, "not supported", "snapshot", "top", "x", "-f", "raw")
         refused(NOT_FOUND, "nope", "commit", "nope")
         refused(NOT_FOUND, "nope", "commit", "e", "--top", "nope")
-        refused(FAILED, "into itself", "commit", "e", "--top", "base",
-                "--dry-run")
+        for dry in ["--dry-run"], []:
+            refused(FAILED, "'base' has no backing file to commit into",
+                    "commit", "e", "--top", "base", *dry)
+            refused(FAILED, "into itself", "commit", "e", "--top", "base",
+                    "--base", "base", *dry)
         run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "top", "-F",
             "qcow2", "-u", "clone", str(SIZE))
         before = state(d)
@@ -397,6 +400,15 @@ def a_mirror_can_be_waited_for():
         assert r["switched"] and r["job"] == "mirror-e", r
         d.stop()
     judge("m", "qcow2")
+
+
+def a_commit_of_a_disk_with_no_backing_file():
+    with Disk() as d:
+        d.text("copy", "e", "./m")
+        for disk in "e", "./m":
+            text = d.text("commit", disk, code=FAILED)
+            assert f"'{disk}' has no backing file to commit into" in text, text
+        d.stop()
 
 
 def by_hand(mode):
@@ -794,7 +806,8 @@ if __name__ == "__main__":
           by_hand("pre-copy"), by_hand("hybrid"), a_detached_copy_goes_on,
           ctrl_c_detaches, cancelled("qcow2"), cancelled("raw"),
           the_source_is_deleted, commits_layers_in_the_middle,
-          commits_the_disk_itself, a_commit_by_hand_waits,
+          commits_the_disk_itself, a_commit_of_a_disk_with_no_backing_file,
+          a_commit_by_hand_waits,
           a_commit_ends_as_it_was_told, a_commit_says_where_the_disk_is,
           there_and_back_again, closes_nothing_that_is_used,
           a_disk_under_a_filter_is_left_too,

@@ -380,6 +380,16 @@ def a_dry_run_refuses_what_the_start_would():
         "--exclusive", "--dry-run")
 
 
+def a_commit_with_no_backing_file_says_so():
+    make()
+    for dry in [], ["--dry-run"]:
+        r = offline_result("commit", "./base", *dry, ok=(FAILED,))
+        assert r["message"] == "'./base' has no backing file to commit into", r
+        r = offline_result("commit", "top", "--top", "base", *dry,
+                           ok=(FAILED,))
+        assert r["message"] == "'base' has no backing file to commit into", r
+
+
 def dependants_are_looked_for():
     make()
     run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "mid", "-F", "qcow2",
@@ -439,6 +449,7 @@ if __name__ == "__main__":
           a_dry_run_of_a_path_changes_nothing,
           a_path_and_its_layers_are_called_by_their_files,
           keep_name_says_whose_name_goes,
+          a_commit_with_no_backing_file_says_so,
           ctrl_c_leaves_an_ordinary_chain,
           what_was_killed_goes_on_with_the_same_command,
           the_same_command_again_merges_no_more,
