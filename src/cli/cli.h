@@ -165,6 +165,7 @@ int verb_commit(struct cli *cli);
 int verb_merge(struct cli *cli);
 int verb_status(struct cli *cli);
 int verb_snapshot(struct cli *cli);
+int verb_close(struct cli *cli);
 int verb_job(struct cli *cli);
 int verb_events(struct cli *cli);
 int verb_serve(struct cli *cli);

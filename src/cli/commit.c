@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /* commit: layers of a daemon's disk go into one below them. */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/mem.h"
 #include "cli/cli.h"
+#include "cli/close.h"
 #include "cli/connect.h"
 #include "cli/disk.h"
 #include "cli/follow.h"
@@ -17,6 +19,7 @@ struct commit {
     uint64_t speed;
     bool manual, detach, wait;
     char *node, *top_node, *base_node, *id;
+    json_t *layers; /* that are committed: names */
 };
 
 static json_t *
@@ -100,15 +103,21 @@ follow(const struct commit *c)
         follow_job(&f);
     }
     bool done = f.end == FOLLOW_DONE;
+    struct closing closing = {0};
     auto_free char *node = disk_node(c->client, c->disk, c->node);
+    const char *called = qmp_client_called(c->client, node);
     auto_free char *file =
         done ? disk_file(c->client, switches(c) ? c->base_node : c->node)
              : NULL;
     json_t *more = json_pack("{s:s, s:s, s:s}", "verb", "commit", "disk",
-                             c->disk, "node", node);
+                             c->disk, "node", called ? called : node);
 
     if (file) {
         json_object_set_new(more, "file", json_string(file));
+    }
+    if (done && !c->cli->own) {
+        closing_try(&closing, c->client, c->layers, c->base_node);
+        closing_add(&closing, more);
     }
     int code = follow_say(&f, more);
 
@@ -117,7 +126,22 @@ follow(const struct commit *c)
         printf("The disk is now node '%s'; '%s' is out of use.\n", node,
                c->node);
     }
+    closing_say(&closing, c->cli);
     return code;
+}
+
+/* The daemon says, as QEMU does, that it is no base of itself. */
+static int
+find_lowest(struct commit *c, struct err *err)
+{
+    const char *top = c->top ? c->top_node : c->node;
+
+    c->base_node = disk_lowest(c->client, c->node);
+    return c->base_node && strcmp(c->base_node, top)
+               ? 0
+               : err_set(err, -EINVAL,
+                         "'%s' has no backing file to commit into",
+                         c->top ? c->top : c->disk);
 }
 
 static int
@@ -131,7 +155,12 @@ find_layers(struct commit *c, struct err *err)
     if (!r && c->base) {
         r = disk_find_layer(c->client, c->node, c->base, &c->base_node, err);
     } else if (!r) {
-        c->base_node = disk_lowest(c->client, c->node);
+        r = find_lowest(c, err);
+    }
+    if (!r) {
+        c->layers = disk_layers(c->client, c->top ? c->top_node : c->node,
+                                c->base_node);
+        json_array_remove(c->layers, json_array_size(c->layers) - 1);
     }
     return r;
 }
@@ -161,6 +190,7 @@ run(struct commit *c)
     }
     int code = commit(c, &err);
 
+    json_decref(c->layers);
     free(c->node);
     free(c->top_node);
     free(c->base_node);

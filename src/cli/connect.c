@@ -106,15 +106,21 @@ start_own(struct cli *cli, struct qmp_client **ret, struct err *err)
     return qmp_client_take(fds[0], ret, err);
 }
 
+/* Users are told of the file; so this is nothing that a file is called. */
+#define OWN_NODE "sluice-own-disk"
+
 static int
 open_disk(struct cli *cli, struct qmp_client *c, const char *path,
           const char *format, struct err *err)
 {
     json_t *options = json_pack(
         "{s:s, s:s, s:b, s:s, s:{s:s, s:s}}", "driver", format, "node-name",
-        "disk", "read-only", (int)cli->dry_run, "discard", "unmap", "file",
+        OWN_NODE, "read-only", (int)cli->dry_run, "discard", "unmap", "file",
         "driver", "file", "filename", path);
 
+    if (options) {
+        qmp_client_call_node(c, OWN_NODE, path);
+    }
     return options ? qmp_client_call(c, "blockdev-add", options, NULL, err)
                    : err_set(err, -EINVAL, "The path '%s' is not UTF-8", path);
 }
@@ -141,6 +147,37 @@ cli_connect(struct cli *cli, const char *disk, const char *format,
         }
     }
     return r;
+}
+
+static json_t *
+file_of(struct qmp_client *c, const json_t *node)
+{
+    auto_free char *file = qmp_client_file(c, json_string_value(node));
+
+    return json_string(file);
+}
+
+void
+cli_own_files(const struct cli *cli, struct qmp_client *c, json_t *object)
+{
+    static const char *const members[] = {"drops", "lost", "survivor"};
+
+    for (size_t i = 0; cli->own && i < ARRAY_LEN(members); i++) {
+        const json_t *is = json_object_get(object, members[i]), *node;
+        json_t *files = json_is_array(is) ? json_array() : NULL;
+        size_t k;
+
+        json_array_foreach(is, k, node)
+        {
+            json_array_append_new(files, file_of(c, node));
+        }
+        if (json_is_string(is)) {
+            files = file_of(c, is);
+        }
+        if (files) {
+            json_object_set_new(object, members[i], files);
+        }
+    }
 }
 
 void

@@ -15,6 +15,11 @@
  */
 int cli_connect(struct cli *cli, const char *disk, const char *format,
                 struct qmp_client **ret, struct err *err);
+/*
+ * Where it is our own: files in the place of nodes in the members "drops",
+ * "lost" and "survivor", for JSON.
+ */
+void cli_own_files(const struct cli *cli, struct qmp_client *c, json_t *object);
 /* Ends our own, and waits until it has closed the image. */
 void cli_disconnect(struct cli *cli, struct qmp_client *c);
 /*

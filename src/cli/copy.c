@@ -16,6 +16,7 @@
 
 #include "base/mem.h"
 #include "cli/cli.h"
+#include "cli/close.h"
 #include "cli/disk.h"
 #include "cli/follow.h"
 #include "cli/plan.h"
@@ -194,6 +195,16 @@ say_what_stays(struct copy *c)
     }
 }
 
+/* Not what is below it, which others may have their disks on. */
+static void
+close_source(const struct copy *c, struct closing *closing)
+{
+    json_t *nodes = json_pack("[s]", c->node);
+
+    closing_try(closing, c->client, nodes, c->target.node);
+    json_decref(nodes);
+}
+
 static int
 follow(struct copy *c)
 {
@@ -210,7 +221,8 @@ follow(struct copy *c)
         follow_job(&f);
     }
     bool done = f.end == FOLLOW_DONE;
-    bool switched = done && disk_is_exported(c->client, c->target.node);
+    bool switched = done && node_is_used(c->client, c->target.node, NULL);
+    struct closing closing = {0};
     json_t *more = json_pack("{s:s, s:s, s:s, s:s, s:b}", "verb",
                              c->cli->verb, "disk", c->disk, "node",
                              c->target.node, "mode", c->mode, "switched",
@@ -219,6 +231,10 @@ follow(struct copy *c)
     if (c->target.path) {
         json_object_set_new(more, "target", json_string(c->target.path));
     }
+    if (switched) {
+        close_source(c, &closing);
+        closing_add(&closing, more);
+    }
     int code = follow_say(&f, more);
 
     if (f.end == FOLLOW_FAILED) {
@@ -226,6 +242,7 @@ follow(struct copy *c)
     } else if (done) {
         say_where(c, switched);
     }
+    closing_say(&closing, c->cli);
     return code;
 }
 

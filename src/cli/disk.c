@@ -31,22 +31,6 @@ disk_node(struct qmp_client *c, const char *disk, const char *was)
     return name || !was ? name : xstrdup(was);
 }
 
-bool
-disk_is_exported(struct qmp_client *c, const char *node)
-{
-    json_t *list = NULL, *e;
-    bool found = false;
-    size_t i;
-
-    qmp_client_call(c, "query-block-exports", NULL, &list, NULL);
-    json_array_foreach(list, i, e)
-    {
-        found |= !strcmp(qmp_text(e, "node-name"), node);
-    }
-    json_decref(list);
-    return found;
-}
-
 static int
 list_nodes(struct qmp_client *c, json_t **ret, struct err *err)
 {
@@ -139,15 +123,18 @@ find_any(struct qmp_client *c, json_t *nodes, const char *name, json_t **ret,
 int
 disk_find(struct qmp_client *c, const char *disk, char **ret, struct err *err)
 {
-    json_t *nodes = NULL, *found;
-
     *ret = disk_node(c, disk, NULL);
-    if (*ret) {
-        return 0;
-    }
+    return *ret ? 0 : disk_find_node(c, disk, ret, err);
+}
+
+int
+disk_find_node(struct qmp_client *c, const char *node, char **ret,
+               struct err *err)
+{
+    json_t *nodes = NULL, *found;
     int r = list_nodes(c, &nodes, err);
 
-    r = r ? r : find_any(c, nodes, disk, &found, err);
+    r = r ? r : find_any(c, nodes, node, &found, err);
     if (!r) {
         *ret = xstrdup(qmp_text(found, "node-name"));
     }
@@ -221,6 +208,29 @@ disk_lowest(struct qmp_client *c, const char *node)
     return nth_of_chain(c, node, SIZE_MAX);
 }
 
+json_t *
+disk_layers(struct qmp_client *c, const char *top, const char *bottom)
+{
+    json_t *nodes = NULL, *chain, *node, *names = json_array();
+    bool over = false;
+    size_t i;
+
+    list_nodes(c, &nodes, NULL);
+    chain = chain_of(nodes, top);
+    json_array_foreach(chain, i, node)
+    {
+        const char *name = qmp_text(node, "node-name");
+
+        if (is_image(node) && !over) {
+            json_array_append_new(names, json_string(name));
+        }
+        over |= bottom && !strcmp(name, bottom);
+    }
+    json_decref(chain);
+    json_decref(nodes);
+    return names;
+}
+
 bool
 disk_is_below(struct qmp_client *c, const char *top, const char *layer)
 {
@@ -256,6 +266,25 @@ disk_say_file(const struct cli *cli, const char *disk, const char *file)
     }
 }
 
+static void
+hint_layers(json_t *chain, struct err *err)
+{
+    char *files = xstrdup("");
+    json_t *node;
+    size_t i;
+
+    json_array_foreach(chain, i, node)
+    {
+        char *more = xasprintf("%s%s'%s'", files, *files ? ", " : "",
+                               qmp_text(node, "file"));
+
+        free(files);
+        files = more;
+    }
+    err_hint(err, "it has %s", files);
+    free(files);
+}
+
 int
 disk_find_layer(struct qmp_client *c, const char *top, const char *layer,
                 char **ret, struct err *err)
@@ -269,6 +298,14 @@ disk_find_layer(struct qmp_client *c, const char *top, const char *layer,
     found = find_node(nodes, layer); /* wherever it is: the daemon says more */
     chain = chain_of(nodes, top);
     r = found ? 0 : find_any(c, chain, layer, &found, err);
+    if (r == -ENOENT && qmp_client_called(c, top)) {
+        err_clear(err);
+        err_set(err, r, "'%s' has no layer '%s'", qmp_client_called(c, top),
+                layer);
+        hint_layers(chain, err);
+    } else if (!r && qmp_client_called(c, top)) {
+        qmp_client_call_node(c, qmp_text(found, "node-name"), layer);
+    }
     if (!r) {
         *ret = xstrdup(qmp_text(found, "node-name"));
     }

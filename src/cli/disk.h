@@ -13,6 +13,9 @@
  */
 int disk_find(struct qmp_client *c, const char *disk, char **ret,
               struct err *err);
+/* The same where no export is meant: a node's name, or its file. */
+int disk_find_node(struct qmp_client *c, const char *node, char **ret,
+                   struct err *err);
 /* The same of a layer in the chain of the node @top; it is no export's id. */
 int disk_find_layer(struct qmp_client *c, const char *top, const char *layer,
                     char **ret, struct err *err);
@@ -21,6 +24,11 @@ char *disk_node(struct qmp_client *c, const char *disk, const char *was);
 /* The image right below, and the lowest; the caller's, NULL: there is none. */
 char *disk_below(struct qmp_client *c, const char *node);
 char *disk_lowest(struct qmp_client *c, const char *node);
+/*
+ * The names of the images from @top down to @bottom, which is the last; all of
+ * them where it is not below (NULL: it is nowhere).  The caller's.
+ */
+json_t *disk_layers(struct qmp_client *c, const char *top, const char *bottom);
 /* Is @layer (may be NULL) in the chain below @top? */
 bool disk_is_below(struct qmp_client *c, const char *top, const char *layer);
 /* The file of a node, the caller's; NULL where there is none. */
@@ -30,8 +38,6 @@ char *disk_file(struct qmp_client *c, const char *node);
  * says so, of a daemon of our own, whose nodes are gone with it.
  */
 void disk_say_file(const struct cli *cli, const char *disk, const char *file);
-/* Does an export show @node? */
-bool disk_is_exported(struct qmp_client *c, const char *node);
 /*
  * What query-named-block-nodes says of a node, the caller's; -ENOENT where
  * there is none.

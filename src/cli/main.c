@@ -67,6 +67,8 @@ const struct verb cli_verbs[] = {
     {"snapshot", "snapshot DISK FILE | DISK=FILE... [-f FORMAT] [--dry-run]",
      "put new overlays on a daemon's disks, all at one instant", verb_snapshot,
      false},
+    {"close", "close NODE [--dry-run]", "close a node of a daemon's that nobody uses",
+     verb_close, false},
     {"job",
      "job list|show|wait|pause|resume|complete|stop|cancel|finalize|dismiss "
      "[ID] [--dry-run]",

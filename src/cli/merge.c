@@ -5,6 +5,7 @@
 
 #include "base/mem.h"
 #include "cli/cli.h"
+#include "cli/close.h"
 #include "cli/connect.h"
 #include "cli/disk.h"
 #include "cli/follow.h"
@@ -19,6 +20,8 @@ struct merge {
     bool delete, keep_name, exclusive, upgrade, detach, has_speed;
     bool joined, faster; /* it ran already; and has another speed now */
     char *node, *lower, *id; /* the nodes of disk and snapshot; the job */
+    char *lower_file;        /* the snapshot's, as it was at the start */
+    json_t *layers;          /* from the one to the other: names */
 };
 
 /* What a plan needs, too, to refuse what the start would. */
@@ -82,10 +85,23 @@ say_what_is_lost(const struct merge *m, json_t *lost)
 }
 
 static void
+say_rename(const struct merge *m)
+{
+    const json_t *top = json_array_get(m->layers, 0);
+    auto_free char *file = disk_file(m->client, json_string_value(top));
+
+    printf("In the end '%s' takes the name '%s'; there will be no '%s' any "
+           "more.\n",
+           m->lower_file, file, m->lower_file);
+}
+
+static void
 add_hint(struct err *err)
 {
     if (strstr(err->msg, "of version 2")) {
         err_hint(err, "--upgrade makes it version 3");
+    } else if (strstr(err->msg, "cannot take the name of")) {
+        err_hint(err, "leave --keep-name out, or take --into overlay");
     }
 }
 
@@ -101,16 +117,23 @@ dry_run(const struct merge *m, struct err *err)
     }
     const char *stays = qmp_text(plan, "survivor");
     auto_free char *file = qmp_client_file(m->client, stays);
-    bool is_disk = m->cli->own && !strcmp(stays, m->node);
-    auto_free char *what = xasprintf("into the %s '%s'", qmp_text(plan, "into"),
-                                     is_disk ? m->disk : file);
+    auto_free char *what =
+        xasprintf("into the %s '%s'", qmp_text(plan, "into"), file);
+    bool renames = m->keep_name && m->lower && !strcmp(stays, m->lower);
     json_t *lost = what_is_lost(m, plan);
-    int code = plan_say(m->cli, m->client, plan, what,
-                        json_pack("{s:s, s:b, s:O}", "disk", m->disk,
-                                  "snapshot-lost", 1, "lost", lost));
+    json_t *more = json_pack("{s:s, s:b, s:O}", "disk", m->disk,
+                             "snapshot-lost", 1, "lost", lost);
+
+    if (renames) {
+        json_object_set_new(more, "vanishes", json_string(m->lower_file));
+    }
+    int code = plan_say(m->cli, m->client, plan, what, more);
 
     if (code == EXIT_OK && !m->cli->json) {
         say_what_is_lost(m, lost);
+    }
+    if (code == EXIT_OK && !m->cli->json && renames) {
+        say_rename(m);
     }
     json_decref(lost);
     json_decref(plan);
@@ -195,6 +218,43 @@ survivor(const struct merge *m)
     return disk_is_below(m->client, m->node, m->lower) ? m->lower : m->node;
 }
 
+static void
+close_layers(const struct merge *m, struct closing *closing)
+{
+    const char *stays = survivor(m);
+    bool is_upper = strcmp(stays, m->lower ? m->lower : "");
+    json_t *left = json_copy(m->layers);
+
+    json_array_remove(left, is_upper ? 0 : json_array_size(left) - 1);
+    closing_try(closing, m->client, left, stays);
+    json_decref(left);
+}
+
+/* The survivor had another name; NULL: it has it still. */
+static const char *
+renamed_from(const struct merge *m, const char *file)
+{
+    bool is = file && m->lower_file && !strcmp(survivor(m), m->lower) &&
+              strcmp(file, m->lower_file);
+
+    return is ? m->lower_file : NULL;
+}
+
+static void
+say_end(const struct merge *m, const char *node, const char *was,
+        const char *file)
+{
+    if (was) {
+        printf("'%s' has taken the name '%s' and is the disk; there is no '%s' "
+               "any more.\n",
+               was, file, was);
+    }
+    if (strcmp(node, m->node)) {
+        printf("The disk is now node '%s'; '%s' is empty and out of use.\n",
+               node, m->node);
+    }
+}
+
 static int
 follow(const struct merge *m)
 {
@@ -208,25 +268,36 @@ follow(const struct merge *m)
         follow_job(&f);
     }
     bool done = f.end == FOLLOW_DONE;
+    struct closing closing = {0};
     auto_free char *node = disk_node(m->client, m->disk, m->node);
+    const char *called = qmp_client_called(m->client, node);
     auto_free char *file = done ? disk_file(m->client, survivor(m)) : NULL;
     json_t *more = json_pack("{s:s, s:s, s:s, s:b}", "verb", "merge", "disk",
-                             m->disk, "node", node, "was-under-way",
-                             (int)m->joined);
+                             m->disk, "node", called ? called : node,
+                             "was-under-way", (int)m->joined);
 
     if (file) {
         json_object_set_new(more, "file", json_string(file));
     }
+    const char *was = renamed_from(m, file);
+
+    if (was) {
+        json_object_set_new(more, "renamed-from", json_string(was));
+    }
     if (m->faster) {
         json_object_set_new(more, "speed", json_integer((json_int_t)m->speed));
+    }
+    if (done && !m->cli->own) {
+        close_layers(m, &closing);
+        closing_add(&closing, more);
     }
     int code = follow_say(&f, more);
 
     disk_say_file(m->cli, m->disk, file);
-    if (done && !m->cli->json && strcmp(node, m->node)) {
-        printf("The disk is now node '%s'; '%s' is empty and out of use.\n",
-               node, m->node);
+    if (done && !m->cli->json) {
+        say_end(m, node, was, file);
     }
+    closing_say(&closing, m->cli);
     return code;
 }
 
@@ -239,6 +310,10 @@ find_layers(struct merge *m, struct err *err)
         r = disk_find_layer(m->client, m->node, m->snapshot, &m->lower, err);
     } else if (!r) {
         m->lower = disk_below(m->client, m->node);
+    }
+    if (!r) {
+        m->layers = disk_layers(m->client, m->node, m->lower);
+        m->lower_file = disk_file(m->client, m->lower);
     }
     return r;
 }
@@ -286,8 +361,10 @@ run(struct merge *m)
     }
     int code = merge(m, &err);
 
+    json_decref(m->layers);
     free(m->node);
     free(m->lower);
+    free(m->lower_file);
     free(m->id);
     cli_disconnect(m->cli, m->client);
     return code;

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "cli/connect.h"
 
 static void
 say_text(struct qmp_client *client, const json_t *plan, const char *what,
@@ -76,6 +77,7 @@ plan_say(const struct cli *cli, struct qmp_client *client, json_t *plan,
 
         json_object_update_missing(o, more);
         json_object_update_missing(o, plan);
+        cli_own_files(cli, client, o);
         cli_print_json(o);
     } else {
         say_text(client, plan, what, known);

@@ -5,6 +5,7 @@
  */
 #include "cli/qmp_client.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <limits.h>
 #include <poll.h>
@@ -25,6 +26,7 @@ struct qmp_client {
     char *buf;
     size_t len, cap;
     json_t *events; /* that came while an answer was awaited */
+    json_t *called; /* what users call nodes, where they know no node */
 };
 
 /* Reads until a whole line is there; it stays in the buffer. */
@@ -103,6 +105,7 @@ qmp_client_take(int fd, struct qmp_client **ret, struct err *err)
     json_t *greeting = NULL;
 
     c->events = json_array();
+    c->called = json_object();
     c->cap = 131072;
     c->buf = xmalloc(c->cap);
     c->fd = fd;
@@ -135,6 +138,7 @@ qmp_client_close(struct qmp_client *c)
 {
     close(c->fd);
     json_decref(c->events);
+    json_decref(c->called);
     free(c->buf);
     free(c);
 }
@@ -281,20 +285,51 @@ own_name_len(const char *text)
     return n + strspn(text + n, "0123456789");
 }
 
+void
+qmp_client_call_node(struct qmp_client *c, const char *node, const char *text)
+{
+    json_object_set_new(c->called, node, json_string(text));
+}
+
+const char *
+qmp_client_called(struct qmp_client *c, const char *node)
+{
+    return json_string_value(json_object_get(c->called, node));
+}
+
+/* The length of such a node's name, where the text begins with one. */
+static size_t
+called_len(struct qmp_client *c, const char *text)
+{
+    const char *name;
+    json_t *value;
+
+    json_object_foreach(c->called, name, value)
+    {
+        size_t n = strlen(name);
+
+        if (!strncmp(text, name, n) && !isalnum((unsigned char)text[n])) {
+            return n;
+        }
+    }
+    return 0;
+}
+
 char *
 qmp_client_file(struct qmp_client *c, const char *name)
 {
+    const char *called = qmp_client_called(c, name);
     json_t *list = NULL, *node;
-    char *file = NULL;
+    char *file = called ? xstrdup(called) : NULL;
     size_t i;
 
-    if (own_name_len(name)) {
+    if (!file && own_name_len(name)) {
         qmp_client_call(c, "query-named-block-nodes",
                         json_pack("{s:b}", "flat", 1), &list, NULL);
     }
     json_array_foreach(list, i, node)
     {
-        if (!strcmp(qmp_text(node, "node-name"), name) &&
+        if (!file && !strcmp(qmp_text(node, "node-name"), name) &&
             *qmp_text(node, "file")) {
             file = xstrdup(qmp_text(node, "file"));
         }
@@ -323,7 +358,8 @@ plain_word(struct qmp_client *c, const char *text, bool is_about_space,
 {
     uint64_t bytes;
 
-    *len = own_name_len(text);
+    *len = called_len(c, text);
+    *len = *len ? *len : own_name_len(text);
     if (*len) {
         auto_free char *name = xstrndup(text, *len);
 

@@ -38,8 +38,16 @@ int qmp_client_event(struct qmp_client *c, int timeout_ms, json_t **ret,
 char *qmp_client_path(struct qmp_client *c, const char *path);
 
 /*
- * What users know a node by: its name, or the file of one that has none of
- * their own ("#block012").  The caller's.
+ * Where a user names files, and never a node: from now on @text stands for that
+ * node, in messages, too.
+ */
+void qmp_client_call_node(struct qmp_client *c, const char *node,
+                          const char *text);
+/* That text, until the next such call; NULL: users know it as a node. */
+const char *qmp_client_called(struct qmp_client *c, const char *node);
+/*
+ * What users know a node by: what it is called, its name, or the file of one
+ * that has none of their own ("#block012").  The caller's.
  */
 char *qmp_client_file(struct qmp_client *c, const char *node);
 /* Puts files in the place of such names in a message, and sizes for bytes. */

@@ -17,8 +17,8 @@ struct stream_args {
 };
 
 static int
-print_plan(const struct cli *cli, const char *disk, const char *base,
-           json_t *plan)
+print_plan(const struct cli *cli, struct qmp_client *c, const char *disk,
+           const char *base, json_t *plan)
 {
     json_int_t copy = json_integer_value(json_object_get(plan,
                                                          "bytes-to-copy"));
@@ -30,6 +30,7 @@ print_plan(const struct cli *cli, const char *disk, const char *base,
                               "bytes", copy);
 
         json_object_update_missing(o, plan);
+        cli_own_files(cli, c, o);
         cli_print_json(o);
     } else if (base) {
         printf("Would copy %s into '%s', then make '%s' its backing file.\n",
@@ -95,7 +96,7 @@ stream(struct cli *cli, struct qmp_client *c, const struct stream_args *a,
     r = follow_start(c, cli->dry_run ? "query-stream-plan" : "block-stream",
                      arguments(cli, a, node, base, id), &plan, err);
     int code = r              ? cli_error(cli, err)
-               : cli->dry_run ? print_plan(cli, disk, a->base, plan)
+               : cli->dry_run ? print_plan(cli, c, disk, a->base, plan)
                               : follow(cli, c, id, a->detach);
 
     json_decref(plan);

@@ -103,7 +103,8 @@ def usage_errors_are_2_and_say_how():
     sluice("help")
     sluice("help", "frobnicate", code=USAGE)
     for verb in ("create", "clone", "check", "convert", "serve", "stream",
-                 "copy", "mirror", "commit", "merge", "snapshot", "job"):
+                 "copy", "mirror", "commit", "merge", "snapshot", "close",
+                 "job"):
         assert "[--dry-run]" in sluice("help", verb), verb
         assert sluice("help", verb) == sluice(verb, "--help")
     for verb in "info", "map", "compare", "status", "events":

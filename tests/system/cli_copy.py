@@ -270,8 +270,11 @@ def what_fails_is_taken_away():
         refused(FAILED, "not supported", "snapshot", "top", "x", "-f", "raw")
         refused(NOT_FOUND, "nope", "commit", "nope")
         refused(NOT_FOUND, "nope", "commit", "e", "--top", "nope")
-        refused(FAILED, "into itself", "commit", "e", "--top", "base",
-                "--dry-run")
+        for dry in ["--dry-run"], []:
+            refused(FAILED, "'base' has no backing file to commit into",
+                    "commit", "e", "--top", "base", *dry)
+            refused(FAILED, "into itself", "commit", "e", "--top", "base",
+                    "--base", "base", *dry)
         run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "top", "-F",
             "qcow2", "-u", "clone", str(SIZE))
         before = state(d)
@@ -296,11 +299,11 @@ def usage_errors():
                  ["commit", "d", "--then", "stay", "--manual"],
                  ["snapshot"], ["snapshot", "d"], ["snapshot", "d", "f", "g"],
                  ["snapshot", "d=f", "g"], ["snapshot", "=f"],
-                 ["snapshot", "d="]):
+                 ["snapshot", "d="], ["close"], ["close", "x", "y"]):
         code, text = run(SLUICE, *args, "--socket", "none", ok=(USAGE,))
         assert f"hint: sluice {args[0]}" in text, text
     for args in (["copy", "d", "t"], ["mirror", "d", "t"], ["commit", "d"],
-                 ["snapshot", "d", "f"]):
+                 ["snapshot", "d", "f"], ["close", "x"]):
         run(SLUICE, *args, "--socket", "none", ok=(NO_DAEMON,))
 
 
@@ -397,6 +400,15 @@ def a_mirror_can_be_waited_for():
         assert r["switched"] and r["job"] == "mirror-e", r
         d.stop()
     judge("m", "qcow2")
+
+
+def a_commit_of_a_disk_with_no_backing_file():
+    with Disk() as d:
+        d.text("copy", "e", "./m")
+        for disk in "e", "./m":
+            text = d.text("commit", disk, code=FAILED)
+            assert f"'{disk}' has no backing file to commit into" in text, text
+        d.stop()
 
 
 def by_hand(mode):
@@ -536,6 +548,151 @@ def a_commit_says_where_the_disk_is():
         d.stop()
 
 
+def there_and_back_again():
+    """What a disk left is closed, so that it can go back there."""
+    with Disk() as d:
+        r = d.verb("copy", "e", "./new.qcow2")
+        assert r["closed"] == ["top"] and r["still-open"] == [], r
+        text = d.text("copy", "e", "./top", "--reuse")
+        assert "'copy-e' is closed.\n" in text, text
+        d.guest_writes(7 * MIB, b"t")
+        r = d.verb("mirror", "e", "./new.qcow2", "--reuse", "--then", "switch")
+        assert r["closed"] == ["copy-e-2"], r
+        d.guest_writes(8 * MIB, b"b")
+        # A mirror that somebody else ends.
+        p = d.start("mirror", "e", "./top", "--reuse", "--wait", "--json",
+                    "--job-id", "m")
+        d.q.wait_event("BLOCK_JOB_READY", device="m")
+        d.text("job", "complete", "m")
+        out = p.process.stdout.read().decode().splitlines()
+        assert p.wait() == OK, p.errors()
+        assert json.loads(out[-1])["closed"] == ["mirror-e"], out
+        # What it read through is not the command's to close.
+        assert d.nodes() == {"m", "mid", "base"}, d.nodes()
+        d.stop()
+    judge("top", "qcow2")
+
+
+def closes_nothing_that_is_used():
+    with Disk() as d:
+        for then in (["--then", "stay"], ["--detach"]):
+            r = d.verb("copy", "e", f"./{then[0]}", *then, "--job-id",
+                       then[0].strip("-"))
+            assert "closed" not in r and "top" in d.nodes(), r
+        d.verb("job", "wait", "detach")
+        # A disk with no export is not moved from where it is.
+        text = d.text("copy", "top", "./alone")
+        assert "closed" not in text and "top" in d.nodes(), text
+        for was, job, *more in ("detach", "j0"), ("j0", "j1", "--json"):
+            p = d.start("copy", "e", f"./{job}", "--speed", "1", "--job-id",
+                        job, *more)
+            d.q.wait_event("JOB_STATUS_CHANGE", id=job, status="running")
+            # Somebody takes it before the command comes to that.
+            p.process.send_signal(signal.SIGSTOP)
+            d.q.cmd("block-job-set-speed", device=job, speed=0)
+            d.q.wait_event("JOB_STATUS_CHANGE", id=job, status="concluded")
+            d.q.cmd("block-export-add", type="nbd", id="f" + job, name="f" +
+                    job, node_name=was)
+            p.process.send_signal(signal.SIGCONT)
+            out = p.process.stdout.read().decode()
+            assert p.wait() == OK, p.errors()
+            assert was in d.nodes()
+            if more:
+                r = json.loads(out.splitlines()[-1])
+                assert r["closed"] == [] and r["switched"], r
+                left = r["still-open"][0]
+                assert left["node"] == was, left
+                assert f"Node {was} is in use" in left["message"], left
+            else:
+                assert f"'{was}' is still open: Node {was} is in use; it is " \
+                       f"used by export 'f{job}'.\n" in out, out
+        d.stop()
+    judge("j1", "qcow2")
+
+
+def a_disk_under_a_filter_is_left_too():
+    with Disk() as d:
+        d.q.cmd("block-export-del", id="e")
+        d.q.wait_event("BLOCK_EXPORT_DELETED")
+        d.q.cmd("blockdev-add", driver="copy-on-read", node_name="cor",
+                file="top")
+        d.q.cmd("block-export-add", type="nbd", id="e", node_name="cor",
+                name="a", writable=True)
+        r = d.verb("copy", "top", "./m")
+        assert r["switched"] and r["closed"] == ["top"], r
+        d.guest_writes(7 * MIB, b"f")
+        d.stop()
+    judge("m", "qcow2")
+
+
+def closes_what_a_user_has_no_use_for():
+    with Disk() as d:
+        before = state(d)
+        for dry in ["--dry-run"], []:
+            for name in "top", "e", "./top":
+                r = d.verb("close", name, *dry, code=CONFLICT)
+                assert "export 'e'" in r["message"] + r.get("hint", ""), r
+            r = d.verb("close", "mid", *dry, code=CONFLICT)
+            assert "'top'" in r["message"], r
+            d.text("close", "nope", *dry, code=NOT_FOUND)
+        untouched(d, before)
+        d.text("copy", "e", "./m")
+        r = d.verb("close", "mid", "-n")
+        assert r["dry-run"] and r["closed"] == ["mid"] and \
+            "mid" in d.nodes(), r
+        assert d.text("close", "./mid", "-n") == "Would close 'mid'.\n"
+        assert d.text("close", "./mid") == "'mid' is closed.\n"
+        r = d.verb("close", "base")
+        assert r["closed"] == ["base"] and not r["dry-run"], r
+        assert d.nodes() == {"copy-e"}, d.nodes()
+        d.stop()
+
+
+def snapshot_and_commit_once_more():
+    """The overlay that is left would stand in the way of every next one."""
+    with Disk() as d:
+        for i, end in enumerate((["commit", "e", "--base", "top"],
+                                 ["merge", "e", "--into", "snapshot"]) * 2):
+            r = d.verb("snapshot", "e", f"s{i}")
+            assert r["disks"][0]["node"] == "overlay-e", r
+            d.guest_writes((7 + i) * MIB, b"s")
+            r = d.verb(*end)
+            assert r["closed"] == ["overlay-e"] and r["node"] == "top", r
+            os.unlink(f"s{i}")
+        d.verb("snapshot", "e", "s")
+        r = d.verb("commit", "e", "--base", "top", "--then", "stay")
+        assert "closed" not in r and r["node"] == "overlay-e", r
+        # Layers below the disk, the other way, and several at once.
+        r = d.verb("commit", "e", "--top", "top", "--base", "mid")
+        assert r["closed"] == ["top"], r
+        os.unlink("top")  # which names the next one as its backing file
+        r = d.verb("merge", "e", "--snapshot", "mid", "--into", "overlay")
+        assert r["closed"] == ["mid"] and r["node"] == "overlay-e", r
+        d.verb("snapshot", "e", "s2")
+        r = d.verb("commit", "e")
+        assert r["closed"] == ["overlay-e-2", "overlay-e"], r
+        assert d.nodes() == {"base"}, d.nodes()
+        os.unlink("mid")
+        os.unlink("s")
+        d.text("copy", "e", "./m", "--delete-source")
+        assert not os.path.exists("base") and d.nodes() == {"copy-e"}
+        d.stop()
+    judge("m", "raw")
+
+
+def a_stopped_commit_closes_nothing():
+    with Disk() as d:
+        p = d.start("commit", "e", "--base", "mid", "--manual", "--wait",
+                    "--json")
+        d.q.wait_event("BLOCK_JOB_READY")
+        d.q.cmd("block-job-cancel", device="commit-e")
+        out = p.process.stdout.read().decode().splitlines()
+        assert p.wait() == OK, p.errors()
+        r = json.loads(out[-1])
+        assert "closed" not in r and r["node"] == "top", r
+        d.stop()
+
+
 def snapshots():
     with Disk() as d:
         before = state(d)
@@ -649,8 +806,12 @@ if __name__ == "__main__":
           by_hand("pre-copy"), by_hand("hybrid"), a_detached_copy_goes_on,
           ctrl_c_detaches, cancelled("qcow2"), cancelled("raw"),
           the_source_is_deleted, commits_layers_in_the_middle,
-          commits_the_disk_itself, a_commit_by_hand_waits,
+          commits_the_disk_itself, a_commit_of_a_disk_with_no_backing_file,
+          a_commit_by_hand_waits,
           a_commit_ends_as_it_was_told, a_commit_says_where_the_disk_is,
-          snapshots,
+          there_and_back_again, closes_nothing_that_is_used,
+          a_disk_under_a_filter_is_left_too,
+          closes_what_a_user_has_no_use_for, snapshot_and_commit_once_more,
+          a_stopped_commit_closes_nothing, snapshots,
           several_snapshots_are_one, a_full_disk_pauses_the_job,
           a_terminal_gets_a_bar, progress_tells_rates])

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import time
 
-from harness import Daemon, Process, journal, main, mount, need, run
+from harness import (Daemon, Process, journal, loop_device, main, mount, need,
+                     run)
 
 SLUICED, SLUICE = (os.path.abspath(p) for p in sys.argv[1:3])
 OK, FAILED, USAGE, NOT_FOUND, CONFLICT, NO_SPACE, CANCELLED = 0, 1, 2, 4, 6, 7, 9
@@ -211,6 +212,76 @@ def a_dry_run_of_a_path_changes_nothing():
     assert before == {n: open(n, "rb").read() for n in left_behind()}
 
 
+def a_path_and_its_layers_are_called_by_their_files():
+    """There are no nodes and is no daemon for who works on a path."""
+    make()
+    out = run(SLUICE, "merge", "./top", "-f", "qcow2", "-n", "--into",
+              "snapshot", "--snapshot", "../" + os.path.basename(os.getcwd()) +
+              "/base")[1]
+    assert "  leaves        ./top\n  leaves        ./mid\n" in out, out
+    assert f"'../{os.path.basename(os.getcwd())}/base'" in out, out
+    r = offline_result("merge", "top", "--into", "snapshot", "--dry-run")
+    assert (r["drops"], r["survivor"], r["lost"]) == (["top"], "mid",
+                                                      ["mid"]), r
+    r = offline_result("merge", "top", "--into", "overlay", "--dry-run")
+    assert (r["drops"], r["survivor"], r["lost"]) == (["mid"], "top",
+                                                      ["mid"]), r
+    assert offline_result("commit", "top", "-n")["drops"] == ["top", "mid"]
+    assert offline_result("stream", "top", "-n")["drops"] == ["mid", "base"]
+    for args in (["merge", "top", "--snapshot", "model"],
+                 ["commit", "top", "--top", "model"],
+                 ["commit", "top", "--base", "model"],
+                 ["stream", "top", "--base", "model"]):
+        for dry in [], ["--dry-run"]:
+            r = offline_result(*args, *dry, ok=(NOT_FOUND,))
+            assert r["message"] == "'top' has no layer 'model'", r
+            assert "'mid'" in r["hint"], r
+    # Results, and refusals of what would be a daemon.
+    r = offline_result("commit", "top", "--then", "stay", "--base", "mid")
+    assert r["node"] == "top", r
+    device = loop_device("base")
+    run("qemu-img", "rebase", "-u", "-b", device, "-F", "qcow2", "mid")
+    out = run(SLUICE, "merge", "./mid", "-f", "qcow2", "--into", "snapshot",
+              "--keep-name", ok=(FAILED,))[1]
+    assert f"'{device}' cannot take the name of './mid'" in out, out
+    assert "leave --keep-name out" in out, out
+
+
+def keep_name_says_whose_name_goes():
+    for where in "", "vm/":
+        make(where or ".")
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "top", "-F",
+            "qcow2", where + "snap")
+        merge = [where + "snap", "--into", "snapshot", "--keep-name"]
+        for verb in ["merge", *merge], ["merge", *merge, "--delete",
+                                        "--snapshot", where + "mid"]:
+            goes = verb[-1] if "--snapshot" in verb else where + "top"
+            r = offline_result(*verb, "--dry-run")
+            assert r["vanishes"] == goes, r
+            out = run(SLUICE, *verb, "-f", "qcow2", "-n")[1]
+            assert f"'{goes}' takes the name '{where}snap'; there will be " \
+                   f"no '{goes}' any more" in out, out
+        r = offline_result("merge", *merge)
+        assert r["renamed-from"] == where + "top", r
+        assert r["file"] == where + "snap", r
+        assert not os.path.exists(where + "top")
+        # A daemon's, and without a rename.
+        with Daemon(SLUICED, "--blockdev", "qcow2,node-name=disk,"
+                    f"file.driver=file,file.filename={where}snap") as d:
+            d.qmp()
+            out = run(SLUICE, "merge", "disk", "--into", "snapshot",
+                      "--keep-name", "--socket", d.socket)[1]
+            assert f"'{where}mid' has taken the name '{where}snap' and is " \
+                   f"the disk; there is no '{where}mid' any more." in out, out
+            d.stop()
+        r = offline_result("merge", where + "snap", "--into", "overlay",
+                           "--keep-name", "--dry-run")
+        assert "vanishes" not in r, r
+        r = offline_result("merge", where + "snap", "--into", "overlay",
+                           "--keep-name")
+        assert "renamed-from" not in r, r
+
+
 def begin(verb, *options):
     """A slow job of a path, once it has moved something."""
     p = Process(SLUICE, verb, "top", "-f", "qcow2", "--json", *options,
@@ -309,6 +380,16 @@ def a_dry_run_refuses_what_the_start_would():
         "--exclusive", "--dry-run")
 
 
+def a_commit_with_no_backing_file_says_so():
+    make()
+    for dry in [], ["--dry-run"]:
+        r = offline_result("commit", "./base", *dry, ok=(FAILED,))
+        assert r["message"] == "'./base' has no backing file to commit into", r
+        r = offline_result("commit", "top", "--top", "base", *dry,
+                           ok=(FAILED,))
+        assert r["message"] == "'base' has no backing file to commit into", r
+
+
 def dependants_are_looked_for():
     make()
     run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "mid", "-F", "qcow2",
@@ -366,6 +447,9 @@ if __name__ == "__main__":
                   "--base", "base"),
           a_stream_of_a_path_stops_at_a_layer,
           a_dry_run_of_a_path_changes_nothing,
+          a_path_and_its_layers_are_called_by_their_files,
+          keep_name_says_whose_name_goes,
+          a_commit_with_no_backing_file_says_so,
           ctrl_c_leaves_an_ordinary_chain,
           what_was_killed_goes_on_with_the_same_command,
           the_same_command_again_merges_no_more,
