@@ -121,14 +121,10 @@ reads_data(struct node *target, uint64_t off, uint64_t len, bool *ret)
     return r;
 }
 
-/*
- * [off, off + len) is the rest of a cluster that a write at @at begins: where
- * that has no place in the target yet, the driver writes the rest, too.
- */
-static int
-count_rest(struct piece *p, uint64_t at, uint64_t off, uint64_t len)
+int
+copy_count_rest(struct node *target, uint64_t at, uint64_t off, uint64_t len,
+                uint64_t *sum)
 {
-    struct node *target = p->copy->target;
     struct extent ext;
     bool is_written = false;
     int r = len ? node_status(target, at, 1, false, &ext) : 0;
@@ -136,18 +132,21 @@ count_rest(struct piece *p, uint64_t at, uint64_t off, uint64_t len)
     if (!r && len && ext.kind != EXTENT_DATA) {
         r = reads_data(target, off, len, &is_written);
     }
-    p->result->copied += is_written ? len : 0;
+    *sum += is_written ? len : 0;
     return r;
 }
 
 static int
 count_rests(struct piece *p, uint64_t off, uint64_t len)
 {
-    uint64_t unit = p->copy->target->cluster_size, end = off + len;
-    uint64_t start = align_down(off, unit);
-    int r = count_rest(p, off, start, off - start);
+    struct node *target = p->copy->target;
+    uint64_t unit = target->cluster_size, end = off + len;
+    uint64_t start = align_down(off, unit), *sum = &p->result->copied;
+    int r = copy_count_rest(target, off, start, off - start, sum);
 
-    return r ? r : count_rest(p, end - 1, end, align_up(end, unit) - end);
+    return r ? r
+             : copy_count_rest(target, end - 1, end, align_up(end, unit) - end,
+                               sum);
 }
 
 static int

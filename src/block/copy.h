@@ -57,6 +57,13 @@ struct copy_result {
 };
 
 /*
+ * [off, off + len) is the rest of a cluster that a write at @at begins.  Where
+ * that has no place in the target yet, the driver writes the rest, too, and it
+ * is added to *sum, unless all of it reads zero.  Yields.
+ */
+int copy_count_rest(struct node *target, uint64_t at, uint64_t off,
+                    uint64_t len, uint64_t *sum);
+/*
  * With keep_encoded, does the target take the extent at @off as @layer of the
  * source has it, compressed?  Does not yield.
  */

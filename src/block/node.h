@@ -64,6 +64,8 @@ struct node {
     int failed;
     struct block_limits limits;
     uint32_t cluster_size; /* unit of allocation; 1 where there is none */
+    /* Bytes of a table that names clusters, 8 for each; 0 where there is none. */
+    uint64_t table_size;
 
     struct range_lock ranges;
     struct grace lookups; /* reads that looked up where data is */

@@ -347,6 +347,7 @@ qed_new(struct node *node, const struct header *h)
     node->state = q;
     node->size = h->image_size;
     node->cluster_size = h->cluster_size;
+    node->table_size = q->table_bytes;
     node->limits.preferred = h->cluster_size;
     return q;
 }

@@ -23,6 +23,7 @@
 
 #include "base/log.h"
 #include "block/dirty_log.h"
+#include "block/limits.h"
 #include "run/file.h"
 #include "transfer/departure.h"
 #include "transfer/resume.h"
@@ -66,7 +67,12 @@ say_what_is_missing(struct transfer *t)
     }
     t->measuring = true;
     if (!transfer_measure(t, t->recipe->next, &plan, NULL)) {
-        t->report.space_needed = plan.space_needed;
+        /* However little is left, there was no room for the next of it. */
+        uint64_t least = plan.space_free + t->copy.target->cluster_size;
+        bool is_known = plan.space_free != UINT64_MAX;
+
+        t->report.space_needed =
+            is_known ? max_u64(plan.space_needed, least) : plan.space_needed;
         t->report.space_free = plan.space_free;
     }
     t->measuring = false;
@@ -384,11 +390,12 @@ close_epoch(struct transfer *t)
 
 /* What the next piece waits for. */
 
-/* Workers of a job that is paused for an error wait for its resume. */
-static void
-wait_for_worker(struct transfer *t)
+void
+transfer_wait_worker(struct transfer *t)
 {
-    if (t->job.pauses && !job_cancelled(&t->job)) {
+    bool may_pause = coro_self() == t->dispatcher && t->job.busy;
+
+    if (may_pause && t->job.pauses && !job_cancelled(&t->job)) {
         job_pause_point(&t->job);
     } else {
         waitq_wait(&t->worker_done);
@@ -414,7 +421,7 @@ wait_for_room(struct transfer *t, uint64_t len)
             return;
         }
         if (t->workers || t->job.pauses || !fits) {
-            wait_for_worker(t);
+            transfer_wait_worker(t);
         } else {
             job_sleep(&t->job, again > now ? again - now : 0);
         }
@@ -618,7 +625,7 @@ transfer_rest(struct transfer *t)
             waitq_wait_until(&t->worker_done,
                              loop_now(loop_of(t)) + RETRY_MS * NS_PER_MS);
         } else {
-            wait_for_worker(t);
+            transfer_wait_worker(t);
         }
     }
 }
@@ -664,7 +671,7 @@ transfer_wait_late(struct transfer *t)
 {
     job_pause_point(&t->job);
     while (t->track.late && !job_cancelled(&t->job)) {
-        wait_for_worker(t); /* or for what is late */
+        transfer_wait_worker(t); /* or for what is late */
     }
 }
 
@@ -695,7 +702,7 @@ transfer_converge(struct transfer *t)
             return t->error;
         }
         if (!next_window(t, &m)) {
-            wait_for_worker(t); /* or for what is late */
+            transfer_wait_worker(t); /* or for what is late */
             continue;
         }
         wait_for_room(t, m.len);
@@ -806,7 +813,7 @@ transfer_work(struct transfer *t)
     if (!t->start_ns) {
         t->start_ns = loop_now(loop_of(t));
     }
-    t->dispatcher = coro_self();
+    t->dispatcher = coro_self(); /* again: it may begin elsewhere */
     t->epoch_start_ns = loop_now(loop_of(t));
     t->rest = (struct missing){0};
     t->hot_n = 0;
@@ -887,6 +894,7 @@ check_space(struct transfer *t, struct err *err)
 static int
 begin(struct transfer *t, struct err *err)
 {
+    t->dispatcher = coro_self();
     bool may_switch = t->tracked && !t->sinks && (t->finish == FINISH_SWITCH ||
                                      t->wait_for_verb);
     int r = check_space(t, err);
@@ -994,7 +1002,6 @@ transfer_new(const struct transfer_recipe *recipe,
             xstrdup(options->dependents_in[t->n_folders]);
         t->n_folders++;
     }
-    t->buffers.size = t->piece;
     waitq_init(&t->worker_done);
     comutex_init(&t->mark_lock);
     list_init(&t->active);
@@ -1191,6 +1198,10 @@ transfer_launch(struct transfer *t, struct jobs *jobs,
     t->job.auto_dismiss = options->auto_dismiss;
     t->job.speed = options->speed;
     t->job.total = t->copy.target->size;
+    /* No cluster of the target is begun by one piece and ended by another. */
+    t->piece = max_u64(t->piece,
+                       min_u64(t->copy.target->cluster_size, LIMIT_COPY));
+    t->buffers.size = t->piece;
     if (!t->guest) {
         t->guest = t->copy.target;
     }

@@ -155,6 +155,12 @@ bool transfer_waits_for_space(struct transfer *t, int r);
  */
 void transfer_wait_late(struct transfer *t);
 /*
+ * Until a worker is done, or something else has changed.  The workers of a job
+ * that is paused for an error wait for its resume: so does the job itself, where
+ * this is called by it while it runs.  Yields.
+ */
+void transfer_wait_worker(struct transfer *t);
+/*
  * For release.c: is a piece of the range being copied (no yield)?  And a worker
  * for the dirty blocks of a range, at most a piece.
  */

@@ -17,8 +17,8 @@
 #include "journal/journal.h"
 #include "transfer/engine.h"
 
-/* Bytes of metadata for a new cluster: a mapping and a count, twice that. */
-enum { META_PER_CLUSTER = 32 };
+/* Bytes of metadata for a new cluster, besides its table: a count, twice that. */
+enum { META_PER_CLUSTER = 16 };
 
 /* Steps in which what can be on its way is handed out. */
 enum { STEPS = 32 };
@@ -46,6 +46,8 @@ struct giver {
 struct growth {
     struct look target;
     struct counter new;
+    struct counter tables; /* by what they name */
+    uint64_t begun;        /* clusters before it have a place by now */
     /* What of the target is, or will be, held without a gap, as of now. */
     uint64_t held_start, held_end;
     struct giver *givers; /* as release.layers */
@@ -89,6 +91,47 @@ count_clusters(struct counter *c, const struct node *target, uint64_t off,
     }
 }
 
+/* Has @target a place for anything in [off, end)? */
+static int
+has_any(struct node *target, uint64_t off, uint64_t end, bool *ret)
+{
+    *ret = false;
+    end = min_u64(end, target->size);
+    while (off < end && !*ret) {
+        struct extent ext;
+        int r = node_status(target, off, end - off, false, &ext);
+
+        if (r) {
+            return r;
+        }
+        *ret = ext.kind != EXTENT_UNALLOCATED;
+        off += ext.len;
+    }
+    return 0;
+}
+
+/* New clusters up to @end need tables: one that names nothing is not there yet. */
+static int
+count_tables(struct growth *g, uint64_t off, uint64_t end)
+{
+    struct node *target = g->target.node;
+    uint64_t reach = target->table_size / 8 * target->cluster_size;
+
+    off = reach ? max_u64(align_down(off, reach), g->tables.end) : end;
+    for (; off < end; off += reach) {
+        bool is_there;
+        int r = has_any(target, off, off + reach, &is_there);
+
+        if (r) {
+            return r;
+        }
+        g->tables.bytes += is_there ? 0 : target->table_size;
+        g->tables.end = off + reach;
+        coro_relax();
+    }
+    return 0;
+}
+
 /* A part that is to be written: what of it is not there yet. */
 static int
 count_new(struct growth *g, uint64_t off, uint64_t len)
@@ -108,6 +151,10 @@ count_new(struct growth *g, uint64_t off, uint64_t len)
         if (!is_there || g->target.kind != EXTENT_DATA) {
             /* compressed ones are written anew */
             count_clusters(&g->new, target, off, n);
+            r = count_tables(g, off, off + n);
+            if (r) {
+                return r;
+            }
         }
         off += n;
         len -= n;
@@ -115,15 +162,74 @@ count_new(struct growth *g, uint64_t off, uint64_t len)
     return 0;
 }
 
-/* With the tables that the new clusters may need, and their last, begun ones. */
+/* With what counts the new clusters and tables, and its last, begun ones. */
 static uint64_t
-metadata_for(const struct node *target, uint64_t bytes)
+metadata_for(const struct node *target, uint64_t bytes, uint64_t tables)
 {
     uint64_t unit = target->cluster_size;
 
-    return !bytes || target->drv->is_protocol || unit < 512
+    return (!bytes && !tables) || target->drv->is_protocol || unit < 512
                ? 0
-               : bytes / unit * META_PER_CLUSTER + 4 * unit;
+               : tables + (bytes + tables) / unit * META_PER_CLUSTER + 4 * unit;
+}
+
+/* The rest of a cluster; behind the target's end, which will move, all of it. */
+static int
+count_rest(struct node *target, uint64_t at, uint64_t off, uint64_t len,
+           uint64_t *sum)
+{
+    uint64_t behind = off + len <= target->size ? 0
+                      : off >= target->size     ? len
+                                            : off + len - target->size;
+
+    *sum += target->backing ? behind : 0;
+    return at < target->size
+               ? copy_count_rest(target, at, off, len - behind, sum)
+               : 0;
+}
+
+/*
+ * What a missing part takes besides itself: the rest of the clusters that it
+ * begins.  Where the target is filled, what lies in one that is there by then is
+ * left out.
+ */
+static int
+count_moved(struct transfer *t, struct growth *g, const struct missing *m,
+            struct transfer_plan *plan)
+{
+    struct node *target = t->copy.target;
+    uint64_t unit = max_u64(target->cluster_size, 1), end = m->off + m->len;
+    uint64_t off = t->copy.fill ? max_u64(m->off, min_u64(g->begun, end))
+                                : m->off;
+    uint64_t first = align_down(off, unit), last = align_down(end - 1, unit);
+    int r = 0;
+
+    if (off < end && first >= g->begun) {
+        r = count_rest(target, off, first, off - first,
+                            &plan->bytes_to_copy);
+    }
+    if (!r && off < end && last >= g->begun) {
+        r = count_rest(target, end - 1, end, last + unit - end,
+                            &plan->bytes_to_copy);
+    }
+    g->begun = max_u64(g->begun, align_up(end, unit));
+    *(m->zero ? &plan->bytes_to_zero : &plan->bytes_to_copy) += end - off;
+    return r;
+}
+
+/*
+ * Of clusters that are smaller than the file system's blocks, those beside a
+ * table free none; twice that, as they need not lie in order.
+ */
+static uint64_t
+freed_of(const struct node *layer, uint64_t bytes)
+{
+    enum { HOST_BLOCK = 4096 };
+    uint64_t reach = layer->table_size / 8 * layer->cluster_size;
+
+    return reach && layer->cluster_size < HOST_BLOCK
+               ? bytes - 2 * (bytes / (reach / HOST_BLOCK))
+               : bytes;
 }
 
 /*
@@ -141,7 +247,9 @@ count_given(struct giver *giver, uint64_t off, uint64_t end, uint64_t *sum)
         if (r) {
             return r;
         }
-        *sum += giver->look.kind == EXTENT_DATA ? n : 0;
+        *sum += giver->look.kind == EXTENT_DATA
+                    ? freed_of(giver->look.node, n)
+                    : 0;
         off += n;
         giver->upto = off;
     }
@@ -233,6 +341,9 @@ count_zeroed(struct growth *g, uint64_t off, uint64_t len)
     uint64_t start = align_up(off, unit), end = align_down(off + len, unit);
     int r = off < start ? count_new(g, off, min_u64(len, start - off)) : 0;
 
+    if (!r && start < end) {
+        r = count_tables(g, start, end); /* an entry says so */
+    }
     return !r && end >= start && end < off + len
                ? count_new(g, end, off + len - end)
                : r;
@@ -314,12 +425,25 @@ growth_init(struct growth *g, struct transfer *t)
     }
 }
 
-/* The journal, and what lies beside other images. */
+/* The journal, and what lies beside other images; but what is there by now. */
 static uint64_t
 side_files(const struct transfer *t)
 {
-    return node_local_file(t->copy.target)
-               ? (t->release.n_layers + 2ULL) * JOURNAL_SIZE
+    uint64_t all = (t->release.n_layers + 2ULL) * JOURNAL_SIZE;
+    uint64_t have = release_journal_bytes(t);
+
+    return node_local_file(t->copy.target) && all > have ? all - have : 0;
+}
+
+/* Where a longer target is cut in the end, and that is within a cluster. */
+static uint64_t
+cut_cluster(const struct transfer *t)
+{
+    const struct node *target = t->copy.target;
+
+    return t->shadowed && target->size > t->copy.source->size &&
+                   t->copy.source->size % target->cluster_size
+               ? target->cluster_size
                : 0;
 }
 
@@ -342,9 +466,8 @@ walk(struct transfer *t, transfer_next *next, struct growth *g,
         }
         if (!r && m.len) {
             r = count_part(t, g, &m);
+            r = r ? r : count_moved(t, g, &m, plan);
         }
-        plan->bytes_to_copy += m.zero ? 0 : m.len;
-        plan->bytes_to_zero += m.zero ? m.len : 0;
         coro_relax();
     }
     free(take_ptr(g->givers));
@@ -364,8 +487,10 @@ transfer_measure(struct transfer *t, transfer_next *next,
         return err_set_errno(err, r, "Reading the map of '%s' failed",
                              target->name);
     }
-    plan.space_needed = growth.most + metadata_for(target, growth.new.bytes) +
-                        side_files(t);
+    growth.new.bytes += cut_cluster(t);
+    plan.space_needed =
+        growth.most + cut_cluster(t) + side_files(t) +
+        metadata_for(target, growth.new.bytes, growth.tables.bytes);
     if (node_free_space(target, &plan.space_free)) {
         plan.space_free = UINT64_MAX;
     }
@@ -378,7 +503,10 @@ transfer_check_space(struct transfer *t, struct err *err)
 {
     struct node *target = t->copy.target;
     struct transfer_plan plan;
-    uint64_t most = target->size + metadata_for(target, target->size);
+    uint64_t reach = target->table_size / 8 * target->cluster_size;
+    uint64_t tables =
+        reach ? div_up(target->size, reach) * target->table_size : 0;
+    uint64_t most = target->size + metadata_for(target, target->size, tables);
     uint64_t have;
 
     if (node_free_space(target, &have) || have >= most) {

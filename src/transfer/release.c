@@ -41,7 +41,6 @@ release_init(struct transfer *t, enum release_side side, struct node *top,
         rel->unit = max_u64(rel->unit, l->cluster_size);
     }
     t->piece = max_u64(min_u64(t->piece, rel->max_extra / 8), 4096);
-    rel->piece = t->piece;
 }
 
 static uint64_t
@@ -60,9 +59,8 @@ bytes_taken(struct transfer *t)
     return sum;
 }
 
-/* The job's own, beside the images that it writes to. */
-static uint64_t
-journal_bytes(const struct transfer *t)
+uint64_t
+release_journal_bytes(const struct transfer *t)
 {
     return ((t->journal ? 1ULL : 0) + t->n_of_layers) * JOURNAL_SIZE;
 }
@@ -72,7 +70,7 @@ static void
 see_peak(struct transfer *t)
 {
     t->release.seen_at = t->report.bytes_moved; /* what follows is not in it */
-    uint64_t now = bytes_taken(t) + journal_bytes(t);
+    uint64_t now = bytes_taken(t) + release_journal_bytes(t);
     uint64_t start = t->release.at_start;
 
     t->report.peak_extra =
@@ -149,18 +147,18 @@ release_fini(struct release *rel)
 }
 
 static uint64_t
-epoch_bytes(const struct release *rel)
+epoch_bytes(const struct transfer *t)
 {
     /* Two are under way at most, and the last piece of each may go beyond. */
-    uint64_t half = max_u64(rel->max_extra / 2, rel->piece);
+    uint64_t half = max_u64(t->release.max_extra / 2, t->piece);
 
-    return max_u64(half - rel->piece, rel->unit);
+    return max_u64(half - t->piece, t->release.unit);
 }
 
 bool
 release_has_room(const struct transfer *t)
 {
-    return !t->flushing || t->release.handed_out < epoch_bytes(&t->release);
+    return !t->flushing || t->release.handed_out < epoch_bytes(t);
 }
 
 bool
@@ -168,7 +166,7 @@ release_is_due(const struct transfer *t, uint64_t passed)
 {
     const struct release *rel = &t->release;
 
-    return rel->handed_out >= epoch_bytes(rel) &&
+    return rel->handed_out >= epoch_bytes(t) &&
            align_down(passed, rel->unit) > rel->upto;
 }
 
@@ -318,11 +316,11 @@ settle(struct transfer *t, uint64_t off, uint64_t end)
                                                   &at, &len);
 
         if (transfer_is_active(t, off, end - off)) {
-            waitq_wait(&t->worker_done);
+            transfer_wait_worker(t);
         } else if (!dirty) {
             return 0;
         } else if (t->track.late) {
-            waitq_wait(&t->worker_done);
+            transfer_wait_worker(t);
         } else {
             transfer_copy_dirty(t, at, min_u64(len, t->piece));
         }
@@ -516,7 +514,7 @@ look_for_held(struct transfer *t, bool *ret)
     /* The window is shut; who wrote through it, or earlier, is waited for. */
     grace_wait(&t->copy.source->changes);
     uint64_t own = t->track.tap.own_begun;
-    int r = find_held(t, 0, t->copy.source->size, epoch_bytes(&t->release),
+    int r = find_held(t, 0, t->copy.source->size, epoch_bytes(t),
                       &runs);
 
     *ret = !r && !runs.n && own == t->track.tap.own_begun &&
@@ -536,7 +534,7 @@ release_rest(struct transfer *t)
     int r = 0;
 
     while (t->flushing && !is_over(t)) {
-        waitq_wait(&t->worker_done);
+        transfer_wait_worker(t);
     }
     if (!is_over(t) && t->release.upto < t->copy.target->size) {
         release_epoch(t, t->copy.target->size);

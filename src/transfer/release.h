@@ -25,7 +25,6 @@ enum release_side { RELEASE_NOTHING, RELEASE_ABOVE, RELEASE_BELOW };
 struct release {
     enum release_side side;
     uint64_t max_extra;    /* bytes; 0: 4 MiB */
-    uint64_t piece;        /* bytes of one copy */
     struct node **layers;  /* that give back; the lowest first */
     bool *were_unmap;      /* theirs, then their files', before release_begin() */
     unsigned n_layers;
@@ -53,6 +52,8 @@ void release_begin(struct transfer *t);
  * is given back is of no use to the target: another file system.  No yield.
  */
 uint64_t release_extra(const struct transfer *t);
+/* Bytes of the job's own journals, as far as there are any.  Does not yield. */
+uint64_t release_journal_bytes(const struct transfer *t);
 /*
  * What a layer gives back of a run that is hidden, or has landed: the clusters
  * of its own that lie in it as a whole.  Does not yield.

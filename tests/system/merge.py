@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-from harness import (Daemon, Nbd, QmpError, defer, loop_device, main,
+from harness import (Daemon, Nbd, QmpError, defer, loop_device, main, mount,
                      nbd_server, need, run)
 
 SLUICED, SLUICE, GUEST = (os.path.abspath(p) for p in sys.argv[1:4])
@@ -910,6 +910,106 @@ def in_exactly_the_promised_space():
     judge_sunk()
 
 
+def scattered():
+    """A table of the snapshot for each piece, on a disk that is nearly empty."""
+    run("qemu-img", "create", "-q", "-f", "qcow2", "base", "200G")
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F",
+        "qcow2", "top")
+    run("qemu-io", "-f", "qcow2", *(
+        w for i in range(400) for w in ("-c", f"write -P 5 {i * 512}M 64k")),
+        "top")
+
+
+def over_data(write, size=f"{64 * MIB}", snapshot="2M", top="64k"):
+    """Of a snapshot that holds nothing, over a raw image that does."""
+    def make_them():
+        run("qemu-img", "create", "-q", "-f", "raw", "raw", "64M")
+        run("qemu-io", "-f", "raw", "-c", "write -P 1 0 64M", "raw")
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "raw", "-F",
+            "raw", "-o", f"cluster_size={snapshot}", "base")
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F",
+            "qcow2", "-o", f"cluster_size={top}", "top", size)
+        run("qemu-io", "-f", "qcow2", "-c", write, "top")
+    return make_them
+
+
+def small_clusters():
+    """Eight of them in a block of the file system."""
+    run("qemu-img", "create", "-q", "-f", "qcow2", "base", "64M")
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F",
+        "qcow2", "-o", "cluster_size=512", "top")
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 3 0 48M", "top")
+
+
+def in_what_the_plan_says(what, make_them, most, left):
+    """That much is left, the merge ends in it, and moves what was said."""
+    def test():
+        small_file_system(make_it=make_them)
+        with Daemon(SLUICED, "--blockdev", "qcow2,node-name=top,"
+                    "file.driver=file,file.filename=top") as d:
+            qmp = d.qmp()
+            plan = qmp.cmd("query-merge-plan", device="top", into="snapshot")
+            assert plan["space-needed"] <= most, plan
+            leave(plan["space-needed"])
+            qmp.cmd("block-merge", job_id="j", device="top", into="snapshot",
+                    auto_dismiss=False)
+            while not any(e["event"] in ("BLOCK_JOB_ERROR",
+                                         "BLOCK_JOB_COMPLETED")
+                          for e in qmp.events):
+                qmp.events.append(qmp.receive())
+            report = finish(qmp)
+            d.stop()
+        assert report["bytes-moved"] <= plan["bytes-to-copy"], (report, plan)
+        assert report["peak-extra"] <= plan["space-needed"], (report, plan)
+        assert blocks("top") <= left, blocks("top")  # its tables
+        run("qemu-img", "check", "-q", "base")
+        if what != "tables":
+            run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", "base",
+                "../model")
+    return f"in what the plan says: {what}", test
+
+
+def no_room_for_the_last_pieces():
+    """All is handed out, and what waits is the job itself: it says so."""
+    here = os.getcwd()
+    for delta, left in ((2, 256), (1, 64)):
+        mount("tmpfs", f"fs{delta}", "-o", "size=80m")
+        os.chdir(f"fs{delta}")
+        defer(os.chdir, here)
+        run("qemu-img", "create", "-q", "-f", "qcow2", "base", "64M")
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F",
+            "qcow2", "top")
+        run("qemu-io", "-f", "qcow2", "-c", f"write -P 2 0 {delta}M", "top")
+        with Daemon(SLUICED, "--blockdev", "qcow2,node-name=top,"
+                    "file.driver=file,file.filename=top") as d:
+            qmp = d.qmp()
+            qmp.cmd("block-merge", job_id="j", device="top", into="snapshot",
+                    auto_dismiss=False, speed=1)
+            qmp.cmd("job-pause", id="j")
+            wait_status(qmp, "paused")
+            time.sleep(0.2)  # what is under way is written
+            leave(left << 10)
+            qmp.cmd("block-job-set-speed", device="j", speed=0)
+            qmp.cmd("job-resume", id="j")
+            qmp.wait_event("BLOCK_JOB_ERROR")
+            wait_status(qmp, "paused")
+            assert is_said_to_lack_space(qmp), qmp.cmd("query-transfers")
+            os.unlink("ballast")
+            qmp.cmd("job-resume", id="j")
+            finish(qmp)
+            d.stop()
+        run("qemu-io", "-r", "-f", "qcow2", "-c", f"read -P 2 0 {delta}M",
+            "base")
+        os.chdir(here)
+
+
+def wait_status(qmp, status):
+    give_up = time.monotonic() + 10
+    while qmp.cmd("query-jobs")[0]["status"] != status:
+        assert time.monotonic() < give_up, qmp.cmd("query-jobs")
+        time.sleep(0.005)
+
+
 def is_said_to_lack_space(qmp):
     """It is reckoned while the job pauses already."""
     give_up = time.monotonic() + 10
@@ -948,6 +1048,7 @@ def the_rest_of_the_space_goes_away():
         assert e["data"]["action"] == "stop", e
         job = qmp.cmd("query-block-jobs")[0]
         assert job["io-status"] == "nospace" and job["paused"], job
+        wait_status(qmp, "paused")
         assert is_said_to_lack_space(qmp), qmp.cmd("query-transfers")
         with Nbd("nbd.sock", "a") as nbd:  # where the disk holds it already
             nbd.write(10 * MIB, nbd.read(10 * MIB, 4096))
@@ -1097,6 +1198,18 @@ if __name__ == "__main__":
         an_old_version_is_refused_unless_it_may_become_new,
           a_cut_merge_goes_on,
           in_exactly_the_promised_space, the_rest_of_the_space_goes_away,
+          no_room_for_the_last_pieces,
+          in_what_the_plan_says("tables", scattered, 32 * MIB,
+                                26 * MIB),
+          in_what_the_plan_says("zeroes into large clusters",
+                                over_data("write -z 0 48M"), 12 * MIB, MIB),
+          in_what_the_plan_says("data into large clusters",
+                                over_data("write -P 3 0 48M"), 64 * MIB, MIB),
+          in_what_the_plan_says("a snapshot that is cut within a cluster",
+                                over_data("write -P 3 0 2M",
+                                          str(48 * MIB + 512)), 24 * MIB, MIB),
+          in_what_the_plan_says("clusters of 512 bytes", small_clusters,
+                                24 * MIB, 8 * MIB),
           a_guests_zeroes_need_no_space,
           a_job_that_waits_for_space_is_there_again,
           the_command_merges], memory=True)

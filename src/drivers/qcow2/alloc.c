@@ -524,6 +524,36 @@ is_last_use(struct qcow2 *q, uint64_t index)
     return last;
 }
 
+/* File systems give back whole blocks of theirs. */
+enum { HOST_BLOCK = 4096 };
+
+/* With the lock: is the cluster all that is used of its block, and only once? */
+static bool
+is_last_of_block(struct qcow2 *q, uint64_t index)
+{
+    uint64_t n = HOST_BLOCK >> q->cluster_bits, first = align_down(index, n);
+    bool last = true;
+
+    for (uint64_t i = first; i < first + n && last; i++) {
+        uint64_t count = 0;
+
+        last = !qcow2_refcount(q, i, &count) && count == (i == index);
+    }
+    return last;
+}
+
+/* Of smaller clusters the last one takes its block along; locked, it lowers. */
+static void
+punch_block(struct qcow2 *q, uint64_t index)
+{
+    uint64_t size = file_of(q)->size;
+    uint64_t off = align_down(index << q->cluster_bits, HOST_BLOCK);
+
+    if (off < size && is_last_of_block(q, index)) {
+        node_discard(file_of(q), off, min_u64(HOST_BLOCK, size - off));
+    }
+}
+
 /*
  * A compressed cluster shares its host clusters with others: each sharer has
  * its count, and what reaches zero is free.  An error leaves a leak.
@@ -537,13 +567,16 @@ qcow2_freed(struct node *node, uint64_t off, uint64_t len)
 
     qcow2_forget_plain(q, off, len);
     for (uint64_t i = first; i < end; i++) {
-        bool is_free;
+        bool is_free, is_small = q->cluster_size < HOST_BLOCK;
 
         /* Punched while it still counts as used: nobody can take it. */
-        if (q->punch_freed && is_last_use(q, i)) {
+        if (q->punch_freed && !is_small && is_last_use(q, i)) {
             node_discard(file_of(q), i << q->cluster_bits, q->cluster_size);
         }
         comutex_lock(&q->alloc_lock);
+        if (q->punch_freed && is_small) {
+            punch_block(q, i);
+        }
         lower(q, i, &is_free);
         comutex_unlock(&q->alloc_lock);
     }

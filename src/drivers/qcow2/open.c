@@ -387,6 +387,7 @@ qcow2_open(struct node *node, json_t *options, struct err *err)
     comutex_init(&q->alloc_lock);
     offload_group_init(&q->workers, DECOMPRESS_WORKERS);
     node->cluster_size = (uint32_t)q->cluster_size;
+    node->table_size = q->cluster_size;
     node->limits.preferred = (uint32_t)q->cluster_size;
     r = node->read_only ? 0 : begin_writing(node, err);
     if (r) {

@@ -40,14 +40,22 @@ ready_to_drop(void *arg)
     return 0;
 }
 
-/* A longer snapshot is as long as the disk before it is the disk. */
+/*
+ * A longer snapshot is as long as the disk before it is the disk.  Where that is
+ * within a cluster, it gets one.
+ */
 static int
 cut_snapshot(struct transfer *t, struct err *err)
 {
     struct node *base = t->copy.target;
     uint64_t size = t->copy.source->size;
+    int r;
 
-    return base->size > size ? node_truncate(base, size, err) : 0;
+    do {
+        err_clear(err);
+        r = base->size > size ? node_truncate(base, size, err) : 0;
+    } while (r && transfer_waits_for_space(t, r) && !job_cancelled(&t->job));
+    return job_cancelled(&t->job) ? -ECANCELED : r;
 }
 
 static int
@@ -95,6 +103,8 @@ static int
 drop_layers(struct job *job, struct err *err)
 {
     struct transfer *t = transfer_of(job);
+
+    t->ending = true;
     int r = cut_snapshot(t, err);
 
     if (r) {
@@ -107,7 +117,6 @@ drop_layers(struct job *job, struct err *err)
                                  t->copy.target->name)
                  : sink_drop_layers(job, err);
     }
-    t->ending = true;
     while ((r = drop_top(t, err)) == -EAGAIN) {
         job_sleep(job, RETRY_MS * NS_PER_MS);
     }
@@ -137,7 +146,13 @@ static int
 begin(struct transfer *t, struct err *err)
 {
     struct node *disk = t->copy.source, *snapshot = t->copy.target;
-    int r = merge_match_sizes(disk, snapshot, err);
+    int r;
+
+    do {
+        err_clear(err);
+        r = merge_match_sizes(disk, snapshot, err);
+    } while (r == -ENOSPC && !transfer_error_ends(t, r, false));
+    t->error = 0; /* it is in @err */
 
     if (disk->unmap) { /* it is to be the disk: a guest's discards go on */
         snapshot->unmap = true;
