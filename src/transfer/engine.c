@@ -38,6 +38,12 @@ enum {
 #define EPOCH_BYTES (256 * MIB)
 #define EPOCH_NS NS_PER_S
 #define CLEAR_NS (5 * NS_PER_S)
+/* How long less in flight needs to be felt, lasts, and takes to be twice that. */
+#define ROOM_SETTLES_NS (500 * NS_PER_MS)
+#define ROOM_LASTS_NS (20 * NS_PER_S)
+#define ROOM_GROWS_NS (5 * NS_PER_S)
+#define FAR_AFTER 4
+#define LEAST_PIECE (64 * KIB)
 
 static struct loop *
 loop_of(const struct transfer *t)
@@ -173,9 +179,9 @@ copy_tracked(struct worker *w, uint64_t off, uint64_t len, bool *ret_is_read)
     int r = 0;
 
     dirty_set_remove(missing, off, len);
-    for (uint64_t at = off; at < off + len && !r; at += w->t->piece) {
-        r = copy_and_count(w, at, min_u64(w->t->piece, off + len - at),
-                           ret_is_read);
+    for (uint64_t at = off, n; at < off + len && !r; at += n) {
+        n = min_u64(w->t->piece, off + len - at);
+        r = copy_and_count(w, at, n, ret_is_read);
     }
     if (r) {
         dirty_set_add(missing, off, len);
@@ -402,6 +408,45 @@ transfer_wait_worker(struct transfer *t)
     }
 }
 
+/*
+ * The guest's forwards queue behind the job's pieces.  Where they are late, there
+ * is too much of these for so slow a target, and as long as they are, nothing is
+ * forwarded and the target never gets in step.  Where less does not help, the
+ * target is far, not slow.
+ */
+static void
+narrow_room(struct transfer *t, uint64_t now)
+{
+    if (t->room > t->least_piece) {
+        t->room = max_u64(min_u64(t->room, t->in_flight) / 4, t->least_piece);
+        t->room_is_tried = 0;
+    } else if (++t->room_is_tried > FAR_AFTER) {
+        t->room = t->max_in_flight;
+    }
+    t->room_ns = now;
+    t->room_until_ns = now + ROOM_LASTS_NS;
+}
+
+static void
+adapt_room(struct transfer *t, uint64_t now)
+{
+    bool is_late = t->track.n_late != t->seen_late;
+
+    t->seen_late = t->track.n_late;
+    if (is_late && now - t->room_ns >= ROOM_SETTLES_NS &&
+        (t->room < t->max_in_flight || now >= t->room_until_ns)) {
+        narrow_room(t, now);
+    } else if (!is_late && t->room < t->max_in_flight &&
+               now >= t->room_until_ns) {
+        t->room = min_u64(2 * t->room, t->max_in_flight);
+        t->room_until_ns = now + ROOM_GROWS_NS;
+    }
+    t->piece = t->most_piece;
+    while (t->piece > max_u64(t->room, t->least_piece)) {
+        t->piece /= 2;
+    }
+}
+
 static void
 wait_for_room(struct transfer *t, uint64_t len)
 {
@@ -410,7 +455,11 @@ wait_for_room(struct transfer *t, uint64_t len)
 
     while (!job_cancelled(&t->job)) {
         uint64_t now = loop_now(loop_of(t));
-        bool fits = (!t->workers || t->in_flight + len <= t->max_in_flight) &&
+
+        if (t->tracked && !t->sinks) {
+            adapt_room(t, now);
+        }
+        bool fits = (!t->workers || t->in_flight + len <= t->room) &&
                     (!t->release.side || release_has_room(t));
 
         node_guest_stats(t->guest, &guests);
@@ -1201,7 +1250,10 @@ transfer_launch(struct transfer *t, struct jobs *jobs,
     /* No cluster of the target is begun by one piece and ended by another. */
     t->piece = max_u64(t->piece,
                        min_u64(t->copy.target->cluster_size, LIMIT_COPY));
-    t->buffers.size = t->piece;
+    t->most_piece = t->buffers.size = t->piece;
+    t->least_piece = min_u64(max_u64(LEAST_PIECE, t->copy.target->cluster_size),
+                             t->piece);
+    t->room = t->max_in_flight;
     if (!t->guest) {
         t->guest = t->copy.target;
     }

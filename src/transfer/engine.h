@@ -109,6 +109,10 @@ struct transfer {
     bool wait_for_verb, target_is_zero;
     enum on_error on_source_error, on_target_error;
     uint64_t max_in_flight, piece;
+    /* See narrow_room(): bytes in flight now, until when; bounds of a piece. */
+    uint64_t room, room_ns, room_until_ns, most_piece, least_piece;
+    uint64_t seen_late;
+    unsigned room_is_tried;
 
     struct coro *dispatcher;
     unsigned workers;       /* pieces in flight */

@@ -243,6 +243,7 @@ end(struct forward *forward, int result)
     /* It may return while what follows yields. */
     w->late = !in_time;
     t->late += w->late;
+    t->n_late += w->late;
     if (!in_time || w->result || result) {
         if (w->op != TAP_OP_FLUSH) {
             mark(t, w->off, w->len);

@@ -65,6 +65,7 @@ struct track {
     bool went_stale; /* a block became missing that was not */
     uint64_t broken; /* what the target has missed while it pivots, in all */
     unsigned late;      /* forwards that their guest no longer waits for */
+    uint64_t n_late;    /* how many have been, in all */
     unsigned in_flight; /* forwards that a side still works on */
     struct list twins;  /* and these */
     struct waitq idle;

@@ -1041,6 +1041,38 @@ def off_a_full_file_system(mode):
     return f"{mode} off a file system that is full", test
 
 
+def a_slow_target_gets_in_step(**mode):
+    """It takes 3 MB/s, a piece a third of a second: nothing would be forwarded in
+    time behind one, and the guest, which nobody slows down, writes far more."""
+    def test():
+        make_disk()
+        with open("ranges", "w") as f:
+            f.write(f"0 {6 * MIB}\n")
+        with daemon() as d:
+            qmp, guest = d.qmp(), Guest()
+            run("qemu-img", "create", "-q", "-f", "qcow2", "target", str(SIZE))
+            qmp.cmd("object-add", qom_type="throttle-group", id="g",
+                    limits={"bps-write": 3000000})
+            qmp.cmd("blockdev-add", driver="qcow2", node_name="image",
+                    file={"driver": "file", "filename": "target"})
+            qmp.cmd("blockdev-add", driver="throttle", node_name="target",
+                    throttle_group="g", file="image")
+            qmp.cmd("blockdev-mirror", job_id="j", device="top",
+                    target="target", sync="full", **mode)
+            qmp.wait_event("BLOCK_JOB_READY")
+            t = qmp.cmd("query-transfers")[0]
+            assert t["bytes-forwarded"], t
+            qmp.cmd("qom-set", path="g",
+                    property="limits", value={"bps-write": 0})
+            qmp.cmd("job-complete", id="j")
+            end = qmp.wait_event("BLOCK_JOB_COMPLETED")["data"]
+            assert "error" not in end, end
+            guest.stop()
+            d.stop()
+        judge("qcow2")
+    return f"a slow target gets in step {mode.get('copy_mode', '')}", test
+
+
 def what_cannot_be_is_refused():
     make_disk()
     run("qemu-img", "create", "-q", "-f", "raw", "small", str(SIZE // 2))
@@ -1213,6 +1245,8 @@ if __name__ == "__main__":
           a_target_of_version_2_becomes_3_where_that_is_allowed,
           a_copy_that_cannot_end_does_not_begin,
           a_full_target_pauses_the_copy_and_not_the_guest,
+          a_slow_target_gets_in_step(),
+          a_slow_target_gets_in_step(copy_mode="write-blocking"),
           *(off_a_full_file_system(mode)
             for mode in ("pre-copy", "post-copy", "hybrid")),
           a_plan_refuses_what_the_copy_would, a_plan_changes_nothing,
