@@ -90,6 +90,43 @@ chain_let_go(struct node *top)
     }
 }
 
+/* Does anybody but jobs, and what lies on @path above it, write to @node? */
+static bool
+is_written_by_others(const struct node *node, const struct edge *path)
+{
+    list_for_each(it, &node->parents)
+    {
+        const struct edge *e = container_of(it, struct edge, link);
+
+        if (e != path && claim_writes(edge_claim(e))) {
+            return true;
+        }
+    }
+    list_for_each(it, &node->roots)
+    {
+        const struct root *root = container_of(it, struct root, link);
+
+        if (!root->pinned && claim_writes(root->claim)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void
+target_cut_off(struct node *target, uint64_t ns)
+{
+    const struct edge *path = NULL;
+
+    for (struct node *n = target; n && !is_written_by_others(n, path);
+         n = path ? path->child : NULL) {
+        if (n->drv->cut_off && !n->inactive) {
+            n->drv->cut_off(n, ns);
+        }
+        path = n->file;
+    }
+}
+
 void
 graph_add_done(struct graph *graph, const char *job, const struct node *file)
 {

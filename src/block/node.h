@@ -317,6 +317,13 @@ struct driver {
      */
     void (*let_go)(struct node *node, bool all);
     /*
+     * Protocols: where a request in flight has lasted for @ns, its connection is
+     * broken, and all that it carries ends as where it is lost (node->losses);
+     * what comes later waits for the next one while the server is silent.
+     * NULL: nothing here can be ended so.  Does not yield.
+     */
+    void (*cut_off)(struct node *node, uint64_t ns);
+    /*
      * Formats: commits, and returns when the file has given back the blocks of
      * all that is not named any more.  NULL: it has at once.  Yields.
      */
@@ -472,6 +479,12 @@ int node_open_file(struct node *node, json_t *options, struct err *err);
  * return -ERESTART: for whoever was told to stop.  Does not yield.
  */
 void chain_let_go(struct node *top);
+/*
+ * Requests to @target's files that have lasted for @ns end (drivers' cut_off),
+ * for whoever was told to stop; where a guest, or anybody but jobs, writes to
+ * one of them, too, they do not.  Does not yield.
+ */
+void target_cut_off(struct node *target, uint64_t ns);
 /* Is @node in the chain from @top down?  Does not yield. */
 bool chain_contains(const struct node *top, const struct node *node);
 /* The last layer of the chain from @top down.  Does not yield. */

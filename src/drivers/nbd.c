@@ -8,7 +8,9 @@
  *
  * What nobody may have to wait for (a job's reads, look-ups here and of
  * formats) is a `call` on the heap with a buffer of its own, so that its
- * requester can leave while libnbd still expects the answer.
+ * requester can leave while libnbd still expects the answer.  All others hold
+ * their memory until libnbd is done with it: who must not wait for them breaks
+ * the connection (client_cut_off()).
  */
 #include <errno.h>
 
@@ -30,12 +32,13 @@ struct call {
     struct coro *co;
     bool done, waiting;
     int error; /* positive errno */
+    uint64_t begun_ns;
+    struct list link; /* nbd_link.calls, or .held while it is in flight */
     struct extent extent;
 
     /* If it can be let go: */
     unsigned refs;    /* the requester's and libnbd's */
     bool left;        /* nobody waits for it any more */
-    struct list link; /* nbd_link.calls */
     struct nbd_link *of;
     unsigned char *buf;
     uint64_t buf_len;
@@ -96,6 +99,28 @@ completed(void *arg, int *error)
 }
 
 static void
+fail_all(struct list *calls)
+{
+    list_for_each(it, calls)
+    {
+        struct call *call = container_of(it, struct call, link);
+
+        if (!call->done) {
+            int error = ENOTCONN;
+
+            completed(call, &error);
+        }
+    }
+}
+
+void
+nbd_calls_fail(struct nbd_link *link)
+{
+    fail_all(&link->held);
+    fail_all(&link->calls);
+}
+
+static void
 call_unref(void *arg)
 {
     struct call *call = arg;
@@ -139,8 +164,15 @@ finish(struct nbd_link *link, struct call *call, int64_t cookie)
     /* It may have to be sent, or to notice that the connection broke. */
     nbd_link_pump(link);
     call->waiting = true;
+    call->begun_ns = loop_now(graph_loop(link->node->graph));
+    if (!call->refs) {
+        list_push(&link->held, &call->link);
+    }
     while (!call->done && !call->left) {
         coro_yield();
+    }
+    if (!call->refs) {
+        list_remove(&call->link);
     }
     if (call->left) {
         return -ERESTART;
@@ -250,6 +282,7 @@ client_open(struct node *node, json_t *options, struct err *err)
     waitq_init(&link->kick);
     waitq_init(&link->ended);
     list_init(&link->calls);
+    list_init(&link->held);
     node->state = link;
     r = read_options(link, options, err);
     if (!r) {
@@ -547,6 +580,27 @@ client_let_go(struct node *node, bool all)
     }
 }
 
+static void
+client_cut_off(struct node *node, uint64_t ns)
+{
+    struct nbd_link *link = link_of(node);
+
+    if (!link) {
+        return;
+    }
+    uint64_t now = loop_now(graph_loop(node->graph));
+
+    list_for_each(it, &link->held)
+    {
+        const struct call *call = container_of(it, struct call, link);
+
+        if (!call->done && now - call->begun_ns >= ns) {
+            nbd_link_cut_off(link);
+            return;
+        }
+    }
+}
+
 const struct driver driver_nbd = {
     .name = "nbd",
     .is_protocol = true,
@@ -560,4 +614,5 @@ const struct driver driver_nbd = {
     .flush = client_flush,
     .status = client_status,
     .let_go = client_let_go,
+    .cut_off = client_cut_off,
 };

@@ -44,7 +44,9 @@ struct nbd_link {
     int fd;
     bool closing, pumping;
     bool abandoned;      /* for good: every request fails */
+    bool cut_off;        /* broken from here; there is no other one yet */
     struct list calls;   /* in flight, that can be let go of (nbd.c) */
+    struct list held;    /* and those that cannot */
     unsigned char *idle[NBD_BUFFERS]; /* of large requests (nbd.c) */
     unsigned n_idle;
     uint64_t written, flushed; /* changes that were made, that are durable */
@@ -70,6 +72,13 @@ void nbd_link_stop(struct nbd_link *link);
 int nbd_link_check(struct nbd_link *link);
 /* Breaks the connection, or the attempt, for good.  Does not yield. */
 void nbd_link_abandon(struct nbd_link *link);
+/*
+ * Ends the connection, since the server does not answer.  What comes then waits
+ * (-ERESTART) until there is another one, or the server says no.  No yield.
+ */
+void nbd_link_cut_off(struct nbd_link *link);
+/* Those in flight were lost; the handle is gone (nbd.c).  Does not yield. */
+void nbd_calls_fail(struct nbd_link *link);
 /* A request was put into link->h: sees that it is sent.  Does not yield. */
 void nbd_link_pump(struct nbd_link *link);
 

@@ -12,6 +12,13 @@
  *   reconnect-delay = 0   requests fail at once, as with QEMU; each lets the
  *                         pump try once more
  *
+ * A link whose server does not answer is cut off for a job that was told to stop
+ * (nbd_link_cut_off()): that is a loss, too.  The server may still carry out
+ * what it was sent, so it is told that the connection is over, and there is no
+ * other one before it has closed its side.  A request would have waited for it
+ * on the old connection, and does so now; a server that then refuses a
+ * connection is lost as any other.
+ *
  * An abandoned link (the daemon ends, and the server may never answer) is shut
  * down below libnbd, which then fails what is in flight, and is never made
  * again.
@@ -238,13 +245,20 @@ lost(struct nbd_link *link)
     if (!link->flapping || !link->lost_ns) {
         link->lost_ns = now;
     }
-    if (link->written != link->flushed) {
+    /* What was cut off may still be carried out. */
+    if (link->written != link->flushed || link->cut_off) {
         link->node->losses++;
         link->flushed = link->written;
     }
     link->h = NULL;
     link->wanted = false;
-    drop(link, h);
+    if (link->cut_off) {
+        nbd_close(h); /* without a word to those who wait */
+        nbd_calls_fail(link);
+        shutdown(link->fd, SHUT_WR);
+    } else {
+        drop(link, h);
+    }
     if (link->o.reconnect_delay_ns && !link->closing && !link->abandoned) {
         timer_set(loop_of(link), &link->expiry,
                   link->lost_ns + link->o.reconnect_delay_ns, expired);
@@ -257,18 +271,24 @@ reconnect(struct nbd_link *link)
 {
     struct nbd_export ex;
     struct nbd_handle *h;
+    int r = connect_once(link, &h, &ex, NULL);
 
-    if (connect_once(link, &h, &ex, NULL)) {
-        return false;
-    }
-    if (link->closing || ex.size != link->export.size ||
-        ex.min_align > link->export.min_align ||
-        (ex.read_only && !link->node->read_only)) {
+    if (!r && (link->closing || ex.size != link->export.size ||
+               ex.min_align > link->export.min_align ||
+               (ex.read_only && !link->node->read_only))) {
         drop(link, h);
+        r = -EINVAL;
+    }
+    if (r && r != -ETIMEDOUT && link->cut_off) {
+        link->cut_off = false; /* it is gone, not silent */
+        graph_unpark(link->node->graph);
+    }
+    if (r) {
         return false;
     }
     link->export = ex;
     link->h = h;
+    link->cut_off = false;
     link->up_ns = loop_now(loop_of(link));
     link->progress = false;
     timer_cancel(&link->expiry);
@@ -276,18 +296,43 @@ reconnect(struct nbd_link *link)
     return true;
 }
 
+/* Until the server has closed the connection that was cut off. */
+static void
+wait_for_goodbye(struct nbd_link *link)
+{
+    unsigned char rest[1024];
+    ssize_t n = 1;
+    int on = 1;
+
+    /* Its host may be gone since. */
+    setsockopt(link->fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+    while (n && !link->closing && !link->abandoned) {
+        fd_wait(loop_of(link), link->fd, POLLIN, NEVER);
+        n = recv(link->fd, rest, sizeof(rest), MSG_DONTWAIT);
+        if (n < 0 && errno != EAGAIN && errno != EINTR) {
+            n = 0;
+        }
+    }
+    close(link->fd);
+    link->fd = -1;
+}
+
 static void
 connect_again(struct nbd_link *link)
 {
     uint64_t pause = PAUSE_MIN;
 
+    if (link->cut_off) {
+        wait_for_goodbye(link);
+    }
     if (link->flapping) {
         waitq_wait_until(&link->kick, loop_now(loop_of(link)) + pause);
     }
     while (!link->closing) {
         while (!link->closing &&
                (link->abandoned ||
-                (!link->o.reconnect_delay_ns && !link->wanted))) {
+                (!link->o.reconnect_delay_ns && !link->wanted &&
+                 !link->cut_off))) {
             waitq_wait(&link->kick);
         }
         link->wanted = false;
@@ -305,7 +350,8 @@ pump_main(void *arg)
     struct nbd_link *link = arg;
 
     while (!link->closing) {
-        while (link->h && !link->closing && !is_over(link->h)) {
+        while (link->h && !link->closing && !link->cut_off &&
+               !is_over(link->h)) {
             turn(link, link->h, NEVER);
         }
         if (!link->closing) {
@@ -368,6 +414,9 @@ nbd_link_check(struct nbd_link *link)
     if (link->abandoned) {
         return -EIO;
     }
+    if (link->cut_off) {
+        return -ERESTART;
+    }
     if (link->h && !is_over(link->h)) {
         return 0;
     }
@@ -394,6 +443,15 @@ nbd_link_abandon(struct nbd_link *link)
     }
     waitq_wake_all(&link->kick);
     nbd_link_pump(link);
+}
+
+void
+nbd_link_cut_off(struct nbd_link *link)
+{
+    if (link->h && !link->cut_off && !link->closing) {
+        link->cut_off = true;
+        nbd_link_pump(link);
+    }
 }
 
 void

@@ -31,6 +31,7 @@
 enum {
     SCAN_STEP_SHIFT = 30, /* look at most 1 GiB ahead before a pause point */
     RETRY_MS = 100,
+    CUT_OFF_MS = 1000,    /* so long a request may last that nobody wants */
 };
 #define DEFAULT_IN_FLIGHT (64 * MIB)
 #define DEFAULT_PIECE MIB
@@ -825,6 +826,23 @@ transfer_copy_dirty(struct transfer *t, uint64_t off, uint64_t len)
     t->job.total += len;
 }
 
+/*
+ * The target of a copy that was thrown away may never answer.  Not so where a
+ * guest may be there already, or its mark is gone: whether that was written must
+ * be known.
+ */
+static void
+cut_off(struct timer *timer)
+{
+    struct transfer *t = container_of(timer, struct transfer, cut_off);
+
+    if (t->tracked && !t->sinks && !t->job.has_moved && !t->unmarked) {
+        target_cut_off(t->held[1], CUT_OFF_MS * NS_PER_MS);
+    }
+    timer_set(loop_of(t), timer, loop_now(loop_of(t)) + RETRY_MS * NS_PER_MS,
+              cut_off);
+}
+
 void
 transfer_cancelled(struct job *job)
 {
@@ -835,6 +853,8 @@ transfer_cancelled(struct job *job)
     }
     if (t->copy.target) {
         chain_let_go(t->copy.target);
+        timer_set(loop_of(t), &t->cut_off,
+                  loop_now(loop_of(t)) + CUT_OFF_MS * NS_PER_MS, cut_off);
     }
     waitq_wake_all(&t->worker_done);
 }
@@ -1194,11 +1214,12 @@ let_go(struct transfer *t, bool success)
     transfer_unclaim(t);
     make_read_only(t);
     release_fini(&t->release);
+    t->copy.source = t->copy.target = NULL; /* a cancel finds nothing more */
+    timer_cancel(&t->cut_off);
     unref(&t->base);
     unref(&t->overlay);
     unref(&t->replaces);
     unref(&t->left);
-    t->copy.source = t->copy.target = NULL;
     unref(&t->device);
     unref(&t->held[0]);
     unref(&t->held[1]);

@@ -97,6 +97,8 @@ struct transfer {
     bool ending; /* the pivot is under way */
     uint64_t drain_ns; /* how long it may hold the guest's requests */
     bool measuring;
+    bool unmarked; /* or about to be: the target passes for the disk */
+    struct timer cut_off; /* cancelled: of what its target does not answer */
     struct comutex mark_lock; /* of the target's mark, and of the intent */
     struct intent *intent;    /* of the switch, while it is under way */
     bool delete_source, exclusive, keep_name;

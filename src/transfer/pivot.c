@@ -61,10 +61,12 @@ transfer_mark(struct transfer *t, bool incomplete, struct err *err)
     int r = 0;
 
     comutex_lock(&t->mark_lock);
+    t->unmarked |= !incomplete;
     if (!t->shadowed && target->incomplete != incomplete) {
         r = incomplete ? put_mark(target, err)
                        : node_set_incomplete(target, false, err);
     }
+    t->unmarked &= !incomplete || (r && r != -ENOTSUP);
     comutex_unlock(&t->mark_lock);
     return r == -ENOTSUP && !target->drv->set_incomplete ? 0 : r;
 }

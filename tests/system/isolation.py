@@ -7,7 +7,8 @@ read of b waits for it; disk d over a qcow2 image there, of which nothing but
 its header was read by then.  The guests of disk a, the control socket, a
 cancel and quit must go on; that the read of b is still without an answer shows
 that they did so meanwhile, without a look at a clock.  The same beside a command
-that asks for a path in a folder whose file system does not answer.
+that asks for a path in a folder whose file system does not answer, and for a
+mirror that is cancelled while the server of its target is stopped.
 """
 import os
 import select
@@ -16,13 +17,13 @@ import socket
 import subprocess
 import sys
 
-from harness import (DEADLINE, Daemon, HangingMount, Nbd, Process, main,
-                     nbd_server, need, run)
+from harness import (DEADLINE, Daemon, HangingMount, Nbd, Process, connect,
+                     main, nbd_server, need, run, wait_for)
 
 SLUICED = os.path.abspath(sys.argv[1])
 SIZE = 4 << 20
 
-need("nbdkit", "nbdinfo", "qemu-img", "qemu-io")
+need("nbdkit", "nbdinfo", "qemu-img", "qemu-io", "qemu-nbd")
 
 
 def start_source():
@@ -325,6 +326,168 @@ def beside_a_hanging_path(where, command, **arguments):
     assert daemon.stop() == 0
 
 
+NBDKIT = ["nbdkit", "-f", "-U", "far.sock"]
+# One whose flush lasts as long as there is a file "stuck".
+STUCK_FLUSH = [
+    *NBDKIT, "eval", f"get_size=echo {SIZE}", "can_write=exit 0", "can_flush=exit 0",
+    "pread=dd if=far.raw iflag=skip_bytes,count_bytes skip=$4 count=$3",
+    "pwrite=dd of=far.raw oflag=seek_bytes conv=notrunc seek=$4",
+    "flush=touch flushing; while test -e stuck; do sleep 0.01; done"]
+
+
+class Mirrored:
+    """Disk m, full of data, with a guest; and a server for its mirror."""
+
+    def __init__(self, *server, **options):
+        run("qemu-img", "create", "-q", "-f", "qcow2", "m", str(SIZE))
+        run("qemu-io", "-f", "qcow2", "-c", f"write -P 0x6d 0 {SIZE}", "m")
+        run("qemu-img", "create", "-q", "-f", "raw", "far.raw", str(SIZE))
+        self.server = Process(*server)
+        self.server.until(lambda: connect("far.sock").close(),
+                          FileNotFoundError, ConnectionRefusedError)
+        self.daemon = Daemon(
+            SLUICED, *nbd_server(), "--blockdev",
+            "qcow2,node-name=m,file.driver=file,file.filename=m",
+            "--export", "nbd,id=em,node-name=m,name=m,writable=on")
+        self.qmp = self.daemon.qmp()
+        self.qmp.cmd("blockdev-add", driver="nbd", node_name="far",
+                     server={"type": "unix",
+                             "path": os.path.abspath("far.sock")}, **options)
+        self.guest = Nbd("nbd.sock", "m")
+
+    def mirror(self, **more):
+        self.qmp.cmd("blockdev-mirror", job_id="j", device="m", target="far",
+                     sync="full", **more)
+
+    def ready(self, **more):
+        self.mirror(**more)
+        self.qmp.wait_event("BLOCK_JOB_READY", device="j")
+
+    def stop(self):
+        os.kill(self.server.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.server.pid, os.WSTOPPED)
+
+    def go_on(self):
+        os.kill(self.server.pid, signal.SIGCONT)
+
+    def stop_while_it_flushes(self):
+        """On its way to the switch."""
+        open("stuck", "w").close()
+        self.ready()
+        self.qmp.cmd("job-complete", id="j")
+        self.qmp.wait_event("JOB_STATUS_CHANGE", status="pending")
+        wait_for(lambda: os.path.exists("flushing"))
+        self.stop()
+        os.unlink("stuck")
+
+    def write(self, pattern):
+        """To many places, some of which the server may still be told of."""
+        for i in range(8):
+            self.guest.write(i * 65536, bytes([pattern]) * 4096)
+
+    def cancel(self, command="job-cancel", **arguments):
+        self.qmp.cmd(command, **(arguments or {"id": "j"}))
+        self.ended()
+
+    def ended(self):
+        """The job ends, and its guest goes on, although the server does not
+        answer."""
+        self.qmp.wait_event("BLOCK_JOB_CANCELLED", device="j")
+        self.qmp.wait_event("JOB_STATUS_CHANGE", status="null")
+        self.write(0x63)
+        self.guest.flush()
+
+    def again(self):
+        """The server goes on: the target can be copied to."""
+        self.go_on()
+        self.ready()
+        self.write(0x72)
+        self.qmp.cmd("block-job-cancel", device="j")
+        done = self.qmp.wait_event("BLOCK_JOB_COMPLETED", device="j")
+        assert "error" not in done["data"], done
+        self.guest.flush()
+        assert self.daemon.stop() == 0
+        run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", "m", "far.raw")
+
+
+NBDKIT_FILE = [*NBDKIT, "file", "far.raw"]
+QEMU_NBD = ["qemu-nbd", "-t", "-f", "raw", "-k",
+            "/proc/self/cwd/far.sock", "far.raw"]
+
+
+def silent_target(act, *server, **options):
+    case = Mirrored(*(server or NBDKIT_FILE), **options)
+    try:
+        act(case)
+        case.again()
+    finally:
+        case.go_on()  # a stopped process cannot be ended politely
+
+
+def while_it_copies(c):
+    c.stop()
+    c.mirror()
+    c.qmp.wait_event("JOB_STATUS_CHANGE", status="running")
+    c.write(0x77)
+    c.cancel()
+
+
+def with_forwards(c):
+    c.ready(copy_mode="write-blocking")
+    c.stop()
+    c.write(0x77)  # the first of them is on its way
+    c.cancel(command="block-job-cancel", device="j", force=True)
+
+
+def while_told_to_switch(c):
+    c.ready(copy_mode="write-blocking")
+    c.stop()
+    c.write(0x77)
+    c.qmp.cmd("job-complete", id="j")
+    c.guest.flush()
+    c.cancel()
+
+
+def before_a_copy_of_then(c):
+    """Told to end as a copy, which waits for the target; then by force."""
+    c.ready(copy_mode="write-blocking")
+    c.stop()
+    c.write(0x77)
+    c.qmp.cmd("block-job-cancel", device="j")
+    c.cancel(command="block-job-cancel", device="j", force=True)
+
+
+def while_it_flushes(c):
+    c.stop_while_it_flushes()
+    c.cancel()
+
+
+def while_guests_flush(c):
+    c.stop_while_it_flushes()
+    c.write(0x77)
+    c.guest.send(Nbd.FLUSH)
+    c.qmp.cmd("job-cancel", id="j")
+    c.guest.reply()
+    c.ended()
+
+
+def with_a_reader(c):
+    """What reads the node beside the job waits, as it did, and goes on."""
+    c.qmp.cmd("block-export-add", type="nbd", id="ef", node_name="far",
+              name="far")
+    c.ready(copy_mode="write-blocking")
+    reader = Nbd("nbd.sock", "far")
+    c.stop()
+    c.write(0x77)
+    reader.send(Nbd.READ, SIZE - 4096, 4096)
+    c.cancel()
+    assert not select.select([reader.sock], [], [], 0)[0], "it was answered"
+    c.go_on()
+    assert reader.reply()[1] == b"\x6d" * 4096
+    reader.close()
+    c.qmp.cmd("block-export-del", id="ef")
+
+
 HANGING_PATHS = [
     ("a snapshot's new file", "hung", "blockdev-snapshot-sync",
      {"node-name": "c", "snapshot-file": "hung/s", "snapshot-node-name": "s"}),
@@ -369,6 +532,25 @@ if __name__ == "__main__":
                another_is_resumed, "a", "b"),
               ("the job of a is resumed while the one of b hangs",
                another_is_resumed, "b", "a")]] +
+         [(f"a cancelled mirror ends although its target is silent: {what}",
+           lambda how=how, server=server, options=options:
+           silent_target(how, *server, **options))
+          for what, how, server, options in [
+              ("while it copies", while_it_copies, [], {}),
+              ("while it copies, and reconnects", while_it_copies, [],
+               {"reconnect_delay": 100}),
+              ("while it copies to qemu-nbd", while_it_copies, QEMU_NBD, {}),
+              ("with writes forwarded", with_forwards, [], {}),
+              ("with writes forwarded to qemu-nbd", with_forwards, QEMU_NBD,
+               {}),
+              ("while it is told to switch", while_told_to_switch, [], {}),
+              ("before it ends as a copy", before_a_copy_of_then, [], {}),
+              ("with a flush in flight", while_it_flushes, STUCK_FLUSH, {}),
+              ("with a flush in flight, and reconnects", while_it_flushes,
+               STUCK_FLUSH, {"reconnect_delay": 100}),
+              ("with guests' flushes in flight", while_guests_flush,
+               STUCK_FLUSH, {}),
+              ("with a reader of the target", with_a_reader, [], {})]] +
          [(f"others go on while {what} is looked for in a folder that hangs",
            lambda how=how, more=more: beside_a_hanging_path(*how, **more))
           for what, *how, more in HANGING_PATHS])

@@ -4,6 +4,7 @@
  *
  * A link has a queue of messages for each direction, each with the virtual
  * time at which it arrives; the order is kept, and a reader gets random parts.
+ * While the net is *silent* nothing that is sent arrives, and nobody is told.
  * A *cut* loses what has not arrived and breaks both ends; who connects while
  * the net is down is refused.
  *
@@ -28,6 +29,7 @@ enum {
     DELAY_NS = 200000, /* at most; one in STALL_CHANCE takes longer */
     STALL_CHANCE = 32,
     STALL_NS = 20000000,
+    SILENCE_ENDS_NS = 1000000000, /* at most, between two links */
     WINDOW = 256 * 1024, /* bytes on the way, per direction */
     PIECE = 64 * 1024,   /* taken from a descriptor at once */
 };
@@ -48,6 +50,7 @@ struct end {
     struct waitq readable, writable; /* writable: the peer's inbox has room */
     struct timer arrival;
     int fd;     /* the pump's end of a socket pair; -1: a stream */
+    bool said;  /* the library has ended what it sends */
     bool ended; /* shut down here: reads and writes are over */
     bool freed; /* its owner is gone */
 };
@@ -151,6 +154,12 @@ sim_cut_links(struct sim *sim, uint64_t down_ns)
     }
 }
 
+void
+sim_silence_links(struct sim *sim, uint64_t ns)
+{
+    sim->silent_until = max_u64(sim->silent_until, sim->now + ns);
+}
+
 static void
 link_free_if_unused(struct link *link)
 {
@@ -208,7 +217,11 @@ send_message(struct end *e, const struct iovec *iov, int n, size_t len)
         memcpy(m->data + at, iov[i].iov_base, iov[i].iov_len);
         at += (int)iov[i].iov_len;
     }
-    m->due = to->last_due = max_u64(to->last_due, sim->now + delay);
+    m->due = sim->now + delay;
+    if (sim->now < sim->silent_until) {
+        m->due = sim->silent_until + sim_random(&sim->rng) % SILENCE_ENDS_NS;
+    }
+    m->due = to->last_due = max_u64(to->last_due, m->due);
     list_push(&to->inbox, &m->link);
     to->queued += len;
     set_arrival(to);
@@ -508,13 +521,25 @@ net_connect_fd(struct loop *loop, const struct address *address, int *ret,
     return 0;
 }
 
-/* What the library wrote becomes messages; its end becomes the link's. */
+/* The library can read no more, either. */
+static bool
+is_hung_up(const struct end *e)
+{
+    struct pollfd p = {.fd = e->fd};
+
+    return poll(&p, 1, 0) > 0 && (p.revents & (POLLHUP | POLLERR));
+}
+
+/*
+ * What the library wrote becomes messages, the last of which says that it has
+ * ended; it can still read until the other side has.
+ */
 static void
 take_from_fd(struct end *e)
 {
     auto_free unsigned char *buf = e->fd >= 0 ? xmalloc(PIECE) : NULL;
 
-    while (e->fd >= 0 && peer_of(e)->queued <= WINDOW) {
+    while (e->fd >= 0 && !e->said && peer_of(e)->queued <= WINDOW) {
         ssize_t n = read(e->fd, buf, PIECE);
 
         if (n > 0) {
@@ -525,9 +550,12 @@ take_from_fd(struct end *e)
         }
         if (n == 0 || errno != EAGAIN) {
             send_message(e, NULL, 0, 0);
-            close_fd(e);
+            e->said = true;
         }
-        return;
+        break;
+    }
+    if (e->fd >= 0 && e->said && is_hung_up(e)) {
+        close_fd(e);
     }
 }
 
@@ -547,7 +575,9 @@ give_to_fd(struct end *e)
         if (n < 0) {
             if (errno != EAGAIN) {
                 close_fd(e); /* the library has closed its end */
-                send_message(e, NULL, 0, 0);
+                if (!e->said) {
+                    send_message(e, NULL, 0, 0);
+                }
             }
             return;
         }

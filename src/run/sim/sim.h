@@ -150,6 +150,8 @@ struct sim_disk *sim_world_disk(struct sim *sim);
  * connect for @down_ns.
  */
 void sim_cut_links(struct sim *sim, uint64_t down_ns);
+/* For @ns nothing that is sent arrives; it comes then, a link before another. */
+void sim_silence_links(struct sim *sim, uint64_t ns);
 /*
  * Counters: I/Os begun, durable events, fsyncs, messages, switches, and what
  * held somebody up.

@@ -22,6 +22,7 @@ struct sim {
     /* net.c */
     uint64_t n_messages;
     uint64_t down_until; /* nobody can connect before */
+    uint64_t silent_until; /* nothing that is sent arrives before */
     struct list links, listeners, fd_waiters;
 };
 
