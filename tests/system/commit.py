@@ -172,14 +172,15 @@ def tables_that_find_no_space_at_the_end_wait_for_it():
     for name in "mid", "top":
         run("qemu-io", "-f", "qcow2", "-c", f"write -z 0 {size}", name)
     make_tables_holes("top")
-    fill()
     with Daemon(SLUICED, "--blockdev", "qcow2,node-name=top,file.driver=file,"
                 "file.filename=top") as d:
         qmp = d.qmp()
         base, = [n["node-name"] for n in qmp.cmd("query-named-block-nodes")
                  if n["file"] == "base" and n["drv"] == "qcow2"]
         qmp.cmd("block-stream", job_id="j", device="top", base_node=base,
-                auto_dismiss=False)
+                auto_dismiss=False, speed=1)  # when it began there was space
+        fill()
+        qmp.cmd("block-job-set-speed", device="j", speed=0)
         for again in True, False:  # first it is told to try in vain
             e = qmp.wait_event("BLOCK_JOB_ERROR", device="j")["data"]
             assert (e["action"], e["operation"]) == ("stop", "write"), e
