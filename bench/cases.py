@@ -31,9 +31,10 @@ def guest_cases(fmt):
               [Bar("iops", QSDS, 1), cpu(QSDS, 0.6)], direct=True, **read),
         small("write 4k, depth 32", "ext4", fmt,
               [Bar("iops", QSDS, 1), cpu(QSDS, 0.6)], direct=True, **write),
-        *[small("read 4k, depth 1", fs, fmt,
-                [Bar("iops", QSDS, 1.35), Bar("iops", NBDKIT, 0.95)], depth=1)
-          for fs in ("ext4", "tmpfs")],
+        *[small(f"read 4k, depth 1{where}", fs, fmt,
+                [Bar("iops", QSDS, 1.35), Bar("iops", NBDKIT, 0.95)], depth=1,
+                one_cpu=where != "")
+          for fs in ("ext4", "tmpfs") for where in ("", ", on one CPU")],
         small("write 4k, depth 32", "ext4", fmt,
               [Bar("iops", QSDS, 1.3), cpu(QSDS, 0.6)], **write),
         small("write 4k, depth 32", "tmpfs", fmt,

@@ -282,8 +282,8 @@ def far_layers(command, run, result, bars):
     bench measures the slow ones for a few seconds of it."""
 
     def sample(ground, peer, first):
-        source = ground.raw("tmpfs") if run is far_stream else \
-            ground.full("tmpfs", "qcow2")
+        fmt = "raw" if run is far_stream else "qcow2"
+        source = ground.full("tmpfs", fmt)  # other cases may have written it
         files = {}
         for name in ("low", "top"):
             path = ground.path("tmpfs", f"{name}.qcow2")
@@ -298,8 +298,7 @@ def far_layers(command, run, result, bars):
                        read_only=True, server={"type": "unix", "path": far})
             done = run(server, files, 3 if ground.quick else 120)
         if first and done.whole:
-            must_be_alike("qcow2", files[result]["filename"],
-                          ground.raw("tmpfs"), "raw")
+            must_be_alike("qcow2", files[result]["filename"], source, fmt)
         for f in files.values():
             os.unlink(f["filename"])
         return {"mib_s": done.mib / done.seconds}

@@ -1,21 +1,37 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What a guest's requests cost: reads and writes of one size on an image that
 is allocated, writes that allocate, and a daemon at rest."""
+import contextlib
 import os
 
 from ground import GIB, MIB
 from judge import Case
 from peers import (BUFFERED, CEILING, DIRECT, NBDKIT, QSD, QSD2, SLUICE)
 
-def small(name, fs, fmt, bars, direct=False, **load):
-    """Requests of one size at random, or in sequence."""
+
+@contextlib.contextmanager
+def kept_to(cpus):
+    """Whoever is started meanwhile runs on these."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def small(name, fs, fmt, bars, direct=False, one_cpu=False, **load):
+    """Requests of one size at random, or in sequence; @one_cpu: server and
+    client share it, so that nobody wakes a CPU that sleeps."""
 
     def sample(ground, peer, first):
         kind = "raw" if peer.name in (NBDKIT, CEILING) else fmt
         image = (ground.full(fs, kind), kind)
+        cpus = os.sched_getaffinity(0)
         if not direct:
             ground.settle(fs, image[0])
-        with peer.start(ground.folders["run"], image, direct) as server:
+        with kept_to({min(cpus)} if one_cpu else cpus), \
+                peer.start(ground.folders["run"], image, direct) as server:
             ground.load(server, seconds=0.3 * min(ground.seconds, 1), **load)
             return ground.load(server, **load)
 

@@ -210,8 +210,14 @@ take_answer(json_t *value, json_t **ret, struct err *err)
         enum err_class class =
             class_of(json_string_value(json_object_get(e, "class")));
 
-        return err_set_class(err, class, code_of(class, text ? text : ""), "%s",
-                             text ? text : "an error without a text");
+        int r = err_set_class(err, class, code_of(class, text ? text : ""),
+                              "%s", text ? text : "an error without a text");
+        const char *hint = json_string_value(json_object_get(e, "hint"));
+
+        if (hint) {
+            err_hint(err, "%s", hint);
+        }
+        return r;
     }
     if (ret) {
         *ret = json_incref(json_object_get(value, "return"));

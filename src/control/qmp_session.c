@@ -238,22 +238,37 @@ run(struct qmp_session *s, struct control *ctl, struct parts *parts,
     return qmp_dispatch(ctl, parts->command, parts->args, ret, err);
 }
 
-/* An error's text may quote a file name in any encoding. */
+/* It may quote a file name in any encoding. */
 static json_t *
-error_object(const struct err *err)
+text_of(const char *text)
 {
-    json_t *desc = json_string(err->msg);
+    json_t *string = json_string(text);
 
-    if (!desc) {
-        auto_free char *ascii = xstrdup(err->msg);
+    if (!string) {
+        auto_free char *ascii = xstrdup(text);
 
         for (char *p = ascii; *p; p++) {
             *p = *p & 0x80 ? '?' : *p;
         }
-        desc = json_string(ascii);
+        string = json_string(ascii);
     }
-    return json_pack("{s:s, s:o}", "class", err_class_name(err->class),
-                     "desc", desc);
+    return string;
+}
+
+/*
+ * With a member of our own, what to do about it: clients "should be able to
+ * ignore" keys they do not know (qmp-spec, Compatibility Considerations).
+ */
+static json_t *
+error_object(const struct err *err)
+{
+    json_t *error = json_pack("{s:s, s:o}", "class", err_class_name(err->class),
+                              "desc", text_of(err->msg));
+
+    if (err->hint) {
+        json_object_set_new(error, "hint", text_of(err->hint));
+    }
+    return error;
 }
 
 char *

@@ -205,12 +205,11 @@ count_moved(struct transfer *t, struct growth *g, const struct missing *m,
     int r = 0;
 
     if (off < end && first >= g->begun) {
-        r = count_rest(target, off, first, off - first,
-                            &plan->bytes_to_copy);
+        r = count_rest(target, off, first, off - first, &plan->bytes_to_copy);
     }
     if (!r && off < end && last >= g->begun) {
         r = count_rest(target, end - 1, end, last + unit - end,
-                            &plan->bytes_to_copy);
+                       &plan->bytes_to_copy);
     }
     g->begun = max_u64(g->begun, align_up(end, unit));
     *(m->zero ? &plan->bytes_to_zero : &plan->bytes_to_copy) += end - off;

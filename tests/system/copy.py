@@ -1090,6 +1090,7 @@ def what_cannot_be_is_refused():
 
         refused("cannot name a backing file", "block-copy", device="top",
                 target="target", mode="post-copy")
+        assert "or pre-copy" in qmp.hint, qmp.hint
         refused("mirror node into itself", "block-copy", device="top",
                 target="top")
         refused("'finish' cannot be 'stay'", "block-copy", device="top",

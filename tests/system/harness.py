@@ -111,8 +111,11 @@ class Qmp:
                 return answer
 
     def raw(self, name, arguments=None):
+        """The answer, without the hint of an error, which is self.hint."""
         self.send(name, arguments)
-        return self.answer()
+        answer = self.answer()
+        self.hint = answer.get("error", {}).pop("hint", None)
+        return answer
 
     def cmd(self, command, /, **arguments):
         """Underscores in argument names stand for dashes."""
