@@ -483,6 +483,18 @@ static const struct sweep_setup setups[] = {
      .disturb = sweep_cancel_job,
      .leaves_a_record = true,
      COMMON},
+    /* What it reads through to holds data where the disk is zero. */
+    {.name = "mirror-over-other",
+     .image = TWO "create qcow2 other cluster-size=1024 size=40960\n"
+                  "unread qcow2 other 44 30 4001\n"
+                  "create qcow2 copy cluster-size=2048 backing-file=other "
+                  "backing-fmt=qcow2 size=40960\n"
+                  "stale qcow2 copy 70 4 5001\n",
+     .judge_target = IMAGE("top", "qcow2", "copy"),
+     .operation = switch_to_qcow2,
+     .disturb = sweep_cancel_job,
+     .leaves_a_record = true,
+     COMMON},
     {.name = "post-copy-overlay",
      .image = TWO OVERLAY_COPY,
      .judge_target = IMAGE("top", "qcow2", "copy"),
