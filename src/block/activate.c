@@ -214,7 +214,7 @@ activate(struct node *top, struct err *err)
             return r;
         }
     }
-    int r = node_recover(top, err);
+    int r = node_recover(node_skip_filters(top), err);
 
     if (!r) {
         r = wake_roots(top, err);

@@ -27,7 +27,7 @@ set_in_journal(struct node *image, bool incomplete, struct err *err)
                                            inode_of(file), file->file_born)
                        : unfinished_end(journals, file->filename);
 
-    if (incomplete && journal_place_is_unfit(r)) {
+    if (incomplete && (r == -ENOENT || journal_place_is_unfit(r))) {
         return -ENOTSUP;
     }
     return r ? err_set_errno(err, r, "Cannot write the journal of '%s'",
@@ -48,17 +48,44 @@ node_set_incomplete(struct node *image, bool incomplete, struct err *err)
     return r;
 }
 
-void
-node_find_mark(struct node *node)
+bool
+file_is_unfinished(const struct node *file)
 {
-    struct node *image = node_skip_filters(node);
+    return unfinished_find(&file->graph->journals, file->filename,
+                           inode_of(file), file->file_born);
+}
+
+/* Does a transfer say just now whether it is complete? */
+static bool
+is_target(const struct node *image)
+{
+    list_for_each(it, &image->roots)
+    {
+        if (container_of(it, struct root, link)->claim == CLAIM_TARGET) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void
+node_find_mark(struct node *image)
+{
     const struct node *file = node_own_file(image);
 
-    if (file && !image->drv->set_incomplete) {
-        image->incomplete =
-            unfinished_find(&image->graph->journals, file->filename,
-                            inode_of(file), file->file_born);
-    } else if (file && !node->read_only) { /* another image by now */
+    if (!file) {
+        return;
+    }
+    bool has_field = image->drv->set_incomplete != NULL;
+    bool found = !has_field && file_is_unfinished(file);
+
+    if (is_target(image)) {
+        return;
+    }
+    if (!has_field) {
+        image->incomplete = found;
+    }
+    if (!found && !image->read_only) { /* what is said is of another image */
         unfinished_end(&image->graph->journals, file->filename);
     }
 }

@@ -15,8 +15,10 @@
  * another error, after which nobody knows.  Sets node->incomplete.  Yields.
  */
 int node_set_incomplete(struct node *image, bool incomplete, struct err *err);
-/* @node was opened: what its image's journal says of that.  Yields. */
-void node_find_mark(struct node *node);
+/* The image was opened: what its journal says of that.  Yields. */
+void node_find_mark(struct node *image);
+/* What the journal of a file says of the raw image in it.  Yields. */
+bool file_is_unfinished(const struct node *file);
 /* Is the image that @node shows marked?  Does not yield. */
 bool node_is_unfinished(struct node *node);
 

@@ -413,20 +413,20 @@ node_end_switch(struct node *node)
     switch_intent_fini(&intent);
 }
 
+/* What is below filters by its own name was opened, and looked at, before. */
 int
-node_recover(struct node *node, struct err *err)
+node_recover(struct node *top, struct err *err)
 {
+    struct node *node = node_skip_filters(top);
     const struct node *file = node_own_file(node);
     struct switch_intent intent = {0};
     enum intent_found found;
     int r;
 
-    if (file) {
-        node_find_mark(node);
-    }
-    if (node->drv->is_protocol || !file) {
+    if (node->drv->is_protocol || !file || (node != top && node->visible)) {
         return 0;
     }
+    node_find_mark(node);
     r = intent_find(&node->graph->journals, file->filename, &found, &intent, err);
     if (!r && found == INTENT_AS_SOURCE) {
         r = leave_source(node, file, &intent, err);

@@ -221,7 +221,9 @@ follow(struct copy *c)
         follow_job(&f);
     }
     bool done = f.end == FOLLOW_DONE;
-    bool switched = done && node_is_used(c->client, c->target.node, NULL);
+    bool may_switch = !stays(c) || (is_mirror(c) && !c->then);
+    bool switched = done && may_switch &&
+                    node_is_used(c->client, c->target.node, NULL);
     struct closing closing = {0};
     json_t *more = json_pack("{s:s, s:s, s:s, s:s, s:b}", "verb",
                              c->cli->verb, "disk", c->disk, "node",

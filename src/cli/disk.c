@@ -380,7 +380,9 @@ disk_absolute(const char *path)
 int
 disk_check_new(const char *path, struct err *err)
 {
-    auto_free char *folder = xstrndup(path, strrchr(path, '/') - path + 1);
+    const char *slash = strrchr(path, '/');
+    auto_free char *folder =
+        slash ? xstrndup(path, slash - path + 1) : xstrdup(".");
     struct stat st;
 
     if (!lstat(path, &st)) {

@@ -47,7 +47,7 @@ look(struct cli *cli, struct status *s, struct err *err)
     }
     s->in_use = file->drv->check_alone(file) == -EBUSY;
     s->left = meta_log_look(file);
-    s->unfinished = node_is_unfinished(file);
+    s->unfinished = file_is_unfinished(file);
     return under_way_look(&s->under_way, cli, s->path, err);
 }
 

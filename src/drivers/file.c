@@ -19,6 +19,7 @@
 #include "base/bytes.h"
 #include "block/node.h"
 #include "drivers/drivers.h"
+#include "journal/unfinished.h"
 #include "run/file.h"
 
 enum {
@@ -553,6 +554,11 @@ file_driver_create(struct graph *graph, json_t *options, struct err *err)
         r = err_set(err, -EBUSY, "'%s' exists and is in use", filename);
     } else if (r) {
         err_set_errno(err, r, "Could not create '%s'", filename);
+    } else { /* the inode is the same, and what is in it is not */
+        r = unfinished_end(graph_journals(graph), filename);
+        r = r ? err_set_errno(err, r, "Could not end the journal of '%s'",
+                              filename)
+              : 0;
     }
     file_close(f);
     return r;

@@ -265,6 +265,9 @@ lost(struct nbd_link *link)
     }
 }
 
+/* A host that does not even say no for so long, after one was cut off, is gone. */
+#define GONE_NS (60 * NS_PER_S)
+
 /* One attempt; an export that has changed is no connection. */
 static bool
 reconnect(struct nbd_link *link)
@@ -279,7 +282,10 @@ reconnect(struct nbd_link *link)
         drop(link, h);
         r = -EINVAL;
     }
-    if (r && r != -ETIMEDOUT && link->cut_off) {
+    bool is_late = loop_now(loop_of(link)) >=
+                   link->lost_ns + link->o.reconnect_delay_ns + GONE_NS;
+
+    if (r && (r != -ETIMEDOUT || is_late) && link->cut_off) {
         link->cut_off = false; /* it is gone, not silent */
         graph_unpark(link->node->graph);
     }

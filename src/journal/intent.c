@@ -173,16 +173,55 @@ decode(const struct journal *j, const struct journal_record *r,
 
 /* Making one. */
 
-/* What is left of another switch must not come back. */
+/* The source; false where it is no pointer. */
+static bool
+read_pointer(const struct journal *j, struct journal_record *record,
+             char **ret_source)
+{
+    uint32_t at = JOURNAL_UUID;
+    bool is_one = journal_word(j, record) && record->type == JOURNAL_POINTER;
+    const char *source = is_one ? get_string(record, &at) : NULL;
+
+    *ret_source = source ? journal_path(j, source) : NULL;
+    return source != NULL;
+}
+
+/*
+ * The image is the target of a switch whose rest is still copied, and is to be
+ * left itself: what it was moved from is an old layer, as any other.
+ */
 static int
-share(struct journals *journals, const char *image, struct journal **ret)
+end_earlier(struct journals *journals, const struct journal *j)
 {
     struct journal_record record;
-    int r = journal_share(journals, image, ret);
+    auto_free char *source = NULL;
+    struct journal *other;
+    bool is_it = read_pointer(j, &record, &source) &&
+                 !journal_open(journals, source, &other);
 
-    return !r && journal_word(*ret, &record)
-               ? journal_add(*ret, JOURNAL_WITHDRAWN, NULL, 0)
-               : r;
+    if (is_it) {
+        is_it = !memcmp(journal_uuid(other), record.payload, JOURNAL_UUID);
+        journal_close(other);
+    }
+    int r = is_it ? journal_share(journals, source, &other) : 0;
+
+    if (is_it && !r) {
+        if (journal_word(other, &record) && record.type == JOURNAL_SWITCH) {
+            r = journal_add(other, JOURNAL_WITHDRAWN, NULL, 0);
+        }
+        journal_leave(other);
+    }
+    return r;
+}
+
+/* What is left of another switch must not come back. */
+static int
+end_words(struct journal *j)
+{
+    struct journal_record record;
+
+    return journal_word(j, &record) ? journal_add(j, JOURNAL_WITHDRAWN, NULL, 0)
+                                    : 0;
 }
 
 /* A pointer: the journal's UUID, and the image beside which that lies. */
@@ -190,8 +229,9 @@ static int
 make_pointer(struct intent *i, struct journals *journals)
 {
     auto_free unsigned char *payload = xmalloc(JOURNAL_PAYLOAD_MAX);
-    int r = share(journals, i->what.target.path, &i->pointer);
+    int r = journal_share(journals, i->what.target.path, &i->pointer);
 
+    r = r ? r : end_words(i->pointer);
     if (r) {
         return r;
     }
@@ -210,11 +250,11 @@ intent_prepare(struct journals *journals, const struct switch_intent *what,
     struct intent *i = xzalloc(sizeof(*i));
 
     i->what = copy_of(what);
-    int r = share(journals, what->source.path, &i->journal);
+    int r = journal_share(journals, what->source.path, &i->journal);
 
-    if (!r) {
-        r = make_pointer(i, journals);
-    }
+    r = r ? r : end_earlier(journals, i->journal);
+    r = r ? r : end_words(i->journal);
+    r = r ? r : make_pointer(i, journals);
     if (r) {
         intent_end(i, false);
         err_set_errno(err, r, "Cannot make the journal of '%s'",
@@ -260,16 +300,22 @@ intent_withdraw(struct intent *i)
     return r;
 }
 
+/* @ours: what another switch says there by now is not taken back; 0: all is. */
 static void
-leave(struct journal *j, bool all)
+leave(struct journal *j, bool all, enum journal_type ours)
 {
-    if (j) {
+    struct journal_record word;
+
+    if (!j) {
+        return;
+    }
+    if (!ours || !journal_word(j, &word) || word.type == ours) {
         if (all) {
             journal_clear(j);
         }
         journal_withdraw(j);
-        journal_leave(j);
     }
+    journal_leave(j);
 }
 
 static void
@@ -286,8 +332,8 @@ intent_end(struct intent *i, bool moved)
         return;
     }
     /* A pointer to nothing says nothing, and goes when the target is opened. */
-    leave(i->journal, moved);
-    leave(i->pointer, false);
+    leave(i->journal, moved, JOURNAL_SWITCH);
+    leave(i->pointer, false, JOURNAL_POINTER);
     intent_free(i);
 }
 
@@ -300,7 +346,8 @@ intent_leave(struct intent *i)
 }
 
 static void
-take_back(struct journals *journals, const char *image, bool all)
+take_back(struct journals *journals, const char *image, bool all,
+          enum journal_type ours)
 {
     struct journal *j;
 
@@ -309,22 +356,22 @@ take_back(struct journals *journals, const char *image, bool all)
     }
     journal_close(j);
     if (!journal_share(journals, image, &j)) {
-        leave(j, all);
+        leave(j, all, ours);
     }
 }
 
 void
 intent_forget(struct journals *journals, const char *image)
 {
-    take_back(journals, image, false);
+    take_back(journals, image, false, 0);
 }
 
 void
 intent_remove(struct journals *journals, const struct switch_intent *what,
               bool moved)
 {
-    take_back(journals, what->source.path, moved);
-    take_back(journals, what->target.path, false);
+    take_back(journals, what->source.path, moved, JOURNAL_SWITCH);
+    take_back(journals, what->target.path, false, JOURNAL_POINTER);
 }
 
 /* Finding one. */
@@ -337,19 +384,6 @@ read_switch(const struct journal *j, const char *source,
 
     return journal_word(j, &record) && record.type == JOURNAL_SWITCH &&
            decode(j, &record, source, ret);
-}
-
-/* The source; false where it is no pointer. */
-static bool
-read_pointer(const struct journal *j, struct journal_record *record,
-             char **ret_source)
-{
-    uint32_t at = JOURNAL_UUID;
-    bool is_one = journal_word(j, record) && record->type == JOURNAL_POINTER;
-    const char *source = is_one ? get_string(record, &at) : NULL;
-
-    *ret_source = source ? journal_path(j, source) : NULL;
-    return source != NULL;
 }
 
 static int

@@ -486,7 +486,12 @@ make_at(const struct journals *js, const char *path,
         offload(js->loop, &one, make_folder, folder);
         r = write_whole(j);
     }
-    r = r ? r : folder_sync(js->loop, path);
+    if (!r) {
+        r = folder_sync(js->loop, path);
+        if (r) { /* or it would be found before the one that is made elsewhere */
+            file_unlink(js->loop, path);
+        }
+    }
     if (r) {
         journal_close(take_ptr(j));
     }

@@ -39,9 +39,8 @@ unfinished_record(struct journals *journals, const char *image, uint64_t ino,
     if (r) {
         return r;
     }
-    if (!is_said_in(j, ino, born)) {
-        r = note_add(j, JOURNAL_UNFINISHED, id, note);
-    }
+    /* Also where it is said: an end that failed may be there all the same. */
+    r = note_add(j, JOURNAL_UNFINISHED, id, note);
     journal_leave(j);
     return r;
 }

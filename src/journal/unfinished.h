@@ -18,7 +18,7 @@ struct journals;
 
 /*
  * Says so of @image, which is the file @ino, made at @born, durably; 0 or what
- * journal_share() and journal_add() say.  What is said already stays.
+ * journal_share() and journal_add() say.
  */
 int unfinished_record(struct journals *journals, const char *image,
                       uint64_t ino, uint64_t born);

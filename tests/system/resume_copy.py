@@ -253,6 +253,89 @@ def the_rest_goes_on_where_the_disk_is(mode, end):
     return test
 
 
+def an_unfinished_raw_target_can_be_one_again():
+    """By a file node and a format over it, as libvirt has them; and then it is
+    a disk as any other.  Or an image is made anew over it."""
+    for name in os.listdir("."):
+        if not name.endswith(".sock"):
+            os.unlink(name)
+    in_step("qcow2", "raw").kill()
+    with Daemon(SLUICED, *nbd_server("other.sock")) as d:
+        q = d.qmp()
+        for node in ("top", "copy"):
+            q.cmd("blockdev-add", driver="file", node_name=node + "-file",
+                  filename=node)
+        q.cmd("blockdev-add", driver="raw", node_name="copy", file="copy-file")
+        refused(q, "is an unfinished copy", "block-export-add", type="nbd",
+                id="e", node_name="copy", writable=True)
+        q.cmd("blockdev-add", driver="qcow2", node_name="again",
+              file="top-file")
+        wait_for(lambda: "goes on" in d.errors() or
+                 "cannot go on" in d.errors())
+        if not job(q):
+            q.cmd("blockdev-mirror", job_id="j", device="again", target="copy",
+                  sync="full")
+        ready(q)
+        q.cmd("block-job-cancel", device="j")  # a copy as of now
+        wait_for(lambda: not job(q))
+        q.cmd("block-export-add", type="nbd", id="e", node_name="copy",
+              writable=True)
+        d.stop()
+    judge("qcow2", "raw")
+    for fmt in "qcow2", "raw":
+        os.unlink("top")
+        os.unlink("copy")
+        in_step("qcow2", "raw").kill()
+        run(SLUICE, "status", "copy")
+        with Daemon(SLUICED, *nbd_server("other.sock")) as d:
+            q = d.qmp()
+            q.cmd("blockdev-create", job_id="c", options={
+                "driver": "file", "filename": "copy", "size": MIB})
+            wait_for(lambda: q.cmd("query-jobs")[0]["status"] == "concluded")
+            assert "error" not in q.cmd("query-jobs")[0], q.cmd("query-jobs")
+            q.cmd("job-dismiss", id="c")
+            q.cmd("blockdev-add", driver="file", node_name="f",
+                  filename="copy")
+            if fmt == "qcow2":
+                q.cmd("blockdev-create", job_id="c", options={
+                    "driver": "qcow2", "file": "f", "size": MIB})
+                wait_for(lambda: q.cmd("query-jobs")[0]["status"] ==
+                         "concluded")
+                assert "error" not in q.cmd("query-jobs")[0]
+            q.cmd("blockdev-add", driver=fmt, node_name="copy", file="f")
+            q.cmd("block-export-add", type="nbd", id="e", node_name="copy",
+                  writable=True)
+            d.stop()
+        assert not os.path.exists("copy.sluice")
+
+
+def a_mirror_of_what_is_still_filled():
+    """Of the rest of a switch the record goes, not that of the next one."""
+    make()
+    create_target("qcow2")
+    run("qemu-img", "create", "-q", "-f", "qcow2", "last", str(SIZE))
+    with daemon() as d:
+        q = d.qmp()
+        for name in "copy", "last":
+            q.cmd("blockdev-add", driver="qcow2", node_name=name, backing=None,
+                  file={"driver": "file", "filename": name})
+        q.cmd("block-copy", job_id="j", device="disk", target="copy",
+              mode="post-copy", speed=SPEED)
+        q.cmd("block-copy", job_id="k", device="copy", target="last",
+              auto_finalize=False)
+        q.wait_event("JOB_STATUS_CHANGE", id="k", status="pending")
+        q.cmd("block-job-set-speed", device="j", speed=0)
+        q.wait_event("JOB_STATUS_CHANGE", id="j", status="null")
+        q.cmd("job-finalize", id="k")
+        q.wait_event("JOB_STATUS_CHANGE", id="k", status="null")
+        assert q.cmd("query-block-exports")[0]["node-name"] == "last"
+        d.kill()
+        d.wait()
+    assert not [n for n in os.listdir(".") if n.endswith(".sluice")]
+    run("qemu-img", "compare", "-q", "-f", "qcow2", "-F", "qcow2", "top",
+        "last")
+
+
 def what_was_cancelled_leaves_no_log():
     make()
     with daemon() as d:
@@ -284,4 +367,6 @@ if __name__ == "__main__":
         cut_in_the_pass("qcow2", "qcow2", "block-copy", mode="hybrid"),
         *(the_rest_goes_on_where_the_disk_is(mode, end)
           for mode in ("post-copy", "hybrid") for end in (kill, quit_)),
+        an_unfinished_raw_target_can_be_one_again,
+        a_mirror_of_what_is_still_filled,
         what_was_cancelled_leaves_no_log)])

@@ -202,6 +202,8 @@ switch_now(struct transfer *t, struct err *err)
         t->tracked = false;
         t->guest = t->copy.target;
         t->copy.fill = true;
+        t->room = t->max_in_flight; /* no guest's write waits for it now */
+        t->piece = t->most_piece;
     }
     return r;
 }
