@@ -35,7 +35,6 @@ enum {
 };
 #define DEFAULT_IN_FLIGHT (64 * MIB)
 #define DEFAULT_PIECE MIB
-#define DEFAULT_GRANULARITY 4096
 #define EPOCH_BYTES (256 * MIB)
 #define EPOCH_NS NS_PER_S
 #define CLEAR_NS (5 * NS_PER_S)
@@ -1055,7 +1054,7 @@ transfer_new(const struct transfer_recipe *recipe,
                    : xasprintf("a %s", recipe->driver.type); /* a plan */
     t->on_source_error = t->on_target_error = options->on_error;
     t->granularity =
-        options->granularity ? options->granularity : DEFAULT_GRANULARITY;
+        options->granularity ? options->granularity : TRANSFER_GRANULARITY;
     t->max_in_flight =
         options->max_in_flight ? options->max_in_flight : DEFAULT_IN_FLIGHT;
     t->piece = options->piece ? options->piece : DEFAULT_PIECE;

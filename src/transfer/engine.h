@@ -46,6 +46,8 @@ struct transfer_recipe {
 
 enum { HOT_MAX = 16 };
 
+enum { TRANSFER_GRANULARITY = 4096 }; /* bytes of a dirty block, by default */
+
 struct transfer {
     struct job job;
     const struct transfer_recipe *recipe;

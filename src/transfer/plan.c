@@ -446,6 +446,32 @@ cut_cluster(const struct transfer *t)
                : 0;
 }
 
+/*
+ * Layers that are shorter than the disk: its top holds zeroes where they end
+ * (recipes/merge_sizes.c), by entries of tables and, within clusters, as data;
+ * then they are made as long.
+ */
+static uint64_t
+for_short_layers(const struct transfer *t)
+{
+    const struct node *top = t->copy.source;
+    uint64_t least = t->copy.target->size, units = t->copy.target->cluster_size;
+
+    if (t->release.side != RELEASE_ABOVE) {
+        return 0;
+    }
+    for (unsigned i = 0; i < t->release.n_layers; i++) {
+        least = min_u64(least, t->release.layers[i]->size);
+        units += t->release.layers[i]->cluster_size;
+    }
+    uint64_t reach = top->table_size / 8 * top->cluster_size;
+    uint64_t tail = top->size > least ? top->size - least : 0;
+
+    return tail && reach
+               ? (tail / reach + 2) * top->table_size + 2 * units
+               : 0;
+}
+
 /* Over all that is missing, in order. */
 static int
 walk(struct transfer *t, transfer_next *next, struct growth *g,
@@ -488,7 +514,7 @@ transfer_measure(struct transfer *t, transfer_next *next,
     }
     growth.new.bytes += cut_cluster(t);
     plan.space_needed =
-        growth.most + cut_cluster(t) + side_files(t) +
+        growth.most + cut_cluster(t) + for_short_layers(t) + side_files(t) +
         metadata_for(target, growth.new.bytes, growth.tables.bytes);
     if (node_free_space(target, &plan.space_free)) {
         plan.space_free = UINT64_MAX;

@@ -258,6 +258,7 @@ sink_measure(const struct transfer_options *o, struct transfer_plan *ret,
     t->copy.target = o->base;
     t->shadowed = true;
     t->sync = SYNC_TOP;
+    t->granularity = o->granularity ? o->granularity : TRANSFER_GRANULARITY;
     if (o->release) {
         t->release.max_extra = o->max_extra;
         release_init(t, RELEASE_ABOVE, o->top, o->base);
