@@ -16,4 +16,7 @@
 #define LIMIT_TABLE_BYTES (32 * MIB)        /* L1 and refcount table, as QEMU */
 #define LIMIT_CHECK_CLUSTERS (1ULL << 31)   /* of a QED file: a bit each */
 
+/* What the file systems below give back is whole blocks of theirs. */
+#define HOST_BLOCK 4096
+
 #endif

@@ -8,12 +8,6 @@
 #include "journal/journal.h"
 #include "journal/unfinished.h"
 
-static uint64_t
-inode_of(const struct node *file)
-{
-    return file->is_device ? 0 : file->file_id.ino;
-}
-
 static int
 set_in_journal(struct node *image, bool incomplete, struct err *err)
 {
@@ -23,9 +17,10 @@ set_in_journal(struct node *image, bool incomplete, struct err *err)
     if (!file) {
         return incomplete ? -ENOTSUP : 0;
     }
-    int r = incomplete ? unfinished_record(journals, file->filename,
-                                           inode_of(file), file->file_born)
-                       : unfinished_end(journals, file->filename);
+    int r = incomplete
+                ? unfinished_record(journals, file->filename,
+                                    node_journal_ino(file), file->file_born)
+                : unfinished_end(journals, file->filename);
 
     if (incomplete && (r == -ENOENT || journal_place_is_unfit(r))) {
         return -ENOTSUP;
@@ -52,7 +47,7 @@ bool
 file_is_unfinished(const struct node *file)
 {
     return unfinished_find(&file->graph->journals, file->filename,
-                           inode_of(file), file->file_born);
+                           node_journal_ino(file), file->file_born);
 }
 
 /* Does a transfer say just now whether it is complete? */
@@ -69,15 +64,11 @@ is_target(const struct node *image)
 }
 
 void
-node_find_mark(struct node *image)
+node_find_mark(struct node *image, bool has_journal)
 {
     const struct node *file = node_own_file(image);
-
-    if (!file) {
-        return;
-    }
     bool has_field = image->drv->set_incomplete != NULL;
-    bool found = !has_field && file_is_unfinished(file);
+    bool found = has_journal && !has_field && file_is_unfinished(file);
 
     if (is_target(image)) {
         return;
@@ -85,7 +76,7 @@ node_find_mark(struct node *image)
     if (!has_field) {
         image->incomplete = found;
     }
-    if (!found && !image->read_only) { /* what is said is of another image */
+    if (has_journal && !found && !image->read_only) { /* what is said is of another image */
         unfinished_end(&image->graph->journals, file->filename);
     }
 }

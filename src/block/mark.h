@@ -15,8 +15,11 @@
  * another error, after which nobody knows.  Sets node->incomplete.  Yields.
  */
 int node_set_incomplete(struct node *image, bool incomplete, struct err *err);
-/* The image was opened: what its journal says of that.  Yields. */
-void node_find_mark(struct node *image);
+/*
+ * The image was opened, which is in a file of its own: what its journal says of
+ * that, where it has one.  Yields.
+ */
+void node_find_mark(struct node *image, bool has_journal);
 /* What the journal of a file says of the raw image in it.  Yields. */
 bool file_is_unfinished(const struct node *file);
 /* Is the image that @node shows marked?  Does not yield. */

@@ -459,6 +459,8 @@ bool backing_is_path(const char *name);
  * driver must not look at such a file.  Yields.
  */
 int node_backing_path(struct node *node, char **ret, struct err *err);
+/* The inode by which journals know a file; a device has none: 0.  No yield. */
+uint64_t node_journal_ino(const struct node *file);
 /*
  * For drivers of files, while they open: the node shows this file.  -ELOOP
  * where it is the file of an image above it in the chain that is being opened;

@@ -396,6 +396,12 @@ node_local_file(const struct node *node)
     return file && !file->is_device ? file : NULL;
 }
 
+uint64_t
+node_journal_ino(const struct node *file)
+{
+    return file->is_device ? 0 : file->file_id.ino;
+}
+
 const char *
 node_image_format(const struct node *node)
 {

@@ -46,7 +46,7 @@ switch_ask_target(struct graph *graph, const struct switch_intent *i, bool *ret,
     int r = look_at(graph, &i->target, &target, err);
 
     if (!r) {
-        *ret = node_is_unfinished(target);
+        *ret = target->incomplete;
         node_unref(target);
     }
     return r;
@@ -257,8 +257,7 @@ arrive_at_target(struct node *node, const struct node *file,
     struct loop *loop = node->graph->loop;
     auto_err err = ERR_INIT;
 
-    if (node->read_only || node_is_unfinished(node) ||
-        !is_same(&i->target, file)) {
+    if (node->read_only || node->incomplete || !is_same(&i->target, file)) {
         return;
     }
     bool stands = i->source.ino && stands_on(node, i->source.ino);
@@ -426,8 +425,10 @@ node_recover(struct node *top, struct err *err)
     if (node->drv->is_protocol || !file || (node != top && node->visible)) {
         return 0;
     }
-    node_find_mark(node);
     r = intent_find(&node->graph->journals, file->filename, &found, &intent, err);
+    if (!r) {
+        node_find_mark(node, found != INTENT_NONE);
+    }
     if (!r && found == INTENT_AS_SOURCE) {
         r = leave_source(node, file, &intent, err);
     } else if (!r && found == INTENT_AS_TARGET) {
@@ -438,7 +439,7 @@ node_recover(struct node *top, struct err *err)
     switch_intent_fini(&intent);
     /* Most images have no journal, and a chain has many that are only read. */
     if (!r && found != INTENT_NONE && !node->read_only) {
-        if (!node_is_unfinished(node)) {
+        if (!node->incomplete) {
             finish_deletions(node, file);
         }
         keep_session(node, file);

@@ -221,8 +221,7 @@ follow(struct copy *c)
         follow_job(&f);
     }
     bool done = f.end == FOLLOW_DONE;
-    bool may_switch = !stays(c) || (is_mirror(c) && !c->then);
-    bool switched = done && may_switch &&
+    bool switched = done && !(c->then && stays(c)) &&
                     node_is_used(c->client, c->target.node, NULL);
     struct closing closing = {0};
     json_t *more = json_pack("{s:s, s:s, s:s, s:s, s:b}", "verb",

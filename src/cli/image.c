@@ -6,7 +6,6 @@
 
 #include "base/bytes.h"
 #include "base/mem.h"
-#include "block/mark.h"
 #include "block/node.h"
 #include "cli/cli.h"
 #include "cli/create.h"
@@ -102,7 +101,7 @@ describe(struct node *node)
     if (node->drv->info) {
         node->drv->info(node, o);
     }
-    if (node_is_unfinished(node)) {
+    if (node->incomplete) {
         json_object_set_new(o, "unfinished-copy", json_true());
     }
     if (node->file && node->file->child->drv->info) {

@@ -13,7 +13,6 @@
 
 #include "base/bytes.h"
 #include "base/mem.h"
-#include "block/mark.h"
 #include "block/node.h"
 #include "cli/cli.h"
 
@@ -310,7 +309,7 @@ cli_open(struct cli *cli, const char *path, const char *format,
     }
     if (node_add(cli->graph, options, &node, err)) {
         node = NULL;
-    } else if (node_is_unfinished(node) && strcmp(cli->verb, "info") &&
+    } else if (node->incomplete && strcmp(cli->verb, "info") &&
                claim_check(node, CLAIM_READ, "sluice", err)) {
         node_del(cli->graph, node_name, NULL);
         node = NULL;

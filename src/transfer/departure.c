@@ -256,8 +256,7 @@ static struct intent_file
 intent_file(const struct node *file, const struct node *image)
 {
     return (struct intent_file){
-        file->filename, file->is_device ? 0 : file->file_id.ino,
-        file->file_born,
+        file->filename, node_journal_ino(file), file->file_born,
         (char *)(uintptr_t)node_image_format(image)};
 }
 

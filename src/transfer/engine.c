@@ -881,7 +881,6 @@ transfer_work(struct transfer *t)
     if (!t->start_ns) {
         t->start_ns = loop_now(loop_of(t));
     }
-    t->dispatcher = coro_self(); /* again: it may begin elsewhere */
     t->epoch_start_ns = loop_now(loop_of(t));
     t->rest = (struct missing){0};
     t->hot_n = 0;
@@ -962,7 +961,6 @@ check_space(struct transfer *t, struct err *err)
 static int
 begin(struct transfer *t, struct err *err)
 {
-    t->dispatcher = coro_self();
     bool may_switch = t->tracked && !t->sinks && (t->finish == FINISH_SWITCH ||
                                      t->wait_for_verb);
     int r = check_space(t, err);
@@ -1015,6 +1013,7 @@ transfer_run(struct job *job, struct err *err)
     struct transfer *t = transfer_of(job);
 
     job->total = t->copy.target->size;
+    t->dispatcher = coro_self();
     int r = t->start_ns ? 0 : begin(t, err);
 
     job_set_begun(job);

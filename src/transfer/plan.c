@@ -14,6 +14,7 @@
  */
 #include <errno.h>
 
+#include "block/limits.h"
 #include "journal/journal.h"
 #include "transfer/engine.h"
 
@@ -91,6 +92,13 @@ count_clusters(struct counter *c, const struct node *target, uint64_t off,
     }
 }
 
+/* What one table names; 0: there are none. */
+static uint64_t
+table_reach(const struct node *node)
+{
+    return node->table_size / 8 * node->cluster_size;
+}
+
 /* Has @target a place for anything in [off, end)? */
 static int
 has_any(struct node *target, uint64_t off, uint64_t end, bool *ret)
@@ -115,7 +123,7 @@ static int
 count_tables(struct growth *g, uint64_t off, uint64_t end)
 {
     struct node *target = g->target.node;
-    uint64_t reach = target->table_size / 8 * target->cluster_size;
+    uint64_t reach = table_reach(target);
 
     off = reach ? max_u64(align_down(off, reach), g->tables.end) : end;
     for (; off < end; off += reach) {
@@ -223,8 +231,7 @@ count_moved(struct transfer *t, struct growth *g, const struct missing *m,
 static uint64_t
 freed_of(const struct node *layer, uint64_t bytes)
 {
-    enum { HOST_BLOCK = 4096 };
-    uint64_t reach = layer->table_size / 8 * layer->cluster_size;
+    uint64_t reach = table_reach(layer);
 
     return reach && layer->cluster_size < HOST_BLOCK
                ? bytes - 2 * (bytes / (reach / HOST_BLOCK))
@@ -464,7 +471,7 @@ for_short_layers(const struct transfer *t)
         least = min_u64(least, t->release.layers[i]->size);
         units += t->release.layers[i]->cluster_size;
     }
-    uint64_t reach = top->table_size / 8 * top->cluster_size;
+    uint64_t reach = table_reach(top);
     uint64_t tail = top->size > least ? top->size - least : 0;
 
     return tail && reach
@@ -528,7 +535,7 @@ transfer_check_space(struct transfer *t, struct err *err)
 {
     struct node *target = t->copy.target;
     struct transfer_plan plan;
-    uint64_t reach = target->table_size / 8 * target->cluster_size;
+    uint64_t reach = table_reach(target);
     uint64_t tables =
         reach ? div_up(target->size, reach) * target->table_size : 0;
     uint64_t most = target->size + metadata_for(target, target->size, tables);

@@ -55,7 +55,7 @@ set_file(json_t *note, const char *key, const struct node *node)
         json_object_set_new(
             note, key,
             json_pack("{s:s, s:I, s:I}", "file", file->filename, "ino",
-                      file->is_device ? 0 : (json_int_t)file->file_id.ino,
+                      (json_int_t)node_journal_ino(file),
                       "born",
                       (json_int_t)file->file_born));
     }
@@ -79,8 +79,8 @@ set_target(json_t *note, const struct transfer_options *o)
     json_object_update_new(
         note,
         json_pack("{s:o, s:i, s:i, s:i, s:I, s:b}", "target-options",
-                  options_of(o->target), "copy-mode", (int)o->copy_mode, "sync", (int)o->sync,
-                  "finish", (int)o->finish, "granularity",
+                  options_of(o->target), "copy-mode", (int)o->copy_mode,
+                  "sync", (int)o->sync, "finish", (int)o->finish, "granularity",
                   (json_int_t)o->granularity, "upgrade", o->upgrade));
     set_file(note, "target", o->target);
 }

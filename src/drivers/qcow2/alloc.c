@@ -524,9 +524,6 @@ is_last_use(struct qcow2 *q, uint64_t index)
     return last;
 }
 
-/* File systems give back whole blocks of theirs. */
-enum { HOST_BLOCK = 4096 };
-
 /* With the lock: is the cluster all that is used of its block, and only once? */
 static bool
 is_last_of_block(struct qcow2 *q, uint64_t index)
