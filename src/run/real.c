@@ -139,6 +139,7 @@ run_posts(struct real_loop *rl)
         struct job *job = container_of(it, struct job, link);
 
         list_remove(it);
+        atomic_store(&job->reported, false); /* `over` sees all until now */
         job->over(job);
     }
     list_for_each_safe(it, &posts)
@@ -158,6 +159,17 @@ job_chain_init(struct job_chain *chain)
 {
     list_init(&chain->waiting);
     chain->busy = false;
+}
+
+void
+job_report(struct real_loop *rl, struct job *job)
+{
+    if (!atomic_exchange(&job->reported, true)) {
+        pthread_mutex_lock(&rl->lock);
+        list_push(&rl->done, &job->link);
+        pthread_mutex_unlock(&rl->lock);
+        announce(rl);
+    }
 }
 
 /* Says that it is done; what its chain has next, or NULL.  @job may vanish. */

@@ -5,11 +5,11 @@
  * How a request is done is probed per file at open, the cheapest that never
  * blocks the loop's thread first:
  *
- *   inline   plain preadv/pwritev, on tmpfs, where nothing can block; but not
- *            large writes, which take long: pages are cleared and copied to
+ *   inline   plain preadv/pwritev, on tmpfs, where nothing can block
  *   nowait   RWF_NOWAIT: done at once where the page cache can, else refused
- *   queue    a guest's buffered writes where that is refused (ext4 always):
- *            a worker takes all of a turn at once
+ *   queue    a guest's buffered writes where that is refused (ext4 always),
+ *            and large ones to tmpfs, which take long: a worker does them, in
+ *            pieces, beside the loop's thread
  *   ring     io_uring: O_DIRECT, and reads that the cache lacks
  *   offload  a worker thread: where there is no io_uring; and background work
  *            through the page cache, which is copying, in threads of lower
@@ -42,6 +42,7 @@ enum {
     DIRECT_ALIGN = 4096, /* at most, of what is to be written directly */
     DIRECT_ALIGN_MIN = 512,
     INLINE_WRITE_MAX = 256 << 10,
+    INLINE_BUSY_MAX = 32 << 10, /* where the loop's thread has other work */
     BACKGROUND_CHUNK = 256 << 10, /* bytes of one call of background work */
 };
 
@@ -180,15 +181,23 @@ batch_slow(struct batch *b, bool background)
     return b->result;
 }
 
+/* Whether an inline write is better done by a worker. */
+static bool
+takes_long(const struct real_file *rf, uint64_t bytes)
+{
+    bool others_wait = rf->writes.busy || rf->f.loop->n_ready;
+
+    return bytes > (others_wait ? INLINE_BUSY_MAX : INLINE_WRITE_MAX);
+}
+
 static ssize_t
 batch_run(struct batch *b, bool background)
 {
     struct real_file *rf = b->rf;
 
     if (rf->plain && !background) {
-        if (b->write && b->bytes > INLINE_WRITE_MAX) {
-            file_offload(rf, batch_in_worker, b);
-            return b->result;
+        if (b->write && takes_long(rf, b->bytes)) {
+            return batch_queued(b);
         }
         return direct_call(b, 0);
     }

@@ -28,6 +28,7 @@ struct job {
     void (*over)(void *);
     void *arg;
     struct job_chain *chain; /* NULL: none */
+    atomic_bool reported;    /* see job_report() */
 };
 
 /*
@@ -111,20 +112,26 @@ void pool_start_job(struct pool *pool, struct job *job);
 /* As offload(), without a group, and in a chain unless that is NULL.  Yields. */
 void pool_run(struct pool *pool, struct job_chain *chain, void (*fn)(void *),
               void *arg);
+/* From @job's `fn`: has `over` called once more, before its end. */
+void job_report(struct real_loop *rl, struct job *job);
 void job_chain_init(struct job_chain *chain);
 
 /*
  * Writes of one file that the loop's thread must not do itself.  One worker
- * does all that gathered during a turn, one after the other (the file system
- * lets only one at a time write to a file anyway), while the next ones gather:
- * a hand-over and a bell for many writes instead of for each.  They are
- * answered together, so a batch ends where it would take long: with the write
- * that makes it WRITE_BATCH bytes or more.
+ * does them, one after the other (the file system lets only one at a time
+ * write to a file anyway): a hand-over and a bell for many instead of for each.
+ * It begins at the turn's end, or as soon as there is something worth it, and
+ * takes what waits in pieces: each is answered while the next is written, so
+ * that neither the worker nor the loop waits for the other.
  */
 struct write_queue {
     struct list link; /* of the loop, while it waits for the turn's end */
-    struct list waiting, running; /* of struct queued_write */
-    struct job job;
+    /* Of struct queued_write; under the loop's lock, but `last`. */
+    struct list waiting, written;
+    uint64_t waiting_bytes;
+    struct list last;     /* what the job wrote last, once it is over */
+    uint64_t taken_bytes; /* by the job that runs */
+    struct job job, part;
     struct real_loop *rl;
     struct backend *backend;
     bool busy;

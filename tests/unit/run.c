@@ -436,6 +436,9 @@ a_passed_descriptor_is_made_fit_or_refused(void)
     loop_free(loop);
 }
 
+/* Who made the last call. */
+static _Atomic pid_t wrote, allocated;
+
 /* A queued write can be made to wait in its worker. */
 static struct {
     unsigned queued, hold_from; /* 0: none is held */
@@ -445,14 +448,14 @@ static struct {
 ssize_t
 pwritev(int fd, const struct iovec *iov, int n, off_t off)
 {
+    wrote = gettid();
     if (calls.hold_from && ++calls.queued >= calls.hold_from) {
         sem_wait(&calls.go_on);
     }
     return syscall(SYS_pwritev2, fd, iov, n, off, 0, 0);
 }
 
-/* Who made the last call; and while it takes long, how many did at once. */
-static _Atomic pid_t wrote, allocated;
+/* While a call takes long: how many did at once. */
 static atomic_bool takes_long;
 static atomic_uint under_way, most_at_once;
 
@@ -480,9 +483,14 @@ fallocate(int fd, int mode, off_t off, off_t len)
 }
 
 static void
+do_nothing(void *arg)
+{
+}
+
+static void
 tmpfs_main(void *arg)
 {
-    enum { LARGE = 1 << 20 };
+    enum { LARGE = 1 << 20, MEDIUM = 64 << 10 };
     struct loop *loop = loop_current();
     auto_free char *path = xasprintf("%s/f", (char *)arg);
     auto_free unsigned char *buf = xzalloc(LARGE);
@@ -492,6 +500,11 @@ tmpfs_main(void *arg)
     CHECK_INT(file_write_buf(f, 0, buf, 4096), 0);
     CHECK_INT(wrote, gettid());
     CHECK_INT(file_write_buf(f, 0, buf, LARGE), 0);
+    CHECK(wrote != gettid());
+    CHECK_INT(file_write_buf(f, 0, buf, MEDIUM), 0);
+    CHECK_INT(wrote, gettid());
+    coro_start(loop, do_nothing, NULL); /* now something waits for the loop */
+    CHECK_INT(file_write_buf(f, 0, buf, MEDIUM), 0);
     CHECK(wrote != gettid());
     CHECK_INT(file_punch(f, 0, LARGE), 0);
     CHECK(allocated && allocated != gettid());
@@ -505,54 +518,67 @@ what_takes_long_on_tmpfs_is_done_by_workers(void)
     in_folder(false, "/dev/shm", tmpfs_main);
 }
 
-enum { BIG = 512 << 10, BIGS = 4 };
-
-struct big_write {
+struct queued {
     struct file *f;
-    uint64_t off;
+    uint64_t off, size;
     unsigned *done;
 };
 
 static void
-write_big(void *arg)
+write_queued(void *arg)
 {
-    struct big_write *w = arg;
-    auto_free unsigned char *buf = xzalloc(BIG);
+    struct queued *w = arg;
+    auto_free unsigned char *buf = xzalloc(w->size);
 
-    CHECK_INT(file_write_buf(w->f, w->off, buf, BIG), 0);
+    CHECK_INT(file_write_buf(w->f, w->off, buf, w->size), 0);
     ++*w->done;
 }
 
+/*
+ * Of @n writes of @size bytes at once the @held-th waits in its worker: at
+ * least @answered are answered all the same, but none of those behind it.
+ */
 static void
-batch_main(void *arg)
+hold_one(struct file *f, uint64_t size, unsigned n, unsigned held,
+         unsigned answered)
 {
     struct loop *loop = loop_current();
-    auto_free char *path = xasprintf("%s/f", (char *)arg);
     uint64_t deadline = loop_now(loop) + 10 * NS_PER_S;
-    struct big_write w[BIGS];
-    struct file *f = NULL;
+    auto_free struct queued *w = xmalloc(n * sizeof(*w));
     unsigned done = 0;
 
-    CHECK_INT(file_open(loop, path, FILE_WRITE | FILE_CREATE, &f), 0);
     sem_init(&calls.go_on, 0, 0);
     calls.queued = 0;
-    calls.hold_from = 3;
-    for (unsigned i = 0; i < BIGS; i++) {
-        w[i] = (struct big_write){.f = f, .off = i * BIG, .done = &done};
-        coro_start(loop, write_big, &w[i]);
+    calls.hold_from = held;
+    for (unsigned i = 0; i < n; i++) {
+        w[i] = (struct queued){f, i * size, size, &done};
+        coro_start(loop, write_queued, &w[i]);
     }
-    while (done < 2 && loop_now(loop) < deadline) {
+    while (done < answered && loop_now(loop) < deadline) {
         coro_sleep(NS_PER_MS);
     }
     /* Where the file system takes them at once, there is nothing to see. */
-    CHECK(done == 2 || (done == BIGS && !calls.queued));
-    for (unsigned i = 0; i < BIGS; i++) {
+    CHECK((done >= answered && done < held) || (done == n && !calls.queued));
+    for (unsigned i = 0; i < n; i++) {
         sem_post(&calls.go_on);
     }
-    while (done < BIGS) {
+    while (done < n) {
         coro_sleep(NS_PER_MS);
     }
     calls.hold_from = 0;
+}
+
+static void
+in_pieces_main(void *arg)
+{
+    struct loop *loop = loop_current();
+    auto_free char *path = xasprintf("%s/f", (char *)arg);
+    struct file *f = NULL;
+
+    CHECK_INT(file_open(loop, path, FILE_WRITE | FILE_CREATE, &f), 0);
+    hold_one(f, 64 << 10, 8, 2, 1);
+    hold_one(f, 4 << 10, 32, 20, 4);
+    hold_one(f, 512 << 10, 8, 6, 5); /* more than one job does */
     file_close(f);
     CHECK_INT(file_unlink(loop, path), 0);
 }
@@ -560,7 +586,7 @@ batch_main(void *arg)
 static void
 queued_writes_do_not_wait_for_all_others(void)
 {
-    in_folder(false, "/tmp", batch_main);
+    in_folder(false, "/tmp", in_pieces_main);
 }
 
 struct copied {
