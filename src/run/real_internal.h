@@ -54,6 +54,8 @@ struct real_loop {
     struct list fd_waiters; /* in fd_wait() */
     struct list queues;     /* of write_queue.link: to start at the turn's end */
     uint64_t awake_ns;      /* how long the next wait looks before it sleeps */
+    struct look *look;      /* where it looks first; NULL: only in epoll */
+    unsigned n_looks;       /* that found something, since epoll was asked */
 
     pthread_mutex_t lock; /* covers the pools, posts and ending */
     struct pool pool, background;
@@ -87,6 +89,14 @@ void offload_by_name(struct loop *loop, const char *name, void (*fn)(void *),
 /* What an epoll event calls, in the loop's context. */
 struct watch {
     void (*fn)(struct watch *watch, unsigned events);
+};
+
+/*
+ * Who waits for what one system call can fetch.  A loop that waits awake calls
+ * @fn: true where that was there, and whoever waits was woken.
+ */
+struct look {
+    bool (*fn)(struct look *look);
 };
 
 static inline struct real_loop *

@@ -28,6 +28,12 @@ struct real_stream {
     bool readable, writable, shut;
     bool ending; /* the peer hung up: what is left may be read to the end */
     struct waitq readers, writers;
+
+    /* For a loop that waits awake: what the reader waits for. */
+    struct look look;
+    void *buf;
+    size_t len;
+    ssize_t received; /* -EAGAIN: nothing yet */
 };
 
 static struct real_stream *
@@ -52,6 +58,54 @@ stream_event(struct watch *watch, unsigned events)
     }
 }
 
+/* What there is, at most @len bytes, or -errno; says whether there is more. */
+static ssize_t
+receive(struct real_stream *rs, void *buf, size_t len)
+{
+    ssize_t n;
+
+    do {
+        n = recv(rs->fd, buf, len, MSG_DONTWAIT);
+    } while (n < 0 && errno == EINTR);
+    if (n >= 0) {
+        rs->readable = n == 0 || (size_t)n == len || rs->ending;
+        return n;
+    }
+    rs->readable = errno != EAGAIN;
+    return -errno;
+}
+
+static bool
+stream_look(struct look *look)
+{
+    struct real_stream *rs = container_of(look, struct real_stream, look);
+
+    rs->received = receive(rs, rs->buf, rs->len);
+    if (rs->received == -EAGAIN) {
+        return false;
+    }
+    real_of(rs->s.loop)->look = NULL;
+    waitq_wake_all(&rs->readers);
+    return true;
+}
+
+/* Until a call may succeed; -EAGAIN, or what was received meanwhile.  Yields. */
+static ssize_t
+wait_readable(struct real_stream *rs, void *buf, size_t len)
+{
+    struct real_loop *rl = real_of(rs->s.loop);
+
+    rs->buf = buf;
+    rs->len = len;
+    rs->received = -EAGAIN;
+    rl->look = &rs->look;
+    waitq_wait(&rs->readers);
+    if (rl->look == &rs->look) {
+        rl->look = NULL;
+    }
+    return rs->received;
+}
+
 static ssize_t
 real_stream_read(struct stream *s, void *buf, size_t len)
 {
@@ -61,20 +115,11 @@ real_stream_read(struct stream *s, void *buf, size_t len)
         if (rs->shut) {
             return -ESHUTDOWN;
         }
-        if (!rs->readable) {
-            waitq_wait(&rs->readers);
-            continue;
-        }
-        ssize_t n = recv(rs->fd, buf, len, MSG_DONTWAIT);
+        ssize_t n = rs->readable ? receive(rs, buf, len)
+                                 : wait_readable(rs, buf, len);
 
-        if (n >= 0) {
-            rs->readable = n == 0 || (size_t)n == len || rs->ending;
+        if (n != -EAGAIN) {
             return n;
-        }
-        if (errno == EAGAIN) {
-            rs->readable = false;
-        } else if (errno != EINTR) {
-            return -errno;
         }
     }
 }
@@ -155,6 +200,7 @@ stream_new(struct loop *loop, int fd, struct stream **ret)
     rs->s = (struct stream){.ops = &real_stream_ops, .loop = loop};
     rs->fd = fd;
     rs->watch.fn = stream_event;
+    rs->look.fn = stream_look;
     rs->readable = rs->writable = true;
     waitq_init(&rs->readers);
     waitq_init(&rs->writers);

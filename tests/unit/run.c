@@ -823,6 +823,97 @@ what_hangs_takes_its_own_share_of_the_workers(void)
     rmdir(dir);
 }
 
+/* A peer that has always just sent: what recv() then finds there. */
+static struct {
+    int fd;
+    unsigned found;
+} eager;
+
+ssize_t
+recv(int fd, void *buf, size_t len, int flags)
+{
+    if (eager.fd && fd == eager.fd) {
+        eager.found++;
+        *(char *)buf = 'x';
+        return 1;
+    }
+    return syscall(SYS_recvfrom, fd, buf, len, flags, NULL, NULL);
+}
+
+enum { WARM = 20, EAGER = 200 };
+
+struct pair {
+    struct stream *s;
+    int fd, peer;
+    bool *quiet_was_read;
+};
+
+static struct pair
+new_pair(void)
+{
+    struct address a = {.kind = ADDRESS_FD};
+    struct pair p = {0};
+    int fds[2];
+
+    CHECK(!socketpair(AF_UNIX, SOCK_STREAM, 0, fds));
+    a.fd = p.fd = fds[0];
+    p.peer = fds[1];
+    CHECK_INT(stream_connect(loop_current(), &a, &p.s, NULL), 0);
+    return p;
+}
+
+static void
+read_quiet(void *arg)
+{
+    struct pair *p = arg;
+    char byte;
+
+    CHECK_INT(stream_read(p->s, &byte, 1), 1);
+    *p->quiet_was_read = true;
+}
+
+static void
+eager_main(void *arg)
+{
+    struct loop *loop = loop_current();
+    bool quiet_was_read = false;
+    struct pair busy = new_pair(), quiet = new_pair();
+    uint64_t deadline = loop_now(loop) + 10 * NS_PER_S;
+    char two[2];
+
+    quiet.quiet_was_read = &quiet_was_read;
+    coro_start(loop, read_quiet, &quiet);
+    for (int i = 0; i < WARM; i++) { /* short waits, which the loop learns */
+        CHECK_INT(write(busy.peer, "x", 1), 1);
+        CHECK_INT(stream_read(busy.s, two, 2), 1);
+    }
+    eager.fd = busy.fd;
+    for (int i = 0; i < EAGER; i++) {
+        CHECK_INT(stream_read(busy.s, two, 2), 1);
+    }
+    CHECK_INT(eager.found, EAGER); /* epoll would never have told */
+    CHECK_INT(write(quiet.peer, "y", 1), 1);
+    while (!quiet_was_read && loop_now(loop) < deadline) {
+        CHECK_INT(stream_read(busy.s, two, 2), 1);
+    }
+    CHECK(quiet_was_read);
+    eager.fd = 0;
+    close(busy.peer);
+    CHECK_INT(stream_read(busy.s, two, 2), 0);
+    stream_close(busy.s);
+    stream_close(quiet.s);
+    close(quiet.peer);
+}
+
+static void
+who_waits_awake_looks_at_every_stream(void)
+{
+    struct loop *loop = new_loop(false);
+
+    CHECK(loop_run_main(loop, eager_main, NULL));
+    loop_free(loop);
+}
+
 int
 main(void)
 {
@@ -846,6 +937,8 @@ main(void)
     tap_run("what the ring does not take is done all the same",
             what_the_ring_does_not_take_is_done_all_the_same);
     tap_run("streams carry everything", streams_carry_everything);
+    tap_run("who waits awake looks at every stream",
+            who_waits_awake_looks_at_every_stream);
     tap_run("a passed descriptor is made fit or refused",
             a_passed_descriptor_is_made_fit_or_refused);
     tap_run("what hangs takes its own share of the workers",
