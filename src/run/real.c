@@ -497,7 +497,7 @@ wait_for_events(struct real_loop *rl, struct epoll_event *events,
     uint64_t begin = real_now(&rl->loop);
     int n = 0;
 
-    if (rl->awake_ns) {
+    if (rl->awake_ns && !rl->n_heavy) {
         n = wait_awake(rl, events, min_u64(deadline_ns, begin + rl->awake_ns));
     }
     if (n || rl->loop.n_ready) {

@@ -43,6 +43,9 @@ enum {
     DIRECT_ALIGN_MIN = 512,
     INLINE_WRITE_MAX = 256 << 10,
     INLINE_BUSY_MAX = 32 << 10, /* where the loop's thread has other work */
+    SYNC_AT_ONCE_MAX = 16 << 20, /* bytes */
+    SYNC_STEP_MIN = 2 << 20,
+    SYNC_STEPS_MAX = 4096,
     BACKGROUND_CHUNK = 256 << 10, /* bytes of one call of background work */
 };
 
@@ -56,6 +59,8 @@ struct real_file {
     struct write_queue writes;
     struct offload_group workers, background;
     struct job_chain background_writes; /* the inode's lock takes one at a time */
+    /* Bytes written since the last sync began, and where they lie. */
+    uint64_t unsynced, unsynced_start, unsynced_end;
     dev_t device;            /* that it lies on, or is */
     struct backend *backend; /* of that device */
 };
@@ -96,6 +101,20 @@ batch_in_worker(void *arg)
     b->result = direct_call(b, 0);
 }
 
+/*
+ * Begins to send a range to the disk.  What fails to begin may be said here
+ * alone, and must fail; where there is no such call, the sync does all.
+ */
+static int
+write_back(int fd, uint64_t off, uint64_t len)
+{
+    if (!sync_file_range(fd, (off_t)off, (off_t)len, SYNC_FILE_RANGE_WRITE) ||
+        errno == ESPIPE || errno == EINVAL || errno == ENOSYS) {
+        return 0;
+    }
+    return -errno;
+}
+
 /* As batch_in_worker(), with @b's elements cut into chunks. */
 static void
 batch_in_background(void *arg)
@@ -122,7 +141,12 @@ batch_in_background(void *arg)
         done += r;
         sg = sg_slice(sg, (uint64_t)r, sg.len - (uint64_t)r);
     }
-    b->result = done;
+    /* A sync would write it back in one breath, and the guest feel that. */
+    int r = b->write && done > 0 && !b->rf->plain
+                ? write_back(b->rf->fd, b->off, (uint64_t)done)
+                : 0;
+
+    b->result = r ? r : done;
 }
 
 /* In the file's share of its device's share of the workers. */
@@ -132,6 +156,25 @@ file_offload(struct real_file *rf, void (*fn)(void *), void *arg)
     offload_group_enter(&rf->workers);
     offload(rf->f.loop, &rf->backend->work, fn, arg);
     offload_group_leave(&rf->workers);
+}
+
+/*
+ * In a thread of lower priority, in the file's and its device's shares of them,
+ * after those before it in @chain.
+ */
+static void
+in_background(struct real_file *rf, struct job_chain *chain,
+              void (*fn)(void *), void *arg)
+{
+    struct real_loop *rl = real_of(rf->f.loop);
+
+    offload_group_enter(&rf->background);
+    offload_group_enter(&rf->backend->background);
+    heavy_begin(rl);
+    pool_run(&rl->background, chain, fn, arg);
+    heavy_end(rl);
+    offload_group_leave(&rf->backend->background);
+    offload_group_leave(&rf->background);
 }
 
 static ssize_t
@@ -152,13 +195,8 @@ batch_slow(struct batch *b, bool background)
     struct real_loop *rl = real_of(b->rf->f.loop);
 
     if (background && !b->rf->direct) {
-        offload_group_enter(&b->rf->background);
-        offload_group_enter(&b->rf->backend->background);
-        pool_run(&rl->background,
-                 b->write ? &b->rf->background_writes : NULL,
-                 batch_in_background, b);
-        offload_group_leave(&b->rf->backend->background);
-        offload_group_leave(&b->rf->background);
+        in_background(b->rf, b->write ? &b->rf->background_writes : NULL,
+                      batch_in_background, b);
         return b->result;
     }
     if (b->write && !b->rf->direct) {
@@ -216,6 +254,16 @@ batch_run(struct batch *b, bool background)
     return batch_slow(b, background);
 }
 
+static void
+count_unsynced(struct real_file *rf, uint64_t off, uint64_t len)
+{
+    rf->unsynced_start =
+        rf->unsynced ? min_u64(rf->unsynced_start, off) : off;
+    rf->unsynced_end =
+        rf->unsynced ? max_u64(rf->unsynced_end, off + len) : off + len;
+    rf->unsynced += len;
+}
+
 /* All of a request, by the ways that its file has. */
 static int
 transfer(struct file *file, uint64_t off, struct sg sg, unsigned flags,
@@ -239,6 +287,9 @@ transfer(struct file *file, uint64_t off, struct sg sg, unsigned flags,
             }
             sg_zero(sg); /* behind the end of the file */
             return 0;
+        }
+        if (write) {
+            count_unsynced(b.rf, off, (uint64_t)r);
         }
         off += (uint64_t)r;
         sg = sg_slice(sg, (uint64_t)r, sg.len - (uint64_t)r);
@@ -378,16 +429,43 @@ call_extent(void *arg)
     }
 }
 
-static int
-real_sync(struct file *file)
+static void
+call_write_back(void *arg)
 {
-    struct real_file *rf = file_of(file);
-    struct real_loop *rl = real_of(file->loop);
-    struct call call = {0};
+    struct call *c = arg;
+    uint64_t end = c->off + c->len;
+    uint64_t step = max_u64(c->len / SYNC_STEPS_MAX, SYNC_STEP_MIN);
 
-    if (rf->plain) {
-        return 0; /* tmpfs has nothing to sync */
+    for (uint64_t off = c->off; off < end && !c->result; off += step) {
+        c->result = write_back(c->fd, off, step);
     }
+}
+
+/*
+ * A sync of much keeps a CPU for milliseconds, where the kernel is not
+ * preempted, and whoever was woken there waits.  So what was written is sent to
+ * the disk in steps first, in a thread that gives way between them.
+ */
+static int
+write_back_all(struct real_file *rf)
+{
+    struct call call = {.fd = rf->fd,
+                        .off = rf->unsynced_start,
+                        .len = rf->unsynced_end - rf->unsynced_start};
+    bool much = rf->unsynced >= SYNC_AT_ONCE_MAX && !rf->direct;
+
+    rf->unsynced = 0;
+    if (much) {
+        in_background(rf, NULL, call_write_back, &call);
+    }
+    return call.result;
+}
+
+static int
+sync_now(struct real_file *rf)
+{
+    struct real_loop *rl = real_of(rf->f.loop);
+    struct call call = {0};
     struct io_uring_sqe *sqe = ring_sqe(rl);
     int r = RING_BROKEN;
 
@@ -396,6 +474,23 @@ real_sync(struct file *file)
         r = ring_wait(rl, sqe);
     }
     return r == RING_BROKEN ? in_worker(rf, call_fdatasync, &call) : r;
+}
+
+static int
+real_sync(struct file *file)
+{
+    struct real_file *rf = file_of(file);
+
+    if (rf->plain) {
+        return 0; /* tmpfs has nothing to sync */
+    }
+    int failed = write_back_all(rf);
+
+    heavy_begin(real_of(file->loop));
+    int r = sync_now(rf);
+
+    heavy_end(real_of(file->loop));
+    return failed ? failed : r;
 }
 
 static int

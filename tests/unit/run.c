@@ -3,11 +3,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>
+#include <linux/magic.h>
 #include <poll.h>
 #include <semaphore.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/un.h>
@@ -641,6 +643,82 @@ background_main(void *arg)
     CHECK_INT(file_unlink(loop, path), 0);
 }
 
+/* What is sent to the disk ahead of a sync, and what comes of it there. */
+static struct {
+    _Atomic unsigned calls;
+    _Atomic uint64_t bytes;
+    _Atomic pid_t by;
+    int fails; /* errno */
+} ahead;
+
+int
+sync_file_range(int fd, off_t off, off_t len, unsigned flags)
+{
+    ahead.calls++;
+    ahead.bytes += (uint64_t)len;
+    ahead.by = gettid();
+    errno = ahead.fails;
+    return ahead.fails ? -1
+                       : (int)syscall(SYS_sync_file_range, fd, off, len, flags);
+}
+
+static void
+forget_ahead(int fails)
+{
+    ahead.calls = 0;
+    ahead.bytes = 0;
+    ahead.fails = fails;
+}
+
+static void
+ahead_main(void *arg)
+{
+    enum { MUCH = 32 << 20, PIECE = 1 << 20 };
+    auto_free char *path = xasprintf("%s/f", (char *)arg);
+    auto_free unsigned char *buf = xzalloc(MUCH);
+    struct iovec piece = {buf, PIECE};
+    struct file *f = NULL;
+
+    CHECK_INT(file_open(loop_current(), path, FILE_WRITE | FILE_CREATE, &f), 0);
+    CHECK_INT(file_write_buf(f, 4096, buf, PIECE), 0);
+    forget_ahead(0);
+    CHECK_INT(file_sync(f), 0);
+    CHECK_INT(ahead.calls, 0); /* little is synced at once */
+    CHECK_INT(file_write_buf(f, 0, buf, MUCH), 0);
+    CHECK_INT(file_sync(f), 0);
+    CHECK(ahead.calls >= 8 && ahead.bytes >= MUCH);
+    CHECK(ahead.by && ahead.by != gettid());
+    forget_ahead(0);
+    CHECK_INT(file_sync(f), 0);
+    CHECK_INT(ahead.calls, 0); /* nothing was written */
+    CHECK_INT(file_write(f, 0, sg_one(&piece), FILE_IO_BACKGROUND), 0);
+    CHECK(ahead.calls && ahead.bytes == PIECE);
+
+    /* What is said there would be said nowhere else. */
+    forget_ahead(EIO);
+    CHECK_INT(file_write(f, 0, sg_one(&piece), FILE_IO_BACKGROUND), -EIO);
+    CHECK_INT(file_write_buf(f, 0, buf, MUCH), 0);
+    CHECK_INT(file_sync(f), -EIO);
+    forget_ahead(ENOSYS);
+    CHECK_INT(file_write(f, 0, sg_one(&piece), FILE_IO_BACKGROUND), 0);
+    CHECK_INT(file_write_buf(f, 0, buf, MUCH), 0);
+    CHECK_INT(file_sync(f), 0);
+    forget_ahead(0);
+    file_close(f);
+    CHECK_INT(file_unlink(loop_current(), path), 0);
+}
+
+static void
+much_is_sent_to_the_disk_ahead_of_a_sync(void)
+{
+    struct statfs fs;
+
+    if (!statfs("/tmp", &fs) && fs.f_type == TMPFS_MAGIC) {
+        return; /* there is nothing to sync */
+    }
+    in_folder(false, "/tmp", ahead_main);
+}
+
 static void
 background_writes_follow_each_other(void)
 {
@@ -934,6 +1012,8 @@ main(void)
             queued_writes_do_not_wait_for_all_others);
     tap_run("background writes of a file follow each other",
             background_writes_follow_each_other);
+    tap_run("much is sent to the disk ahead of a sync",
+            much_is_sent_to_the_disk_ahead_of_a_sync);
     tap_run("what the ring does not take is done all the same",
             what_the_ring_does_not_take_is_done_all_the_same);
     tap_run("streams carry everything", streams_carry_everything);
