@@ -165,6 +165,7 @@ job_chain_init(struct job_chain *chain)
 void
 job_report(struct real_loop *rl, struct job *job)
 {
+    assert(!job->fn);
     if (!atomic_exchange(&job->reported, true)) {
         pthread_mutex_lock(&rl->lock);
         list_push(&rl->done, &job->link);
@@ -414,6 +415,13 @@ real_flush(struct loop *loop)
 
 /* Waiting. */
 
+static int
+look_for_events(struct real_loop *rl, struct epoll_event *events)
+{
+    rl->n_looks = 0;
+    return epoll_wait(rl->epoll_fd, events, EVENTS_MAX, 0);
+}
+
 /* valgrind lacks the call with a timeout in ns: ms will do there. */
 static int
 sleep_until(struct real_loop *rl, struct epoll_event *events,
@@ -445,13 +453,6 @@ look(struct real_loop *rl)
     }
     rl->n_looks++;
     return true;
-}
-
-static int
-look_for_events(struct real_loop *rl, struct epoll_event *events)
-{
-    rl->n_looks = 0;
-    return epoll_wait(rl->epoll_fd, events, EVENTS_MAX, 0);
 }
 
 /*

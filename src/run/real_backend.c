@@ -15,6 +15,7 @@ enum {
     BACKEND_FILES = 16,     /* requests of all files of a device */
     BACKEND_WRITES = 16,    /* files of a device with queued writes */
     BACKEND_BACKGROUND = 8, /* background requests of a device */
+    BACKEND_AHEAD = 2,      /* files of a device before a sync */
 };
 
 static struct backend *
@@ -36,6 +37,7 @@ backend_get(struct real_loop *rl, const char *name, dev_t dev)
     b->refs = 1;
     offload_group_init(&b->work, name ? BACKEND_NAMES : BACKEND_FILES);
     offload_group_init(&b->background, BACKEND_BACKGROUND);
+    offload_group_init(&b->ahead, BACKEND_AHEAD);
     b->write_slots = BACKEND_WRITES;
     list_push(&rl->backends, &b->link);
     return b;

@@ -43,7 +43,7 @@ enum {
     DIRECT_ALIGN_MIN = 512,
     INLINE_WRITE_MAX = 256 << 10,
     INLINE_BUSY_MAX = 32 << 10, /* where the loop's thread has other work */
-    SYNC_AT_ONCE_MAX = 16 << 20, /* bytes */
+    SYNC_AT_ONCE_MAX = 16 << 20, /* bytes; see write_back_all() */
     SYNC_STEP_MIN = 2 << 20,
     SYNC_STEPS_MAX = 4096,
     BACKGROUND_CHUNK = 256 << 10, /* bytes of one call of background work */
@@ -57,10 +57,11 @@ struct real_file {
     bool nowait_write; /* for writes; cleared at the first refusal */
     bool direct;
     struct write_queue writes;
-    struct offload_group workers, background;
+    struct offload_group workers, background, ahead;
     struct job_chain background_writes; /* the inode's lock takes one at a time */
     /* Bytes written since the last sync began, and where they lie. */
     uint64_t unsynced, unsynced_start, unsynced_end;
+    int lost; /* what no sync would say: all fail with it (rule 9) */
     dev_t device;            /* that it lies on, or is */
     struct backend *backend; /* of that device */
 };
@@ -79,6 +80,7 @@ struct batch {
     uint64_t off, bytes;
     bool write;
     ssize_t result;
+    int lost; /* background: what write_back() said */
 };
 
 static ssize_t
@@ -102,17 +104,28 @@ batch_in_worker(void *arg)
 }
 
 /*
- * Begins to send a range to the disk.  What fails to begin may be said here
- * alone, and must fail; where there is no such call, the sync does all.
+ * Begins to send a range to the disk.  An error may be told here alone, the
+ * pages being gone: see `lost`.  Where there is no such call, or no memory for
+ * it now, all stays dirty and the sync does it.
  */
 static int
 write_back(int fd, uint64_t off, uint64_t len)
 {
-    if (!sync_file_range(fd, (off_t)off, (off_t)len, SYNC_FILE_RANGE_WRITE) ||
-        errno == ESPIPE || errno == EINVAL || errno == ENOSYS) {
+    if (!sync_file_range(fd, (off_t)off, (off_t)len, SYNC_FILE_RANGE_WRITE)) {
         return 0;
     }
-    return -errno;
+    switch (errno) {
+    case EAGAIN:
+    case EINTR:
+    case EINVAL:
+    case ENOMEM:
+    case ENOSYS:
+    case EOPNOTSUPP:
+    case ESPIPE:
+        return 0;
+    default:
+        return -errno;
+    }
 }
 
 /* As batch_in_worker(), with @b's elements cut into chunks. */
@@ -142,11 +155,10 @@ batch_in_background(void *arg)
         sg = sg_slice(sg, (uint64_t)r, sg.len - (uint64_t)r);
     }
     /* A sync would write it back in one breath, and the guest feel that. */
-    int r = b->write && done > 0 && !b->rf->plain
-                ? write_back(b->rf->fd, b->off, (uint64_t)done)
-                : 0;
-
-    b->result = r ? r : done;
+    b->lost = b->write && done > 0 && !b->rf->plain
+                  ? write_back(b->rf->fd, b->off, (uint64_t)done)
+                  : 0;
+    b->result = done;
 }
 
 /* In the file's share of its device's share of the workers. */
@@ -158,23 +170,36 @@ file_offload(struct real_file *rf, void (*fn)(void *), void *arg)
     offload_group_leave(&rf->workers);
 }
 
-/*
- * In a thread of lower priority, in the file's and its device's shares of them,
- * after those before it in @chain.
- */
+/* In a thread of lower priority, after those before it in @chain. */
 static void
-in_background(struct real_file *rf, struct job_chain *chain,
+in_background(struct real_file *rf, struct offload_group *file,
+              struct offload_group *device, struct job_chain *chain,
               void (*fn)(void *), void *arg)
 {
     struct real_loop *rl = real_of(rf->f.loop);
 
-    offload_group_enter(&rf->background);
-    offload_group_enter(&rf->backend->background);
+    offload_group_enter(file);
+    offload_group_enter(device);
     heavy_begin(rl);
     pool_run(&rl->background, chain, fn, arg);
     heavy_end(rl);
-    offload_group_leave(&rf->backend->background);
-    offload_group_leave(&rf->background);
+    offload_group_leave(device);
+    offload_group_leave(file);
+}
+
+static ssize_t
+batch_copied(struct batch *b)
+{
+    struct real_file *rf = b->rf;
+
+    in_background(rf, &rf->background, &rf->backend->background,
+                  b->write ? &rf->background_writes : NULL,
+                  batch_in_background, b);
+    if (b->lost) {
+        rf->lost = b->lost;
+        return b->lost;
+    }
+    return b->result;
 }
 
 static ssize_t
@@ -195,9 +220,7 @@ batch_slow(struct batch *b, bool background)
     struct real_loop *rl = real_of(b->rf->f.loop);
 
     if (background && !b->rf->direct) {
-        in_background(b->rf, b->write ? &b->rf->background_writes : NULL,
-                      batch_in_background, b);
-        return b->result;
+        return batch_copied(b);
     }
     if (b->write && !b->rf->direct) {
         return batch_queued(b);
@@ -446,19 +469,16 @@ call_write_back(void *arg)
  * preempted, and whoever was woken there waits.  So what was written is sent to
  * the disk in steps first, in a thread that gives way between them.
  */
-static int
-write_back_all(struct real_file *rf)
+static void
+write_back_all(struct real_file *rf, uint64_t off, uint64_t len)
 {
-    struct call call = {.fd = rf->fd,
-                        .off = rf->unsynced_start,
-                        .len = rf->unsynced_end - rf->unsynced_start};
-    bool much = rf->unsynced >= SYNC_AT_ONCE_MAX && !rf->direct;
+    struct call call = {.fd = rf->fd, .off = off, .len = len};
 
-    rf->unsynced = 0;
-    if (much) {
-        in_background(rf, NULL, call_write_back, &call);
+    in_background(rf, &rf->ahead, &rf->backend->ahead, NULL, call_write_back,
+                  &call);
+    if (call.result) {
+        rf->lost = call.result;
     }
-    return call.result;
 }
 
 static int
@@ -480,17 +500,25 @@ static int
 real_sync(struct file *file)
 {
     struct real_file *rf = file_of(file);
+    int r;
 
     if (rf->plain) {
         return 0; /* tmpfs has nothing to sync */
     }
-    int failed = write_back_all(rf);
+    struct real_loop *rl = real_of(file->loop);
+    bool much = rf->unsynced >= SYNC_AT_ONCE_MAX && !rf->direct;
 
-    heavy_begin(real_of(file->loop));
-    int r = sync_now(rf);
-
-    heavy_end(real_of(file->loop));
-    return failed ? failed : r;
+    rf->unsynced = 0;
+    if (!much) {
+        r = sync_now(rf);
+    } else {
+        write_back_all(rf, rf->unsynced_start,
+                       rf->unsynced_end - rf->unsynced_start);
+        heavy_begin(rl);
+        r = sync_now(rf);
+        heavy_end(rl);
+    }
+    return r ? r : rf->lost;
 }
 
 static int
@@ -861,6 +889,7 @@ real_file_open(struct loop *loop, const char *path, unsigned flags,
     rf->f.loop = loop;
     offload_group_init(&rf->workers, FILE_WORKERS);
     offload_group_init(&rf->background, FILE_BACKGROUND);
+    offload_group_init(&rf->ahead, 1);
     job_chain_init(&rf->background_writes);
     offload_by_folder(loop, path, open_in_worker, &call);
     if (call.result) {

@@ -58,7 +58,7 @@ struct real_loop {
     struct look *look;      /* where it looks first; NULL: only in epoll */
     unsigned n_looks;       /* that found something, since epoll was asked */
 
-    pthread_mutex_t lock; /* covers the pools, posts and ending */
+    pthread_mutex_t lock; /* covers the pools, posts, ending, write queues */
     struct pool pool, background;
     struct list posts;
     struct list done; /* of struct job.link, whose `over` is to be called */
@@ -74,7 +74,7 @@ struct backend {
     char *name; /* a folder or an address; NULL: by device */
     dev_t dev;
     unsigned refs;
-    struct offload_group work, background;
+    struct offload_group work, background, ahead;
     unsigned write_slots; /* that are free */
 };
 
@@ -123,7 +123,10 @@ void pool_start_job(struct pool *pool, struct job *job);
 /* As offload(), without a group, and in a chain unless that is NULL.  Yields. */
 void pool_run(struct pool *pool, struct job_chain *chain, void (*fn)(void *),
               void *arg);
-/* From @job's `fn`: has `over` called once more, before its end. */
+/*
+ * From the `fn` of another job, before its end: has @job's `over` called, at
+ * least once after each call.  @job itself is never given to a pool.
+ */
 void job_report(struct real_loop *rl, struct job *job);
 void job_chain_init(struct job_chain *chain);
 
@@ -154,7 +157,7 @@ heavy_end(struct real_loop *rl)
  */
 struct write_queue {
     struct list link; /* of the loop, while it waits for the turn's end */
-    /* Of struct queued_write; under the loop's lock, but `last`. */
+    /* Of struct queued_write; under the loop's lock while the job runs. */
     struct list waiting, written;
     uint64_t waiting_bytes;
     struct list last;     /* what the job wrote last, once it is over */

@@ -162,8 +162,8 @@ write_queue_run(struct write_queue *q, struct queued_write *w)
 
     pthread_mutex_unlock(&q->rl->lock);
     to_be_started(q);
-    if (enough && !q->busy) {
-        start(q);
+    if (enough && q->rl->queues.next == &q->link) {
+        start(q); /* no other file has waited longer */
     }
     while (!w->done) {
         coro_yield();

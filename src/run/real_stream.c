@@ -7,6 +7,7 @@
  * a stream has no edge of its own where it came together with the last data,
  * so once it was seen a short read clears nothing.
  */
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netdb.h>
@@ -95,6 +96,7 @@ wait_readable(struct real_stream *rs, void *buf, size_t len)
 {
     struct real_loop *rl = real_of(rs->s.loop);
 
+    assert(waitq_idle(&rs->readers)); /* stream.h: one reads at a time */
     rs->buf = buf;
     rs->len = len;
     rs->received = -EAGAIN;
@@ -103,7 +105,7 @@ wait_readable(struct real_stream *rs, void *buf, size_t len)
     if (rl->look == &rs->look) {
         rl->look = NULL;
     }
-    return rs->received;
+    return rs->shut ? -EAGAIN : rs->received;
 }
 
 static ssize_t
