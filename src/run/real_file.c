@@ -180,9 +180,9 @@ in_background(struct real_file *rf, struct offload_group *file,
 
     offload_group_enter(file);
     offload_group_enter(device);
-    heavy_begin(rl);
+    rl->n_heavy++;
     pool_run(&rl->background, chain, fn, arg);
-    heavy_end(rl);
+    rl->n_heavy--;
     offload_group_leave(device);
     offload_group_leave(file);
 }
@@ -514,9 +514,9 @@ real_sync(struct file *file)
     } else {
         write_back_all(rf, rf->unsynced_start,
                        rf->unsynced_end - rf->unsynced_start);
-        heavy_begin(rl);
+        rl->n_heavy++;
         r = sync_now(rf);
-        heavy_end(rl);
+        rl->n_heavy--;
     }
     return r ? r : rf->lost;
 }

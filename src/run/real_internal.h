@@ -54,7 +54,12 @@ struct real_loop {
     struct list fd_waiters; /* in fd_wait() */
     struct list queues;     /* of write_queue.link: to start at the turn's end */
     uint64_t awake_ns;      /* how long the next wait looks before it sleeps */
-    unsigned n_heavy;       /* see heavy_begin() */
+    /*
+     * Copies and syncs under way, which keep a CPU busy for long: the loop
+     * sleeps then while it waits.  One that looks and yields would be put
+     * behind them, and a kernel that is not preempted lets it wait there.
+     */
+    unsigned n_heavy;
     struct look *look;      /* where it looks first; NULL: only in epoll */
     unsigned n_looks;       /* that found something, since epoll was asked */
 
@@ -129,23 +134,6 @@ void pool_run(struct pool *pool, struct job_chain *chain, void (*fn)(void *),
  */
 void job_report(struct real_loop *rl, struct job *job);
 void job_chain_init(struct job_chain *chain);
-
-/*
- * Around what keeps a CPU busy for long, copies and syncs: the loop sleeps then
- * while it waits.  One that looks and yields would be put behind them, and a
- * kernel that is not preempted lets it wait for milliseconds there.
- */
-static inline void
-heavy_begin(struct real_loop *rl)
-{
-    rl->n_heavy++;
-}
-
-static inline void
-heavy_end(struct real_loop *rl)
-{
-    rl->n_heavy--;
-}
 
 /*
  * Writes of one file that the loop's thread must not do itself.  One worker
