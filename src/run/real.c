@@ -66,7 +66,7 @@ clock_ns(clockid_t id)
     return (uint64_t)ts.tv_sec * NS_PER_S + (uint64_t)ts.tv_nsec;
 }
 
-static uint64_t
+uint64_t
 real_now(struct loop *loop)
 {
     return clock_ns(CLOCK_MONOTONIC);

@@ -14,7 +14,8 @@
  *   offload  a worker thread: where there is no io_uring; and background work
  *            through the page cache, which is copying, in threads of lower
  *            priority, a bit at a time, so that a guest's write to the same
- *            file gets in between
+ *            file gets in between; the queue's worker, while it is at work,
+ *            writes these bits, too
  *
  * What is refused or done in part by one way goes on with the next.
  */
@@ -56,14 +57,14 @@ struct real_file {
     bool nowait_read;  /* RWF_NOWAIT works for reads */
     bool nowait_write; /* for writes; cleared at the first refusal */
     bool direct;
-    struct write_queue writes;
+    struct write_queue *writes;
     struct offload_group workers, background, ahead;
     struct job_chain background_writes; /* the inode's lock takes one at a time */
     /* Bytes written since the last sync began, and where they lie. */
     uint64_t unsynced, unsynced_start, unsynced_end;
     int lost; /* what no sync would say: all fail with it (rule 9) */
     dev_t device;            /* that it lies on, or is */
-    struct backend *backend; /* of that device */
+    struct backend *backend; /* of that device; `writes` holds it */
 };
 
 static struct real_file *
@@ -128,6 +129,20 @@ write_back(int fd, uint64_t off, uint64_t len)
     }
 }
 
+/* A chunk of background work. */
+static ssize_t
+chunk_call(struct batch *b)
+{
+    struct queued_write w = {.fd = b->rf->fd,
+                             .iov = b->iov,
+                             .n = b->n,
+                             .off = b->off,
+                             .bytes = b->bytes};
+
+    return b->write && write_queue_lend(b->rf->writes, &w) ? w.result
+                                                          : direct_call(b, 0);
+}
+
 /* As batch_in_worker(), with @b's elements cut into chunks. */
 static void
 batch_in_background(void *arg)
@@ -138,14 +153,13 @@ batch_in_background(void *arg)
 
     while (sg.len) {
         struct batch part;
-        uint64_t bytes;
 
         part.rf = b->rf;
         part.off = b->off + (uint64_t)done;
         part.write = b->write;
         part.n = sg_to_iov(sg_slice(sg, 0, min_u64(sg.len, BACKGROUND_CHUNK)),
-                           part.iov, IOV_BATCH, &bytes);
-        ssize_t r = direct_call(&part, 0);
+                           part.iov, IOV_BATCH, &part.bytes);
+        ssize_t r = chunk_call(&part);
 
         if (r <= 0) {
             done = done ? done : r;
@@ -211,7 +225,7 @@ batch_queued(struct batch *b)
                              .off = b->off,
                              .bytes = b->bytes};
 
-    return write_queue_run(&b->rf->writes, &w);
+    return write_queue_run(b->rf->writes, &w);
 }
 
 static ssize_t
@@ -246,7 +260,7 @@ batch_slow(struct batch *b, bool background)
 static bool
 takes_long(const struct real_file *rf, uint64_t bytes)
 {
-    bool others_wait = rf->writes.busy || rf->f.loop->n_ready;
+    bool others_wait = rf->writes->busy || rf->f.loop->n_ready;
 
     return bytes > (others_wait ? INLINE_BUSY_MAX : INLINE_WRITE_MAX);
 }
@@ -733,7 +747,7 @@ real_close(struct file *file)
     struct real_file *rf = file_of(file);
 
     close(rf->fd);
-    backend_put(rf->backend);
+    write_queue_free(rf->writes);
     free(rf);
 }
 
@@ -897,7 +911,7 @@ real_file_open(struct loop *loop, const char *path, unsigned flags,
         return call.result;
     }
     rf->backend = backend_of_device(real_of(loop), rf->device);
-    write_queue_init(&rf->writes, real_of(loop), rf->backend);
+    rf->writes = write_queue_new(real_of(loop), rf->backend);
     *ret = &rf->f;
     return 0;
 }

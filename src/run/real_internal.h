@@ -83,6 +83,8 @@ struct backend {
     unsigned write_slots; /* that are free */
 };
 
+uint64_t real_now(struct loop *loop);
+
 struct backend *backend_of_device(struct real_loop *rl, dev_t dev);
 void backend_put(struct backend *b);
 /* offload() in the share of the folder that @path lies in.  Yields. */
@@ -153,7 +155,13 @@ struct write_queue {
     struct job job, part;
     struct real_loop *rl;
     struct backend *backend;
-    bool busy;
+    bool busy, abandoned;
+
+    /* Of a thread in the background, which waits for it; under the lock. */
+    struct queued_write *lent;
+    pthread_cond_t lent_done;
+    bool takes_lent;
+    uint64_t lend_after_ns;
 };
 
 struct queued_write {
@@ -167,10 +175,20 @@ struct queued_write {
     bool done;
 };
 
-void write_queue_init(struct write_queue *q, struct real_loop *rl,
-                      struct backend *backend);
+/* Takes over the reference to @backend. */
+struct write_queue *write_queue_new(struct real_loop *rl,
+                                    struct backend *backend);
+/* Nothing is in it; its worker may still be about to find that out. */
+void write_queue_free(struct write_queue *q);
 /* Writes once, as pwritev(2), or gives -errno.  Yields. */
 ssize_t write_queue_run(struct write_queue *q, struct queued_write *w);
+/*
+ * For a thread in the background, one at a time: where the worker is at work,
+ * it writes @w after its piece, as write_queue_run() would, and no guest's
+ * write waits while threads fight for the inode's lock.  False: it is not, and
+ * the thread writes itself.
+ */
+bool write_queue_lend(struct write_queue *q, struct queued_write *w);
 /* For the loop: starts what gathered. */
 void write_queues_start(struct real_loop *rl);
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /* See struct write_queue. */
+#include <assert.h>
 #include <errno.h>
+#include <stdlib.h>
 #include <sys/uio.h>
 
 #include "base/bytes.h"
@@ -11,6 +13,9 @@ enum {
     PIECE_MIN = 16 << 10,  /* bytes that are worth a bell */
     PIECE_MAX = 64 << 10,
 };
+
+#define LENT_MAX_NS (2 * NS_PER_MS) /* for one write that is lent */
+#define LEND_AGAIN_NS NS_PER_S
 
 /*
  * Moves what comes next to @piece: half of what waits, so that the loop answers
@@ -36,19 +41,43 @@ take_piece(struct write_queue *q, struct list *piece)
 }
 
 static void
+write_one(struct queued_write *w)
+{
+    do {
+        w->result = pwritev(w->fd, w->iov, w->n, (off_t)w->off);
+    } while (w->result < 0 && errno == EINTR);
+    if (w->result < 0) {
+        w->result = -errno;
+    }
+}
+
+static void
 write_piece(struct list *piece)
 {
     list_for_each(it, piece)
     {
-        struct queued_write *w = container_of(it, struct queued_write, link);
-
-        do {
-            w->result = pwritev(w->fd, w->iov, w->n, (off_t)w->off);
-        } while (w->result < 0 && errno == EINTR);
-        if (w->result < 0) {
-            w->result = -errno;
-        }
+        write_one(container_of(it, struct queued_write, link));
     }
+}
+
+/*
+ * Who has dirtied too many pages is made to wait by the kernel.  That is the
+ * background's to wait, not the guest's.
+ */
+static void
+write_lent(struct write_queue *q, struct queued_write *w)
+{
+    uint64_t begin = real_now(&q->rl->loop), end;
+
+    write_one(w);
+    end = real_now(&q->rl->loop);
+    pthread_mutex_lock(&q->rl->lock);
+    if (end - begin > LENT_MAX_NS) {
+        q->lend_after_ns = end + LEND_AGAIN_NS;
+    }
+    w->done = true;
+    pthread_cond_signal(&q->lent_done);
+    pthread_mutex_unlock(&q->rl->lock);
 }
 
 /* In the worker: each piece is answered while the next one is written. */
@@ -64,18 +93,48 @@ write_all(void *arg)
     q->taken_bytes = 0;
     while (more) {
         pthread_mutex_lock(lock);
+        q->takes_lent = true;
         take_piece(q, &piece);
         pthread_mutex_unlock(lock);
         write_piece(&piece);
         pthread_mutex_lock(lock);
-        more = !list_empty(&q->waiting) && q->taken_bytes < WRITE_BATCH;
+        struct queued_write *lent = q->lent;
+
+        q->lent = NULL;
+        more = lent ||
+               (!list_empty(&q->waiting) && q->taken_bytes < WRITE_BATCH);
+        q->takes_lent = more;
+        bool answers = more && !list_empty(&piece);
+
         /* Once the last one is answered, nothing keeps the queue alive. */
         list_splice(more ? &q->written : &q->last, &piece);
         pthread_mutex_unlock(lock);
-        if (more) {
+        if (answers) {
             job_report(q->rl, &q->part);
         }
+        if (lent) {
+            write_lent(q, lent);
+        }
     }
+}
+
+bool
+write_queue_lend(struct write_queue *q, struct queued_write *w)
+{
+    bool lent;
+
+    pthread_mutex_lock(&q->rl->lock);
+    lent = q->takes_lent && real_now(&q->rl->loop) >= q->lend_after_ns;
+    if (lent) {
+        assert(!q->lent);
+        w->done = false;
+        q->lent = w;
+        while (!w->done) {
+            pthread_cond_wait(&q->lent_done, &q->rl->lock);
+        }
+    }
+    pthread_mutex_unlock(&q->rl->lock);
+    return lent;
 }
 
 static void
@@ -113,6 +172,14 @@ piece_over(void *arg)
 }
 
 static void
+destroy(struct write_queue *q)
+{
+    backend_put(q->backend);
+    pthread_cond_destroy(&q->lent_done);
+    free(q);
+}
+
+static void
 batch_over(void *arg)
 {
     struct write_queue *q = container_of(arg, struct write_queue, job);
@@ -122,13 +189,16 @@ batch_over(void *arg)
     wake_all(&q->last);
     if (!list_empty(&q->waiting)) {
         to_be_started(q);
+    } else if (q->abandoned) {
+        destroy(q);
     }
 }
 
-void
-write_queue_init(struct write_queue *q, struct real_loop *rl,
-                 struct backend *backend)
+struct write_queue *
+write_queue_new(struct real_loop *rl, struct backend *backend)
 {
+    struct write_queue *q = xzalloc(sizeof(*q));
+
     *q = (struct write_queue){.rl = rl, .backend = backend};
     q->job = (struct job){.fn = write_all, .over = batch_over, .arg = q};
     q->part = (struct job){.over = piece_over};
@@ -136,6 +206,18 @@ write_queue_init(struct write_queue *q, struct real_loop *rl,
     list_init(&q->waiting);
     list_init(&q->written);
     list_init(&q->last);
+    pthread_cond_init(&q->lent_done, NULL);
+    return q;
+}
+
+void
+write_queue_free(struct write_queue *q)
+{
+    if (q->busy) {
+        q->abandoned = true; /* by whom it was lent the last write */
+    } else {
+        destroy(q);
+    }
 }
 
 /* Where the device's share of the workers is in use, a later turn does it. */

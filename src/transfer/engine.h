@@ -128,6 +128,7 @@ struct transfer {
     int ignored; /* policy ignore: fails at the end */
 
     uint64_t epoch_bytes, epoch_start_ns;
+    uint64_t flush_ns; /* how long the last one took */
     bool flushing;
     uint64_t budget_ns; /* rate limit: when the next piece may start */
     uint64_t paced_at;  /* and the speed by which that was reckoned */

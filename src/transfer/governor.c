@@ -13,10 +13,9 @@ enum {
     CLIMB_HOLD_MS = 1000,
 };
 
-#define TOLERANCE 1.6 /* times the undisturbed latency */
-/* The undisturbed rate is so many times what is left of it, at most: a window
- * counts fewer requests by chance, too, and half of it is promised. */
-#define RATE_TOLERANCE 1.85
+/* Half of the undisturbed rate is promised, which is twice the latency; a
+ * window is slower by chance, too. */
+#define TOLERANCE 1.85
 #define SLACK_NS 20000 /* a latency that nobody feels */
 #define TELLING 32     /* requests of a window whose rate says something */
 #define GROWTH 1.15
@@ -51,15 +50,37 @@ static bool
 is_disturbed(const struct governor *g, const struct seen *s)
 {
     return (double)s->mean_ns > TOLERANCE * (double)g->quiet_ns + SLACK_NS ||
-           s->rate * RATE_TOLERANCE < g->quiet_rate;
+           s->rate * TOLERANCE < g->quiet_rate;
+}
+
+/*
+ * What the transfer wrote is still on its way to the disk while nothing is in
+ * flight, so that a probe can find the guest slower than it is undisturbed, but
+ * never faster: the best of the last ones counts.
+ */
+static void
+take_probe(struct governor *g, const struct seen *s)
+{
+    if (!g->quiet_ns) {
+        g->n_probes = 0;
+    }
+    g->probes[g->n_probes++ % GOVERNOR_PROBES] = (struct governor_probe){
+        .ns = s->mean_ns, .rate = s->n >= TELLING ? s->rate : 0};
+    g->quiet_ns = s->mean_ns;
+    g->quiet_rate = 0;
+    for (unsigned i = 0; i < min_u64(g->n_probes, GOVERNOR_PROBES); i++) {
+        const struct governor_probe *p = &g->probes[i];
+
+        g->quiet_ns = min_u64(g->quiet_ns, p->ns);
+        g->quiet_rate = p->rate > g->quiet_rate ? p->rate : g->quiet_rate;
+    }
 }
 
 static void
 judge(struct governor *g, uint64_t now, const struct seen *s)
 {
     if (g->probing) {
-        g->quiet_ns = s->mean_ns;
-        g->quiet_rate = s->n >= TELLING ? s->rate : 0;
+        take_probe(g, s);
         g->probing = g->measuring = false;
         g->next_probe_ns = now + PROBE_EVERY_MS * NS_PER_MS;
     } else if (!g->quiet_ns || now >= g->next_probe_ns) {

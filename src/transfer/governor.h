@@ -7,11 +7,12 @@
  * undisturbed, and the rate of a guest that is busy: what a request waits
  * before the daemon has seen it is in no latency.  What undisturbed means it
  * measures itself: about once a second the transfer stands still for one window
- * (a probe).  Well below twice the undisturbed latency, and well above half the
- * rate, the depth grows, else it falls.  A depth below one means one piece
- * at a time with a pause behind it, in proportion; it never falls below
- * GOVERNOR_DEPTH_MIN, so a busy guest never stops a transfer.  Where no guest
- * asks for anything the depth grows at once, and nothing is probed.
+ * (a probe), and the best of the last few counts.  Well below twice the
+ * undisturbed latency, and well above half the rate, the depth grows, else it
+ * falls.  A depth below one means one piece at a time with a pause behind it,
+ * in proportion; it never falls below GOVERNOR_DEPTH_MIN, so a busy guest never
+ * stops a transfer.  Where no guest asks for anything the depth grows at once,
+ * and nothing is probed.
  *
  * How far it may grow is measured, too: more in flight than the source and the
  * target can use costs memory and the CPU's cache, less than a long link holds
@@ -29,6 +30,13 @@
 #define GOVERNOR_DEPTH_MAX 64.0
 #define GOVERNOR_DEPTH_MIN 0.125
 
+#define GOVERNOR_PROBES 4
+
+struct governor_probe {
+    uint64_t ns;
+    double rate;
+};
+
 struct governor {
     double depth; /* what the guest allows */
     double limit; /* what still makes it faster */
@@ -36,6 +44,8 @@ struct governor {
     bool measuring;         /* and nothing is in flight any more */
     uint64_t quiet_ns;      /* the guest's latency undisturbed; 0: unknown */
     double quiet_rate;      /* its requests a ns; 0: too few to tell */
+    struct governor_probe probes[GOVERNOR_PROBES]; /* the last ones */
+    unsigned n_probes;      /* since the guest is there */
     uint64_t window_start_ns, window_end_ns, next_probe_ns;
     uint64_t pause_end_ns;  /* the piece of a depth below one is paid for */
     struct root_stats last;

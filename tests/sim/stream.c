@@ -131,6 +131,40 @@ stream_on_a_full_disk(struct sweep *s)
     jobs_free(jobs);
 }
 
+/* Of all streams whose flushes take long. */
+static struct {
+    uint64_t syncs, ns;
+} slow;
+
+static void
+stream_with_slow_flushes(struct sweep *s)
+{
+    struct jobs *jobs = jobs_new(sim_loop(s->sim), NULL, NULL);
+    struct transfer_options o = {.job_id = "j",
+                                 .device = s->top,
+                                 .piece = 1024,
+                                 .max_in_flight = 1024,
+                                 .speed = 4096,
+                                 .auto_finalize = true};
+
+    slow.syncs -= sim_n_syncs(s->sim);
+    slow.ns -= loop_now(sim_loop(s->sim));
+    if (transfer_start(jobs, PRESET_STREAM, &o, NULL)) {
+        sweep_fail(s, "the stream does not start");
+    }
+    struct job *job = jobs_find(jobs, "j");
+
+    while (job->status != JOB_CONCLUDED) {
+        waitq_wait(&job->changed);
+    }
+    if (job->err.code) {
+        sweep_fail(s, "the stream failed: %s", job->err.msg);
+    }
+    slow.syncs += sim_n_syncs(s->sim);
+    slow.ns += loop_now(sim_loop(s->sim));
+    jobs_free(jobs);
+}
+
 #define COMMON .options = TOP, .image = THREE, .size = SIZE
 #define GUESTS .guests = 2, .ops = 10, .max_states = 32
 
@@ -172,7 +206,30 @@ static const struct sweep_setup setups[] = {
      .max_states = 8,
      .special = true,
      COMMON},
+    {.name = "stream-slow",
+     .operation = stream_with_slow_flushes,
+     .slow_file = "top",
+     .max_ns = 600 * NS_PER_S,
+     .special = true,
+     .options = TOP,
+     .image = "create qcow2 base cluster-size=1024 size=262144\n"
+              "fill qcow2 base 0 256 1\n"
+              "create qcow2 top cluster-size=1024 backing-file=base "
+              "backing-fmt=qcow2 size=262144\n",
+     .size = 262144},
 };
+
+/*
+ * A guest feels a flush: where they take long there is none each second, which
+ * would be two fsyncs.
+ */
+static void
+slow_flushes_are_few(void)
+{
+    cases_one(cases_plain_sweep, "stream-slow");
+    CHECK(slow.ns > 30 * NS_PER_S);
+    CHECK(slow.syncs * NS_PER_S < 16 * slow.ns / 10);
+}
 
 static void
 a_cancel_at_any_moment_leaves_a_right_disk(void)
@@ -199,6 +256,7 @@ main(int argc, char **argv)
 {
     cases_run(argc, argv, setups, ARRAY_LEN(setups), 300);
     tap_run("a full disk pauses the stream", a_full_disk_pauses_the_stream);
+    tap_run("slow flushes are few", slow_flushes_are_few);
     tap_run("a cancel at any moment leaves a right disk",
             a_cancel_at_any_moment_leaves_a_right_disk);
     tap_run("a pause at any moment loses nothing",

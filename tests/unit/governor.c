@@ -24,6 +24,7 @@ struct world {
     double per_piece_ns;  /* what one in flight costs a guest's request */
     uint64_t quiet_ns;    /* a request's time alone; 0: no guest */
     bool hidden;          /* what it waits for, nobody here sees */
+    bool lingers; /* in every other second a probe is disturbed all the same */
     uint64_t left_ns;     /* that the guest's next request has had already */
     uint64_t pieces, busy_steps, steps, max_in_flight;
     bool asks_for_the_past;
@@ -36,6 +37,9 @@ guest_step(struct world *w, uint64_t ns)
         uint64_t each =
             w->quiet_ns + (uint64_t)(w->per_piece_ns * w->in_flight);
 
+        if (w->lingers && w->g.measuring && w->now / NS_PER_S % 2) {
+            each *= 4;
+        }
         /* A request may take many steps. */
         for (w->left_ns += ns; w->left_ns >= each; w->left_ns -= each) {
             w->guests.requests++;
@@ -175,6 +179,33 @@ a_guest_that_gets_fewer_requests_through_keeps_half(void)
     CHECK(w.pieces > 100);
 }
 
+/* What was copied is still being written to the disk. */
+static void
+a_probe_that_is_disturbed_does_not_say_what_is_quiet(void)
+{
+    struct world w = world(50 * US, 500e3);
+
+    w.lingers = true;
+    run(&w, 3 * NS_PER_S);
+    w.guests.requests = w.pieces = 0;
+    run(&w, 10 * NS_PER_S);
+    CHECK(w.guests.requests > 10 * NS_PER_S / (50 * US) / 2);
+    CHECK(w.pieces > 100);
+}
+
+static void
+a_guest_that_becomes_slower_by_itself_is_known_soon(void)
+{
+    struct world w = world(50 * US, 0);
+
+    run(&w, 3 * NS_PER_S);
+    w.quiet_ns *= 16;
+    run(&w, 5 * NS_PER_S);
+    w.busy_steps = w.steps = 0;
+    run(&w, 5 * NS_PER_S);
+    CHECK(w.busy_steps > w.steps * 9 / 10);
+}
+
 /* A request that takes longer than any window: its root has one in flight. */
 static void
 a_slow_guest_is_not_an_absent_one(void)
@@ -217,6 +248,10 @@ main(void)
             a_guest_that_suffers_keeps_half_its_rate);
     tap_run("a guest that gets fewer requests through keeps half of them",
             a_guest_that_gets_fewer_requests_through_keeps_half);
+    tap_run("a probe that is disturbed does not say what is quiet",
+            a_probe_that_is_disturbed_does_not_say_what_is_quiet);
+    tap_run("a guest that becomes slower by itself is known soon",
+            a_guest_that_becomes_slower_by_itself_is_known_soon);
     tap_run("a slow guest is not an absent one",
             a_slow_guest_is_not_an_absent_one);
     tap_run("it never asks to be asked in the past",

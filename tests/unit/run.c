@@ -5,6 +5,7 @@
 #include <liburing.h>
 #include <linux/magic.h>
 #include <poll.h>
+#include <sched.h>
 #include <semaphore.h>
 #include <stdlib.h>
 #include <string.h>
@@ -446,12 +447,16 @@ static _Atomic pid_t wrote, allocated;
 static struct {
     unsigned queued, hold_from; /* 0: none is held */
     sem_t go_on;
+    bool lazy; /* the worker goes on when nobody else wants its CPU */
 } calls;
 
 ssize_t
 pwritev(int fd, const struct iovec *iov, int n, off_t off)
 {
     wrote = gettid();
+    if (calls.lazy) {
+        sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){0});
+    }
     if (calls.hold_from && ++calls.queued >= calls.hold_from) {
         sem_wait(&calls.go_on);
     }
@@ -729,6 +734,121 @@ much_is_sent_to_the_disk_ahead_of_a_sync(void)
         return; /* there is nothing to sync */
     }
     in_folder(false, "/tmp", ahead_main);
+}
+
+enum { LENT_SIZE = 512 << 10 }; /* tmpfs, too, gives so much to a worker */
+
+/* A guest's write is in its worker and waits there. */
+static void
+begin_held_write(struct queued *w)
+{
+    calls.queued = 0;
+    calls.hold_from = 1;
+    coro_start(loop_current(), write_queued, w);
+    while (!calls.queued) {
+        coro_sleep(NS_PER_MS);
+    }
+}
+
+static void
+lent_main(void *arg)
+{
+    struct loop *loop = loop_current();
+    auto_free char *path = xasprintf("%s/f", (char *)arg);
+    struct file *f = NULL;
+    unsigned done = 0, copied = 0;
+
+    CHECK_INT(file_open(loop, path, FILE_WRITE | FILE_CREATE, &f), 0);
+    struct queued w = {f, 0, LENT_SIZE, &done};
+    struct copied c = {f, 200, &copied};
+
+    sem_init(&calls.go_on, 0, 0);
+    begin_held_write(&w);
+    pid_t worker = wrote;
+
+    coro_start(loop, write_in_background, &c);
+    coro_sleep(20 * NS_PER_MS);
+    CHECK_INT(copied, 0);
+    CHECK_INT(calls.queued, 1);
+    sem_post(&calls.go_on);
+    while (!done) {
+        coro_sleep(NS_PER_MS);
+    }
+    CHECK_INT(calls.queued, 2); /* the guest's was answered before */
+    CHECK_INT(wrote, worker);
+    coro_sleep(5 * NS_PER_MS);
+    sem_post(&calls.go_on);
+    while (!copied) {
+        coro_sleep(NS_PER_MS);
+    }
+    /* That took long: the next one is not the worker's to wait for. */
+    begin_held_write(&w);
+    worker = wrote;
+    coro_start(loop, write_in_background, &c);
+    while (copied < 2) {
+        coro_sleep(NS_PER_MS);
+    }
+    CHECK(wrote != worker);
+    CHECK_INT(calls.queued, 1);
+    sem_post(&calls.go_on);
+    while (done < 2) {
+        coro_sleep(NS_PER_MS);
+    }
+    calls.hold_from = 0;
+    file_close(f);
+    CHECK_INT(file_unlink(loop, path), 0);
+}
+
+static void
+the_guests_worker_writes_for_the_background(void)
+{
+    in_folder(false, "/dev/shm", lent_main);
+}
+
+/* The worker finds out that nothing is left after the file was closed. */
+static void
+closed_main(void *arg)
+{
+    struct loop *loop = loop_current();
+    auto_free char *path = xasprintf("%s/f", (char *)arg);
+
+    sem_init(&calls.go_on, 0, 0);
+    for (unsigned i = 0; i < 20; i++) {
+        struct file *f = NULL;
+        unsigned done = 0, copied = 0;
+
+        CHECK_INT(file_open(loop, path, FILE_WRITE | FILE_CREATE, &f), 0);
+        struct queued w = {f, 0, LENT_SIZE, &done};
+        struct copied c = {f, 200, &copied};
+
+        begin_held_write(&w);
+        coro_start(loop, write_in_background, &c);
+        coro_sleep(2 * NS_PER_MS);
+        sem_post(&calls.go_on);
+        sem_post(&calls.go_on);
+        while (!done || !copied) {
+            coro_relax();
+        }
+        CHECK_INT(calls.queued, 2);
+        file_close(f);
+    }
+    calls.hold_from = 0;
+    CHECK_INT(file_unlink(loop, path), 0);
+}
+
+static void
+a_file_can_be_closed_once_the_background_is_answered(void)
+{
+    cpu_set_t all, one;
+
+    CPU_ZERO(&one);
+    CPU_SET(sched_getcpu(), &one);
+    sched_getaffinity(0, sizeof(all), &all);
+    sched_setaffinity(0, sizeof(one), &one);
+    calls.lazy = true;
+    in_folder(false, "/dev/shm", closed_main);
+    calls.lazy = false;
+    sched_setaffinity(0, sizeof(all), &all);
 }
 
 static void
@@ -1039,6 +1159,10 @@ main(void)
             queued_writes_do_not_wait_for_all_others);
     tap_run("background writes of a file follow each other",
             background_writes_follow_each_other);
+    tap_run("the guest's worker writes for the background",
+            the_guests_worker_writes_for_the_background);
+    tap_run("a file can be closed once the background is answered",
+            a_file_can_be_closed_once_the_background_is_answered);
     tap_run("much is sent to the disk ahead of a sync",
             much_is_sent_to_the_disk_ahead_of_a_sync);
     tap_run("what the ring does not take is done all the same",
