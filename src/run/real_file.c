@@ -129,7 +129,7 @@ write_back(int fd, uint64_t off, uint64_t len)
     }
 }
 
-/* A chunk of background work. */
+/* A chunk of background work.  Devices take many writes at once. */
 static ssize_t
 chunk_call(struct batch *b)
 {
@@ -139,8 +139,10 @@ chunk_call(struct batch *b)
                              .off = b->off,
                              .bytes = b->bytes};
 
-    return b->write && write_queue_lend(b->rf->writes, &w) ? w.result
-                                                          : direct_call(b, 0);
+    bool lent = b->write && !b->rf->f.is_block_device &&
+                write_queue_lend(b->rf->writes, &w);
+
+    return lent ? w.result : direct_call(b, 0);
 }
 
 /* As batch_in_worker(), with @b's elements cut into chunks. */

@@ -93,7 +93,7 @@ write_all(void *arg)
     q->taken_bytes = 0;
     while (more) {
         pthread_mutex_lock(lock);
-        q->takes_lent = true;
+        q->takes_lent = q->taken_bytes < WRITE_BATCH;
         take_piece(q, &piece);
         pthread_mutex_unlock(lock);
         write_piece(&piece);
@@ -103,7 +103,7 @@ write_all(void *arg)
         q->lent = NULL;
         more = lent ||
                (!list_empty(&q->waiting) && q->taken_bytes < WRITE_BATCH);
-        q->takes_lent = more;
+        q->takes_lent = more && q->taken_bytes < WRITE_BATCH;
         bool answers = more && !list_empty(&piece);
 
         /* Once the last one is answered, nothing keeps the queue alive. */

@@ -40,6 +40,7 @@ enum {
 #define EPOCH_BYTES (256 * MIB)
 #define EPOCH_NS NS_PER_S
 #define EPOCH_PER_FLUSH 10
+#define EPOCH_MAX_BYTES (4 * EPOCH_BYTES)
 #define EPOCH_MAX_NS (10 * NS_PER_S)
 #define CLEAR_NS (5 * NS_PER_S)
 /* How long less in flight needs to be felt, lasts, and takes to be twice that. */
@@ -380,7 +381,8 @@ epoch_is_over(const struct transfer *t, uint64_t now)
 {
     uint64_t ns = now - t->epoch_start_ns;
 
-    if (clearing_is_due(t)) {
+    /* A flush that takes long because of what it writes must not grow. */
+    if (clearing_is_due(t) || t->epoch_bytes >= EPOCH_MAX_BYTES) {
         return true;
     }
     return (t->epoch_bytes >= EPOCH_BYTES || ns >= EPOCH_NS) &&

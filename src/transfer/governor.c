@@ -61,18 +61,29 @@ is_disturbed(const struct governor *g, const struct seen *s)
 static void
 take_probe(struct governor *g, const struct seen *s)
 {
+    double rate = s->n >= TELLING ? s->rate : 0;
+
     if (!g->quiet_ns) {
         g->n_probes = 0;
     }
-    g->probes[g->n_probes++ % GOVERNOR_PROBES] = (struct governor_probe){
-        .ns = s->mean_ns, .rate = s->n >= TELLING ? s->rate : 0};
+    g->probes[g->n_probes++ % GOVERNOR_PROBES] =
+        (struct governor_probe){.ns = s->mean_ns, .rate = rate};
+    unsigned n = (unsigned)min_u64(g->n_probes, GOVERNOR_PROBES);
+
     g->quiet_ns = s->mean_ns;
     g->quiet_rate = 0;
-    for (unsigned i = 0; i < min_u64(g->n_probes, GOVERNOR_PROBES); i++) {
-        const struct governor_probe *p = &g->probes[i];
+    for (unsigned i = 0; i < n; i++) {
+        g->quiet_ns = min_u64(g->quiet_ns, g->probes[i].ns);
+    }
+    /* As fast as ever: fewer requests are the guest's own wish. */
+    bool undisturbed = s->mean_ns <= g->quiet_ns * 5 / 4;
 
-        g->quiet_ns = min_u64(g->quiet_ns, p->ns);
-        g->quiet_rate = p->rate > g->quiet_rate ? p->rate : g->quiet_rate;
+    for (unsigned i = 0; i < n; i++) {
+        if (undisturbed) {
+            g->probes[i].rate = rate;
+        }
+        g->quiet_rate = g->probes[i].rate > g->quiet_rate ? g->probes[i].rate
+                                                          : g->quiet_rate;
     }
 }
 

@@ -25,6 +25,7 @@ struct world {
     uint64_t quiet_ns;    /* a request's time alone; 0: no guest */
     bool hidden;          /* what it waits for, nobody here sees */
     bool lingers; /* in every other second a probe is disturbed all the same */
+    uint64_t think_ns;    /* between two requests */
     uint64_t left_ns;     /* that the guest's next request has had already */
     uint64_t pieces, busy_steps, steps, max_in_flight;
     bool asks_for_the_past;
@@ -41,7 +42,8 @@ guest_step(struct world *w, uint64_t ns)
             each *= 4;
         }
         /* A request may take many steps. */
-        for (w->left_ns += ns; w->left_ns >= each; w->left_ns -= each) {
+        for (w->left_ns += ns; w->left_ns >= each + w->think_ns;
+             w->left_ns -= each + w->think_ns) {
             w->guests.requests++;
             w->guests.busy_ns += w->hidden ? w->quiet_ns : each;
         }
@@ -206,6 +208,21 @@ a_guest_that_becomes_slower_by_itself_is_known_soon(void)
     CHECK(w.busy_steps > w.steps * 9 / 10);
 }
 
+static void
+a_guest_that_asks_for_less_does_not_slow_it(void)
+{
+    for (uint64_t think = 200 * US; think <= 2 * NS_PER_MS; think *= 10) {
+        struct world w = world(50 * US, 0);
+
+        run(&w, 3 * NS_PER_S);
+        w.think_ns = think;
+        run(&w, 2 * NS_PER_S);
+        w.busy_steps = w.steps = 0;
+        run(&w, 2 * NS_PER_S);
+        CHECK(w.busy_steps > w.steps * 9 / 10);
+    }
+}
+
 /* A request that takes longer than any window: its root has one in flight. */
 static void
 a_slow_guest_is_not_an_absent_one(void)
@@ -252,6 +269,8 @@ main(void)
             a_probe_that_is_disturbed_does_not_say_what_is_quiet);
     tap_run("a guest that becomes slower by itself is known soon",
             a_guest_that_becomes_slower_by_itself_is_known_soon);
+    tap_run("a guest that asks for less does not slow it",
+            a_guest_that_asks_for_less_does_not_slow_it);
     tap_run("a slow guest is not an absent one",
             a_slow_guest_is_not_an_absent_one);
     tap_run("it never asks to be asked in the past",
