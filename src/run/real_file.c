@@ -129,16 +129,21 @@ write_back(int fd, uint64_t off, uint64_t len)
     }
 }
 
+static struct queued_write
+as_queued(const struct batch *b)
+{
+    return (struct queued_write){.fd = b->rf->fd,
+                                 .iov = b->iov,
+                                 .n = b->n,
+                                 .off = b->off,
+                                 .bytes = b->bytes};
+}
+
 /* A chunk of background work.  Devices take many writes at once. */
 static ssize_t
 chunk_call(struct batch *b)
 {
-    struct queued_write w = {.fd = b->rf->fd,
-                             .iov = b->iov,
-                             .n = b->n,
-                             .off = b->off,
-                             .bytes = b->bytes};
-
+    struct queued_write w = as_queued(b);
     bool lent = b->write && !b->rf->f.is_block_device &&
                 write_queue_lend(b->rf->writes, &w);
 
@@ -221,11 +226,7 @@ batch_copied(struct batch *b)
 static ssize_t
 batch_queued(struct batch *b)
 {
-    struct queued_write w = {.fd = b->rf->fd,
-                             .iov = b->iov,
-                             .n = b->n,
-                             .off = b->off,
-                             .bytes = b->bytes};
+    struct queued_write w = as_queued(b);
 
     return write_queue_run(b->rf->writes, &w);
 }

@@ -17,7 +17,8 @@
  * Epochs (rule 4): after EPOCH_BYTES or EPOCH_NS the target is flushed beside
  * the copying; what was written since the flush began belongs to the next one.
  * A guest feels a flush, which writes back what it wrote, too: where they take
- * long, there are fewer of them, so that they take a tenth of the time.
+ * long, there are fewer of them, so that they take a tenth of the time, as far
+ * as EPOCH_MAX_BYTES and EPOCH_MAX_NS go.
  */
 #include "transfer/engine.h"
 

@@ -56,7 +56,8 @@ is_disturbed(const struct governor *g, const struct seen *s)
 /*
  * What the transfer wrote is still on its way to the disk while nothing is in
  * flight, so that a probe can find the guest slower than it is undisturbed, but
- * never faster: the best of the last ones counts.
+ * never faster: the best of the last ones counts.  Its rate is not only that: it
+ * can ask for less.
  */
 static void
 take_probe(struct governor *g, const struct seen *s)
@@ -75,7 +76,7 @@ take_probe(struct governor *g, const struct seen *s)
     for (unsigned i = 0; i < n; i++) {
         g->quiet_ns = min_u64(g->quiet_ns, g->probes[i].ns);
     }
-    /* As fast as ever: fewer requests are the guest's own wish. */
+    /* As fast as ever: then its rate is the guest's own wish. */
     bool undisturbed = s->mean_ns <= g->quiet_ns * 5 / 4;
 
     for (unsigned i = 0; i < n; i++) {

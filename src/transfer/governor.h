@@ -7,10 +7,11 @@
  * undisturbed, and the rate of a guest that is busy: what a request waits
  * before the daemon has seen it is in no latency.  What undisturbed means it
  * measures itself: about once a second the transfer stands still for one window
- * (a probe), and the best of the last few counts.  Well below twice the
- * undisturbed latency, and well above half the rate, the depth grows, else it
- * falls.  A depth below one means one piece at a time with a pause behind it,
- * in proportion; it never falls below GOVERNOR_DEPTH_MIN, so a busy guest never
+ * (a probe), and the best of the last few counts, but for the rate of a guest
+ * that is as fast as ever and asks for less.  Well below twice the undisturbed
+ * latency, and well above half the rate, the depth grows, else it falls.  A
+ * depth below one means one piece at a time with a pause behind it, in
+ * proportion; it never falls below GOVERNOR_DEPTH_MIN, so a busy guest never
  * stops a transfer.  Where no guest asks for anything the depth grows at once,
  * and nothing is probed.
  *

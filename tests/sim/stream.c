@@ -139,30 +139,14 @@ static struct {
 static void
 stream_with_slow_flushes(struct sweep *s)
 {
-    struct jobs *jobs = jobs_new(sim_loop(s->sim), NULL, NULL);
-    struct transfer_options o = {.job_id = "j",
-                                 .device = s->top,
-                                 .piece = 1024,
-                                 .max_in_flight = 1024,
-                                 .speed = 4096,
-                                 .auto_finalize = true};
+    static const struct sweep_transfer slowly = {.preset = PRESET_STREAM,
+                                                 .speed = 4096};
 
     slow.syncs -= sim_n_syncs(s->sim);
     slow.ns -= loop_now(sim_loop(s->sim));
-    if (transfer_start(jobs, PRESET_STREAM, &o, NULL)) {
-        sweep_fail(s, "the stream does not start");
-    }
-    struct job *job = jobs_find(jobs, "j");
-
-    while (job->status != JOB_CONCLUDED) {
-        waitq_wait(&job->changed);
-    }
-    if (job->err.code) {
-        sweep_fail(s, "the stream failed: %s", job->err.msg);
-    }
+    sweep_run_transfer(s, &slowly);
     slow.syncs += sim_n_syncs(s->sim);
     slow.ns += loop_now(sim_loop(s->sim));
-    jobs_free(jobs);
 }
 
 #define COMMON .options = TOP, .image = THREE, .size = SIZE

@@ -155,16 +155,23 @@ a_guest_that_feels_nothing_does_not_slow_it(void)
     CHECK(w.busy_steps > w.steps * 9 / 10);
 }
 
+/* It keeps half its rate, and the transfer is not starved. */
+static void
+check_half_is_kept(struct world *w)
+{
+    run(w, 3 * NS_PER_S);
+    w->guests.requests = w->pieces = 0;
+    run(w, 10 * NS_PER_S);
+    CHECK(w->guests.requests > 10 * NS_PER_S / (50 * US) / 2);
+    CHECK(w->pieces > 100);
+}
+
 static void
 a_guest_that_suffers_keeps_half_its_rate(void)
 {
     struct world w = world(50 * US, 500e3);
 
-    run(&w, 3 * NS_PER_S);
-    w.guests.requests = w.pieces = 0;
-    run(&w, 10 * NS_PER_S);
-    CHECK(w.guests.requests > 10 * NS_PER_S / (50 * US) / 2);
-    CHECK(w.pieces > 100); /* and the transfer is not starved */
+    check_half_is_kept(&w);
 }
 
 /* Its requests wait in its own CPU, or in a socket: in no latency. */
@@ -174,11 +181,7 @@ a_guest_that_gets_fewer_requests_through_keeps_half(void)
     struct world w = world(50 * US, 500e3);
 
     w.hidden = true;
-    run(&w, 3 * NS_PER_S);
-    w.guests.requests = w.pieces = 0;
-    run(&w, 10 * NS_PER_S);
-    CHECK(w.guests.requests > 10 * NS_PER_S / (50 * US) / 2);
-    CHECK(w.pieces > 100);
+    check_half_is_kept(&w);
 }
 
 /* What was copied is still being written to the disk. */
@@ -188,11 +191,7 @@ a_probe_that_is_disturbed_does_not_say_what_is_quiet(void)
     struct world w = world(50 * US, 500e3);
 
     w.lingers = true;
-    run(&w, 3 * NS_PER_S);
-    w.guests.requests = w.pieces = 0;
-    run(&w, 10 * NS_PER_S);
-    CHECK(w.guests.requests > 10 * NS_PER_S / (50 * US) / 2);
-    CHECK(w.pieces > 100);
+    check_half_is_kept(&w);
 }
 
 static void
